@@ -1,0 +1,203 @@
+"""The only place where onnxruntime sessions are made.
+
+Every session runs on the CPU, sequentially, with deterministic kernels, a stated number of threads and no log lines on
+stderr; every exception of onnxruntime leaves as one line of this package's own errors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from onnxcompress.errors import DataError, ModelError, nearest
+
+Feeds = Mapping[str, np.ndarray]
+
+DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+
+FATAL_ONLY = 4  # onnxruntime's severities: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+
+# The thread pools of several sessions share the cores: a pool that goes on spinning after its run slows the others.
+SESSION_ENTRIES = {"session.force_spinning_stop": "1"}
+
+# What stands around the sentence in a message of onnxruntime: its name and status, source lines, signatures.
+NOISE = [
+    re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "),
+    re.compile(r"Load model (?:from )?.*? failed[:.] ?"),
+    re.compile(r"\S+\.(?:cc|h|cpp):\d+ "),
+    re.compile(r"(?:onnxruntime::|static |virtual |const )[^()]*\([^)]*\)(?: const)? ?"),
+    re.compile(r"Non-zero status code returned while running "),
+    re.compile(r"\bStatus Message: "),
+    re.compile(r"This is an invalid model\. "),
+    re.compile(r"Please fix either the inputs/outputs or the model\.?"),
+]
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model.
+
+    dtype    numpy's; None for what is not a tensor of such a type (sequences, maps, bfloat16): see `type`
+    shape    int where the model fixes the dimension, its symbol (str) or None where it does not
+    type     onnxruntime's own word, such as ``tensor(float)``
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+    type: str = ""
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def static(self) -> bool:
+        """Whether the model fixes every dimension."""
+        return all(isinstance(dim, int) for dim in self.shape)
+
+    def __str__(self) -> str:
+        dims = ",".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name} {self.dtype.name if self.dtype is not None else self.type}[{dims}]"
+
+
+class Session:
+    """A loaded model. Made by `open_session`."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, name: str, default: Sequence[str] | None) -> None:
+        self._session = session
+        self.name = name
+        self.inputs = [_port(node) for node in session.get_inputs()]
+        self.outputs = [_port(node) for node in session.get_outputs()]
+        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        self._takes = {port.name for port in self.inputs}
+        self._gives = [port.name for port in self.outputs]
+        self._quiet = onnxruntime.RunOptions()
+        self._quiet.log_severity_level = FATAL_ONLY
+        self._default = self._known(default) if default is not None else self._gives
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Run once; the outputs by name, all or those asked for, as numpy arrays (lists for sequences and maps).
+
+        DataError where the feeds do not fit the inputs (names, types, static dimensions); ModelError where a node
+        fails on them, with the node and its reason.
+        """
+        names = self._default if outputs is None else self._known(outputs)
+        if feeds.keys() != self._takes:
+            self._refuse_names(feeds)
+        try:
+            values = self._session.run(names, dict(feeds), self._quiet)
+        except Exception as error:  # onnxruntime's exceptions have no parent of their own
+            raise self._failure(error, feeds) from error
+        return dict(zip(names, values, strict=True))
+
+    def end_profiling(self) -> Path:
+        """Close the profile that `open_session(profile=...)` began; the path of its JSON file."""
+        return Path(self._session.end_profiling())
+
+    def _known(self, names: Sequence[str]) -> list[str]:
+        for name in names:
+            if name not in self._gives:
+                raise ModelError(f"{self.name}: no output is called {name!r}; {nearest(name, self._gives)}")
+        return list(names)
+
+    def _refuse_names(self, feeds: Feeds) -> None:
+        for name in feeds:
+            if name not in self._takes:
+                raise DataError(f"{self.name}: no input is called {name!r}; {nearest(name, self._takes)}")
+        for port in self.inputs:
+            if port.name not in feeds:
+                raise DataError(f"{self.name}: nothing is given for the input {port}; give an array of that name")
+
+    def _failure(self, error: Exception, feeds: Feeds) -> DataError | ModelError:
+        reason = plain_reason(error)
+        given = ", ".join(f"{name} {np.asarray(value).dtype}{list(np.shape(value))}" for name, value in feeds.items())
+        if "while running" in str(error):
+            return ModelError(f"{self.name}: fails on {given}: {reason}; give data of other shapes or values")
+        takes = ", ".join(map(str, self.inputs))
+        return DataError(f"{self.name}: takes {takes}, not {given}: {reason}")
+
+
+def open_session(
+    model: bytes | str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    optimise: bool = True,
+    outputs: Sequence[str] | None = None,
+    name: str | None = None,
+    profile: Path | None = None,
+) -> Session:
+    """Load a model for running on the CPU.
+
+    model      the bytes of an ONNX file, or its path (needed for external data and over 2 GB)
+    threads    intra-op threads; one gives the same bits on every run
+    optimise   False keeps the graph as it stands, node by node
+    outputs    what `Session.run` returns where it is not asked for less; default all
+    name       how errors call the model; default its path
+    profile    beginning of the file name of onnxruntime's profile; None for no profile
+
+    ModelError, one line with file and reason, where onnxruntime does not load it.
+    """
+    given = model if isinstance(model, bytes) else str(Path(model))
+    shown = name or (f"model of {len(given)} bytes" if isinstance(given, bytes) else given)
+    try:
+        made = onnxruntime.InferenceSession(
+            given, _options(threads, optimise, profile), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions have no parent of their own
+        raise ModelError(f"{shown}: onnxruntime does not load it: {plain_reason(error)}") from error
+    return Session(made, shown, outputs)
+
+
+def plain_reason(error: BaseException) -> str:
+    """onnxruntime's message on one line, without status codes, source lines and C++ signatures."""
+    text = str(error)
+    for pattern in NOISE:
+        text = pattern.sub("", text)
+    text = " ".join(text.split()).strip(" .") or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
+def _options(threads: int, optimise: bool, profile: Path | None) -> onnxruntime.SessionOptions:
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    options.use_deterministic_compute = True
+    options.log_severity_level = FATAL_ONLY
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
+
+
+def _port(node: Any) -> Port:
+    kind = DTYPES.get(node.type)
+    return Port(node.name, None if kind is None else np.dtype(kind), tuple(node.shape), node.type)
