@@ -1,0 +1,124 @@
+"""The few ways in which a graph is read and edited: walking, constants, new initializers, patched shape inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+
+def walk(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node in order of execution, the bodies of If, Loop and Scan just before the node that holds them."""
+    yield from _walk(model.graph)
+
+
+def _walk(graph: ir.Graph) -> Iterator[ir.Node]:
+    for node in graph:
+        for attribute in node.attributes.values():
+            for body in bodies_of(attribute):
+                yield from _walk(body)
+        yield node
+
+
+def bodies_of(attribute: ir.Attr) -> list[ir.Graph]:
+    """The graphs that one attribute holds."""
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return list(attribute.as_graphs())
+    return []
+
+
+def constant_of(value: ir.Value | None) -> np.ndarray | None:
+    """The values of a constant tensor, None for one that is computed or fed."""
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def ints_of(value: ir.Value | None) -> list[int] | None:
+    """A small constant integer tensor as a list."""
+    values = constant_of(value)
+    return None if values is None else [int(v) for v in values.reshape(-1)]
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """Input `index`, None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def axes_of(node: ir.Node, rank: int, default: list[int] | None = None) -> list[int] | None:
+    """The `axes` of a node as non-negative numbers, given as attribute or as second input; None where they are computed."""
+    if "axes" in node.attributes:
+        axes = list(node.attributes["axes"].as_ints())
+    elif input_of(node, 1) is not None:
+        found = ints_of(node.inputs[1])
+        if found is None:
+            return None
+        axes = found
+    else:
+        axes = list(range(rank)) if default is None else default
+    return [axis % rank if rank else axis for axis in axes]
+
+
+def set_constant(model: ir.Model, name: str, values: np.ndarray) -> None:
+    """Give initializer `name` new values, stored in the type it had."""
+    value = model.graph.initializers[name]
+    assert value.const_value is not None
+    stored = np.ascontiguousarray(values.astype(value.const_value.dtype.numpy(), copy=False))
+    value.const_value = ir.tensor(stored, dtype=value.const_value.dtype, name=name)
+    value.shape = ir.Shape(stored.shape)
+
+
+def new_constant(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
+    """Add an initializer; a number is appended where the name is taken."""
+    free, number = name, 0
+    while free in model.graph.initializers:
+        number += 1
+        free = f"{name}.{number}"
+    value = ir.val(free, const_value=ir.tensor(values, name=free))
+    model.graph.register_initializer(value)
+    return value
+
+
+def set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[int, int]) -> None:
+    """Change elements of an integer vector input, whether it is a constant or computed by Concat of pieces."""
+    value = node.inputs[index]
+    assert value is not None
+    constant = constant_of(value)
+    if constant is not None:
+        changed = constant.copy()
+        for place, number in elements.items():
+            changed.reshape(-1)[place] = number
+        if len(list(value.uses())) == 1 and value.name in model.graph.initializers:
+            set_constant(model, value.name, changed)
+        else:
+            node.replace_input_with(index, new_constant(model, f"{value.name}.cut", changed))
+        return
+    node.replace_input_with(index, _pieces(model, node, value, elements))
+
+
+def _pieces(model: ir.Model, node: ir.Node, value: ir.Value, elements: Mapping[int, int]) -> ir.Value:
+    """A new Concat of single elements: taken from `value`, or the given constants."""
+    length = value.shape[0] if value.shape is not None and len(value.shape) == 1 else None
+    count = length if isinstance(length, int) else max(elements) + 1
+    parts = []
+    for place in range(count):
+        if place in elements:
+            parts.append(new_constant(model, f"{node.name}.size{place}", np.array([elements[place]], np.int64)))
+            continue
+        where = new_constant(model, f"{node.name}.place{place}", np.array([place], np.int64))
+        gather = ir.node("Gather", [value, where], {"axis": 0}, name=f"{node.name}.part{place}")
+        _insert(node, gather)
+        parts.append(gather.outputs[0])
+    concat = ir.node("Concat", parts, {"axis": 0}, name=f"{node.name}.sizes")
+    _insert(node, concat)
+    return concat.outputs[0]
+
+
+def _insert(before: ir.Node, node: ir.Node) -> None:
+    node.outputs[0].name = node.name
+    node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    assert before.graph is not None
+    before.graph.insert_before(before, node)

@@ -1,0 +1,106 @@
+"""The door: reads a path, bytes, ModelProto or onnx_ir.Model, refuses what is damaged, and hands on a normalised Model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnxcompress.errors import ModelError
+from onnxcompress.files import inside
+from onnxcompress.model.model import Model, Source
+from onnxcompress.model.normalise import normalise
+
+Loadable = str | Path | bytes | onnx.ModelProto | ir.Model | Model
+"""Everything that the verbs accept as a model."""
+
+MAXIMUM_IN_MEMORY = 1 << 31  # protobuf's own limit on one message
+
+
+def load(model: Loadable) -> Model:
+    """Read and normalise a model.
+
+    Raises ModelError, in one line, for a missing, truncated or foreign file, missing external data, external data outside
+    the model's folder, and a graph that breaks ONNX's own rules.
+    """
+    if isinstance(model, Model):
+        return model
+    proto, source = read(model)
+    check_external(proto, source)
+    return normalise(proto, source)
+
+
+def read(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> tuple[onnx.ModelProto, Source]:
+    """The protobuf message behind any accepted form, weights in external files not yet loaded."""
+    if isinstance(model, onnx.ModelProto):
+        data = model.SerializeToString()
+        return model, Source("model", data=data, size=len(data))
+    if isinstance(model, ir.Model):
+        proto = ir.to_proto(model)
+        data = proto.SerializeToString()
+        return proto, Source(model.graph.name or "model", data=data, size=len(data))
+    if isinstance(model, bytes):
+        return parse(model, "bytes"), Source("bytes", data=model, size=len(model))
+    path = Path(model)
+    return parse(_contents(path), str(path)), Source(str(path), path=path, size=path.stat().st_size)
+
+
+def _contents(path: Path) -> bytes:
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    if path.stat().st_size >= MAXIMUM_IN_MEMORY:
+        raise ModelError(f"{path}: over 2 GiB in one file, more than protobuf reads; save it with external data")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse(data: bytes, name: str) -> onnx.ModelProto:
+    """ONNX bytes to a message; raises ModelError for anything that is not a whole ONNX model."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{name}: not an ONNX model, or truncated; export it again") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{name}: holds no graph; is this an ONNX model?")
+    return proto
+
+
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor of a graph, its If and Loop bodies included."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            for body in [*attribute.graphs, attribute.g]:
+                yield from tensors(body)
+
+
+def check_external(proto: onnx.ModelProto, source: Source) -> None:
+    """Refuse external data that is missing, too short, or outside the model's folder."""
+    for tensor in tensors(proto.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        where = f"{source.name}: initializer {tensor.name!r}"
+        if source.path is None:
+            raise ModelError(f"{where} lies in an external file; give the model's path instead of its bytes")
+        location = entries.get("location", "")
+        file = inside(source.path.parent, location)
+        if not file.is_file():
+            raise ModelError(f"{where} reads {location!r}, which is missing; copy that file beside the model")
+        try:
+            offset = int(entries.get("offset", 0))
+            length = int(entries.get("length", 0)) or file.stat().st_size - offset
+        except ValueError as error:
+            raise ModelError(f"{where} has an unreadable place in {location!r}: {entries}") from error
+        if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+            raise ModelError(f"{where} needs bytes {offset} to {offset + length} of {location!r}, which is shorter")

@@ -1,0 +1,213 @@
+"""The canonical form, as ordered small steps, so that no pass below needs the branches that they remove.
+
+BatchNormalization is not folded here: slimming, training and equalization read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxsim
+from onnx import checker, version_converter
+
+from onnxcompress.errors import ModelError
+from onnxcompress.model.edit import constant_of, walk
+from onnxcompress.model.model import Model, Source
+
+FLOOR = 17
+"""The lowest opset that passes see. The door raises to it and never lowers; an encoding may raise further when it writes."""
+
+SIMPLIFY_LIMIT = 1_500_000_000
+"""Bytes of weights above which the C++ steps, which copy the whole message, are left out."""
+
+UNWANTED = ("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "eliminate_duplicate_initializer")
+"""onnxsim's rewrites that hide layers: Reshape-Gemm-Reshape around every MatMul, merged projections, and equal vectors tied."""
+
+DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError, OverflowError)
+"""What the libraries below raise when a message parses but is not a legal graph."""
+
+Step = Callable[[ir.Model, list[str]], ir.Model]
+
+
+def normalise(proto: onnx.ModelProto, source: Source) -> Model:
+    """Run every step on a copy; ModelError where the graph is not legal ONNX."""
+    notes: list[str] = []
+    try:
+        graph = ir.from_proto(proto)
+        if source.path is not None:
+            ir.external_data.set_base_dir(graph.graph, source.path.parent)
+        for step in STEPS:
+            graph = step(graph, notes)
+    except (*DAMAGE, checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{source.name}: not a legal ONNX graph: {first_line(error)}") from error
+    return Model(graph, source, notes=tuple(notes))
+
+
+def first_line(error: BaseException) -> str:
+    """The first telling line of a library's message, without its C++ place names."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = next((line for line in lines if not line.startswith(("==>", "File "))), type(error).__name__)
+    return text[:240]
+
+
+# -- steps ---------------------------------------------------------------------------------------------------------
+
+
+def order(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Functions inlined, nodes sorted and named, initializers that are also inputs made plain constants."""
+    for each in (
+        common.InlinePass(),
+        common.TopologicalSortPass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.NameFixPass(),
+    ):
+        each(model)
+    for number, node in enumerate(walk(model)):
+        node.name = node.name or f"{node.op_type}_{number}"
+    return model
+
+
+def validate(model: ir.Model, notes: list[str]) -> ir.Model:
+    """ONNX's own checker; weights are replaced by inputs for it, so that size does not matter."""
+    if not model.opset_imports.get(""):
+        raise ModelError("it imports no version of the standard operators")
+    common.CheckerPass()(model)
+    return model
+
+
+def raise_opset(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Models below opset 17 are converted up to it."""
+    version = model.opset_imports[""]
+    if version >= FLOOR:
+        return model
+    if _bytes(model) > SIMPLIFY_LIMIT:
+        raise ModelError(f"opset {version} with over {SIMPLIFY_LIMIT / 1e9} GB of weights cannot be raised to {FLOOR}; export it at {FLOOR} or later")
+    converted = ir.from_proto(version_converter.convert_version(_in_memory(model), FLOOR))
+    notes.append(f"opset raised from {version} to {FLOOR}")
+    return converted
+
+
+def simplify(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Shape chains folded, duplicates merged and no-ops removed, by onnxsim; where it declines, the graph stays as it is."""
+    if _bytes(model) > SIMPLIFY_LIMIT:
+        notes.append("too large for onnxsim: not simplified")
+        return model
+    try:
+        simpler, _ = onnxsim.simplify(_in_memory(model), skip_fuse_bn=True, skipped_optimizers=list(UNWANTED))
+    except (RuntimeError, ValueError) as error:
+        notes.append(f"onnxsim declined: {first_line(error)[:120]}")
+        return model
+    return ir.from_proto(simpler)
+
+
+def constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Every Constant node becomes an initializer of the main graph, those of If and Loop bodies too."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.NameFixPass()(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def gemm_in_one_form(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Gemm with transA=0 and alpha=beta=1: the factors go into its constants."""
+    for node in walk(model):
+        if node.op_type != "Gemm" or node.domain:
+            continue
+        weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+        for attribute, value in (("alpha", weight), ("beta", bias)):
+            factor = node.attributes.get_float(attribute, 1.0)
+            if factor == 1.0 or (value is None and attribute == "beta"):
+                node.attributes.pop(attribute, None)
+            elif value is not None and (values := constant_of(value)) is not None:
+                scaled = (values.astype(np.float64) * factor).astype(values.dtype)
+                name = f"{value.name}.{attribute}.{node.name}"
+                fresh = ir.val(name, const_value=ir.tensor(scaled, name=name))
+                model.graph.register_initializer(fresh)
+                node.replace_input_with(1 if attribute == "alpha" else 2, fresh)
+                node.attributes.pop(attribute, None)
+        if node.attributes.get_int("transA", 0) and node.graph is not None:
+            flipped = ir.node("Transpose", [node.inputs[0]], {"perm": [1, 0]}, name=f"{node.name}.transA")
+            node.graph.insert_before(node, flipped)
+            node.replace_input_with(0, flipped.outputs[0])
+            flipped.outputs[0].name = f"{node.name}.transA"
+            node.attributes.pop("transA")
+    return model
+
+
+def tie_equal_matrices(model: ir.Model, notes: list[str]) -> ir.Model:
+    """One name a tied tensor: matrices with equal values become one initializer (an exporter may have written both)."""
+    seen: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        values = constant_of(value)
+        if values is None or _is_vector(values) or value.is_graph_output() or values.dtype.kind != "f":
+            continue
+        key = (str(values.dtype), values.shape, hashlib.sha256(np.ascontiguousarray(values)).digest())
+        first = seen.setdefault(key, value)
+        if first is not value:
+            value.replace_all_uses_with(first)
+            model.graph.initializers.pop(value.name)
+    return model
+
+
+def untie_vectors(model: ir.Model, notes: list[str]) -> ir.Model:
+    """A private copy for each reader of a vector or scalar: exporters share equal biases between layers that have nothing in common.
+
+    Saving merges them again where they are still equal.
+    """
+    for value in list(model.graph.initializers.values()):
+        values = constant_of(value)
+        uses = list(value.uses())
+        if values is None or not _is_vector(values) or len(uses) < 2:
+            continue
+        for number, (node, index) in enumerate(uses[1:], 1):
+            name = f"{value.name}.{number}"
+            while name in model.graph.initializers:
+                name += "_"
+            copy = ir.val(name, const_value=value.const_value, type=value.type, shape=value.shape)
+            model.graph.register_initializer(copy)
+            node.replace_input_with(index, copy)
+    return model
+
+
+def infer_shapes(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Shapes and types of all values, as far as ONNX's inference with data propagation knows them."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.shape, value.type = ir.Shape(value.const_value.shape), ir.TensorType(value.const_value.dtype)
+    common.RemoveUnusedNodesPass()(model)
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    return model
+
+
+STEPS: tuple[Step, ...] = (
+    order,
+    validate,
+    raise_opset,
+    constants_to_initializers,
+    simplify,
+    order,
+    constants_to_initializers,
+    gemm_in_one_form,
+    tie_equal_matrices,
+    untie_vectors,
+    infer_shapes,
+)
+
+
+def _bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def _in_memory(model: ir.Model) -> onnx.ModelProto:
+    ir.external_data.load_to_model(model)
+    return ir.to_proto(model)
+
+
+def _is_vector(values: np.ndarray) -> bool:
+    return sum(size > 1 for size in values.shape) <= 1

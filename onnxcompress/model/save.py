@@ -1,0 +1,70 @@
+"""A Model to bytes and to disk: checked, vectors merged again, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnx import checker
+
+from onnxcompress.errors import ModelError
+from onnxcompress.files import check_output, write_atomic, write_atomic_together
+from onnxcompress.model.model import Model
+from onnxcompress.model.normalise import first_line
+
+LARGEST_MESSAGE = (1 << 31) - (1 << 20)
+"""protobuf's limit on one message, less some room for the graph."""
+
+
+def to_bytes(graph: ir.Model) -> bytes:
+    """ONNX bytes of a graph with all its weights inside."""
+    total = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    if total > LARGEST_MESSAGE:
+        raise ModelError(f"{total / 1e9:.1f} GB of weights do not fit in one ONNX message; save it to a path")
+    return ir.to_proto(graph).SerializeToString(deterministic=True)
+
+
+def finished(model: Model) -> ir.Model:
+    """A clone as it goes to disk: equal constants merged, nothing unused, IR version and opset as they were."""
+    graph = model.ir.clone()
+    for each in (common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()):
+        each(graph)
+    return graph
+
+
+def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None) -> Path:
+    """Write the model, the whole file or nothing; over 2 GB the weights go to `<name>.data` beside it.
+
+    metadata  keys and values for the file's metadata_props
+    Raises ModelError when the graph does not pass ONNX's checker, SettingError when the path is the source or cannot be written.
+    """
+    path = Path(path)
+    check_output(path, [model.source.path] if model.source.path else [])
+    graph = finished(model)
+    graph.metadata_props.update(metadata or {})
+    total = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    if total > LARGEST_MESSAGE:
+        return _save_external(graph, path)
+    data = to_bytes(graph)
+    try:
+        checker.check_model(data)
+    except (checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{path}: the result is not legal ONNX: {first_line(error)}") from error
+    write_atomic(path, data)
+    return path
+
+
+def _save_external(graph: ir.Model, path: Path) -> Path:
+    """The message, and beside it one data file with every tensor; both appear or neither."""
+    data_path = path.with_name(path.name + ".data")
+    tensors = [v.const_value for v in graph.graph.initializers.values() if v.const_value is not None]
+    offset = 0
+    for tensor, value in zip(tensors, list(graph.graph.initializers.values()), strict=True):
+        value.const_value = ir.ExternalTensor(
+            data_path.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=path.parent
+        )
+        offset += tensor.nbytes
+    message = ir.to_proto(graph).SerializeToString(deterministic=True)
+    write_atomic_together({data_path: (tensor.tobytes() for tensor in tensors), path: message})
+    return path
