@@ -12,9 +12,9 @@ They come from a measurement of static int8 on three real models with a task: fr
 Which outputs are decisions (`agreement`):
 
     floats [N, C], C fixed, >= 2    class scores: the largest along the last axis (embeddings cannot be told from them)
-    floats [N, T, C], likewise      the same for each position, where T is dynamic or rows are probabilities (or their
-                                    logarithms), which boxes of detectors are not; `exact` is the share of sequences
-                                    that are equal after merging repeats, as CTC reading does
+    floats [N, T, C], likewise      the same for each position, where N and T are free or rows are probabilities (or
+                                    their logarithms), which boxes of detectors are not; `exact` is the share of
+                                    sequences that are equal after merging repeats, as CTC reading does
     floats [N, C, H, W], C >= 2     a class for each pixel, where H and W are those of an input; no other feature map
     integers, booleans, strings     the share that is equal
 """
@@ -135,7 +135,7 @@ class Differences:
     def _decide(self, one: np.ndarray, two: np.ndarray, feeds: Feeds) -> None:
         self.decisions[0] += int((one == two).sum())
         self.decisions[1] += one.size
-        if self.port.rank != 3:
+        if one.ndim != 2:
             return
         batch = max((len(value) for value in feeds.values() if np.ndim(value)), default=1)
         if len(one) != batch and one.shape[1] == batch:  # [T, N, C], as some recurrent models answer
@@ -167,12 +167,16 @@ class Differences:
 def decision_axis(port: Port, value: np.ndarray, feeds: Feeds) -> int | None:
     """The axis along which the largest value of a float output is a decision (see above); None for other outputs."""
     shape = value.shape
-    last = port.shape[-1] if port.shape else None
+    declared = port.shape
     if port.dtype is None or port.dtype.kind != "f":
         return None
+    if len(declared) != len(shape):  # some exporters declare another rank than the model answers: C is what it gives
+        declared = (*[None] * (len(shape) - 1), *shape[-1:])
     if len(shape) in (2, 3):
-        scores = len(shape) == 2 or not isinstance(port.shape[1], int) or _probabilities(value)
-        return -1 if isinstance(last, int) and last >= 2 and scores else None
+        fixed = isinstance(declared[-1], int) and shape[-1] >= 2
+        rows = not isinstance(declared[0], int) or declared[0] == 1  # states [2, N, C] are no rows of positions
+        free = len(shape) == 2 or (rows and not isinstance(declared[1], int))
+        return -1 if fixed and (free or _probabilities(value)) else None
     pictures = [given.shape for given in feeds.values() if given.ndim == 4]
     pixels = any(tuple(shape[2:]) in (given[2:], given[1:3]) for given in pictures)
     return 1 if len(shape) == 4 and shape[1] >= 2 and pixels else None

@@ -221,6 +221,8 @@ def softmax(*shape: int) -> np.ndarray:
         (("N", "M"), np.zeros((2, 10)), None),
         (("N", 1), np.zeros((2, 1)), None),
         (("N",), np.zeros(2), None),
+        ((2, "N", 128), RNG.standard_normal((2, 1, 128)), None),
+        ((1, "seqlen"), RNG.standard_normal((28, 1, 40)), -1),
         (("N", "T", 10), RNG.standard_normal((2, 5, 10)), -1),
         ((1, 84, 8400), RNG.standard_normal((1, 84, 8400)), None),
         ((26, 1, 40), softmax(26, 1, 40), -1),

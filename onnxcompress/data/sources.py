@@ -53,7 +53,7 @@ def open_data(
     """Data for a model with these inputs, checked: names, types, shapes, NaN and infinity.
 
     source    .npz, .npy, a folder of these or of images, ``module:function``, a dict of arrays, an iterable of dicts,
-              or None for synthetic inputs; how axes become samples stands in arrange.py
+              or None for synthetic inputs (a Data is returned as it is); how axes become samples: arrange.py
     seed      of the split, of the choice under `limit`, of synthetic values
     samples   how many synthetic ones
     limit     at most so many samples, chosen by the seed (of an iterable: the first ones)
@@ -61,6 +61,8 @@ def open_data(
 
     DataError, one line with file, input and sample, for whatever does not fit.
     """
+    if isinstance(source, Data):
+        return source
     for name, value in (("samples", samples), ("limit", limit)):
         if value is not None and value < 1:
             raise SettingError(f"{name} is {value}; give 1 or more")

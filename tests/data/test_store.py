@@ -103,6 +103,7 @@ def test_another_seed_is_another_split() -> None:
 
 def test_describe() -> None:
     data = open_data(ROWS, X)
+    assert open_data(data, X) is data
     assert data.describe() == "20 samples of arrays (15 for calibration, 5 held out)"
     assert data.held_out.describe() == "5 held-out samples of arrays"
     with pytest.raises(DataError, match="already one half"):

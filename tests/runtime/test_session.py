@@ -9,6 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
+import onnxcompress.runtime.session
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.runtime.session import LONGEST_REASON, Port, open_session, plain_reason
 
@@ -113,6 +114,13 @@ def test_noise_is_taken_away_and_the_reason_stays() -> None:
     assert plain_reason(Exception(raw)) == "Node (n1) has input size 0 not in range [min=1, max=1]"
     assert plain_reason(Exception("")) == "Exception"
     assert len(plain_reason(Exception("x" * 10_000))) == LONGEST_REASON
+
+
+def test_sessions_are_made_nowhere_else() -> None:
+    package = Path(onnxcompress.runtime.session.__file__).parents[1]
+    files = {path: path.read_text() for path in package.rglob("*.py")}
+    makers = {path.relative_to(package).as_posix() for path, text in files.items() if "InferenceSession" in text}
+    assert makers == {"runtime/session.py"}
 
 
 def test_the_same_bits_each_time() -> None:
