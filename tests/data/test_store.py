@@ -136,6 +136,12 @@ def test_fixed_batches_and_their_rows() -> None:
     assert np.array_equal(fed(data.held_out), ROWS[data.held_out.rows])
 
 
+def test_rows_are_counted_over_pieces() -> None:
+    data = open_data([{"x": ROWS[:7]}, {"x": ROWS[7:14]}], [Port("x", np.dtype("float32"), (3, 3))])
+    assert data.rows.tolist() == [*range(6), *range(7, 13)] and data.total_rows == 14
+    assert np.array_equal(fed(data), ROWS[data.rows])
+
+
 def test_states_and_scalars() -> None:
     states = np.arange(5 * 2 * 4, dtype=np.float32).reshape(5, 2, 1, 4)
     data = open_data({"input": np.zeros((5, 7)), "state": states, "sr": 16000}, SPEECH)
