@@ -189,7 +189,11 @@ def _groups(ties: Ties, unit: np.ndarray, frozen: np.ndarray) -> tuple[Group, ..
             order.setdefault(group, units)
             aligned = positions[np.argsort(units)][np.searchsorted(np.sort(units), order[group])]
             occupied.setdefault(group, []).append(Member(site.tensor, site.axis, site.role, site.node, aligned))
-    return tuple(Group(_name(members), order[group], tuple(members)) for group, members in occupied.items())
+    return tuple(
+        Group(_name(members), order[group], tuple(members))
+        for group, members in occupied.items()
+        if any(member.role == "write" for member in members)  # what no weight produces is not a channel
+    )
 
 
 def _by_group(site: Site, unit: np.ndarray, number: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:

@@ -16,7 +16,7 @@ import onnxsim
 from onnx import checker, version_converter
 
 from onnxcompress.errors import ModelError
-from onnxcompress.model.edit import constant_of, walk
+from onnxcompress.model.edit import constant_of, new_constant, set_constant, walk
 from onnxcompress.model.model import Model, Source
 
 FLOOR = 17
@@ -25,8 +25,11 @@ FLOOR = 17
 SIMPLIFY_LIMIT = 1_500_000_000
 """Bytes of weights above which the C++ steps, which copy the whole message, are left out."""
 
-UNWANTED = ("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "eliminate_duplicate_initializer")
-"""onnxsim's rewrites that hide layers: Reshape-Gemm-Reshape around every MatMul, merged projections, and equal vectors tied."""
+UNWANTED = (
+    *("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "fuse_attention"),
+    *("fuse_mul_into_conv", "fuse_preceding_mul_into_conv", "fuse_matmul_into_conv", "eliminate_duplicate_initializer"),
+)
+"""onnxsim's rewrites that hide layers or their names: Reshape-Gemm-Reshape around MatMul, merged projections, equal vectors tied."""
 
 DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError, OverflowError)
 """What the libraries below raise when a message parses but is not a legal graph."""
@@ -87,9 +90,38 @@ def raise_opset(model: ir.Model, notes: list[str]) -> ir.Model:
         return model
     if _bytes(model) > SIMPLIFY_LIMIT:
         raise ModelError(f"opset {version} with over {SIMPLIFY_LIMIT / 1e9} GB of weights cannot be raised to {FLOOR}; export it at {FLOOR} or later")
+    unchanged = _hide_last_axis(model) if version < 13 else False
     converted = ir.from_proto(version_converter.convert_version(_in_memory(model), FLOOR))
+    if unchanged:
+        _show_again(converted)
     notes.append(f"opset raised from {version} to {FLOOR}")
     return converted
+
+
+HIDDEN = "onnxcompress.hidden"
+FLATTENING = ("Softmax", "LogSoftmax", "Hardmax")
+"""Before opset 13 these flattened their input from `axis` on; over the last axis both meanings agree, and the converter need not know."""
+
+
+def _hide_last_axis(model: ir.Model) -> bool:
+    """Put them under another domain while the converter runs, which would wrap each in Flatten and Reshape."""
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    hidden = False
+    for node in walk(model):
+        rank = len(node.inputs[0].shape) if node.op_type in FLATTENING and node.inputs[0].shape is not None else 0  # type: ignore[union-attr,arg-type]
+        if rank and not node.domain and node.attributes.get_int("axis", 1) % rank == rank - 1:
+            node.domain, hidden = HIDDEN, True
+    if hidden:
+        model.opset_imports[HIDDEN] = 1
+    return hidden
+
+
+def _show_again(model: ir.Model) -> None:
+    for node in walk(model):
+        if node.domain == HIDDEN:
+            node.domain = ""
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
+    model.opset_imports.pop(HIDDEN, None)
 
 
 def simplify(model: ir.Model, notes: list[str]) -> ir.Model:
@@ -126,10 +158,11 @@ def gemm_in_one_form(model: ir.Model, notes: list[str]) -> ir.Model:
                 node.attributes.pop(attribute, None)
             elif value is not None and (values := constant_of(value)) is not None:
                 scaled = (values.astype(np.float64) * factor).astype(values.dtype)
-                name = f"{value.name}.{attribute}.{node.name}"
-                fresh = ir.val(name, const_value=ir.tensor(scaled, name=name))
-                model.graph.register_initializer(fresh)
-                node.replace_input_with(1 if attribute == "alpha" else 2, fresh)
+                if len(list(value.uses())) == 1:
+                    set_constant(model, value.name or "", scaled)
+                else:
+                    fresh = new_constant(model, f"{value.name}.{attribute}", scaled)
+                    node.replace_input_with(1 if attribute == "alpha" else 2, fresh)
                 node.attributes.pop(attribute, None)
         if node.attributes.get_int("transA", 0) and node.graph is not None:
             flipped = ir.node("Transpose", [node.inputs[0]], {"perm": [1, 0]}, name=f"{node.name}.transA")

@@ -46,7 +46,7 @@ class Flow:
     @property
     def view(self) -> View:
         """The node as the rows see it."""
-        return View(self.node)
+        return View(self.node, self.known)
 
     @property
     def name(self) -> str:
@@ -69,6 +69,17 @@ class Flow:
         return [
             Track(size, None if site is None else site.labels, rests=True) for size, site in zip(sizes, sites, strict=True)
         ]
+
+    def opened(self, index: int) -> list[Track] | None:
+        """The same; a constant of numbers gets labels of its own, so that what it meets later can tie it."""
+        value, tracks = input_of(self.node, index), self.tracks(index)
+        constant = constant_of(value)
+        if value is None or tracks is None or constant is None or constant.dtype.kind != "f":
+            return tracks
+        for axis, track in enumerate(tracks):
+            if track.labels is None and isinstance(track.size, int) and track.size > 1:
+                self.ties.bind(value.name or "", axis, self.ties.fresh(track.size), "bias", self.node.name or "")
+        return self.tracks(index)
 
     def is_constant(self, index: int) -> bool:
         """Is input `index` a stored tensor?"""
@@ -198,6 +209,9 @@ def _axes(flow: Flow, signature: Signature) -> tuple[dict[int, list[tuple[Axis, 
             return None
         stars = max(stars, len(tracks) - len(term.axes)) if term.star else stars
         axes[index] = list(zip(places, tracks, strict=True))
+    for index in range(len(signature.inputs), len(flow.node.inputs)):
+        if any(track.size != 1 for track in flow.tracks(index) or []):
+            return None  # an input that the row does not know
     return axes, stars
 
 
@@ -210,7 +224,7 @@ def _sizes(axes: dict[int, list[tuple[Axis, Track]]], case: Case) -> dict[str, i
                 unknown = [factor for factor in place.factors if factor not in sizes]
                 if len(unknown) == 1 and isinstance(track.size, int) and track.size > 0:
                     rest = prod(sizes[factor] for factor in place.factors if factor in sizes)
-                    if len(place.factors) > 1 or track.size != 1:
+                    if len(place.factors) > 1 or track.size != 1 or unknown[0].isupper():
                         sizes[unknown[0]] = track.size // max(rest, 1)
     return sizes
 
@@ -250,10 +264,17 @@ def _settle(
         member.track for member in constants if member.track.labels is not None and len(member.place.factors) == 1
     ]
     weights = [member for member in constants if member.term in ("w", "r")]
-    if not data and weights and written:
+    if not data and weights and written and (case.origin is None or letter in case.origin):
         return _origin(flow, letter, weights, known, sizes)
     if not data:
         return flow.closed(None, f"a constant meets no channel in {flow.node.op_type}")
+    repeated = all(member.track.size == 1 for member in data) and written
+    wide = [m for m in constants if len(m.place.factors) == 1 and isinstance(m.track.size, int) and m.track.size > 1]
+    if repeated and wide:  # the constants alone give this axis its width
+        for member in data:
+            flow.freeze(member.track, "it is repeated by broadcasting")
+        labels = wide[0].track.labels if wide[0].track.labels is not None else flow.ties.fresh(int(str(wide[0].track.size)))
+        return Track(len(labels), labels, rests=_rests(case, members, [False] * len(data) + [True] * len(constants), []))
     track = flow.meet(known)
     if track.labels is None:
         return track
@@ -303,7 +324,6 @@ def _rests(case: Case, members: list[Member], carried: list[bool], missing: list
 
 def _bind(flow: Flow, case: Case, track: Track, members: list[Member], sizes: dict[str, int], written: bool) -> None:
     """Write the settled labels to the constants that carry the letter, or close them."""
-    met_data = any(not member.constant for member in members)
     for member in members:
         value = input_of(flow.node, member.input)
         if not member.constant or value is None:
@@ -319,9 +339,8 @@ def _bind(flow: Flow, case: Case, track: Track, members: list[Member], sizes: di
             labels = spread(labels, factors, member.place.factors.index(member.place.letter or ""))
         if stored[member.axis] == 1 != len(labels):
             continue  # one value for all channels
-        role = ROLE_OF_TERM.get(member.term, "carry") or ("read" if met_data and not written else "write")
-        if role == "write" and met_data:
-            role = "read" if member.term == "r" else "scale"
+        reads = not written or (member.term == "r" and len(member.place.factors) == 1)
+        role = ROLE_OF_TERM.get(member.term, "carry") or ("read" if reads else "write")
         flow.ties.bind(name, member.axis, labels, role, flow.node.name or "")
 
 
@@ -333,7 +352,8 @@ def _output(
     track = settled.get(place.letter or "")
     if track is None or track.labels is None:
         reason = track.reason if track is not None else Reason(f"{flow.node.op_type} makes it anew", flow.name)
-        return Track(size, reason=reason)
+        plain = track is not None and len(place.factors) == 1 and track.size is not None
+        return Track(track.size if plain and track is not None else size, reason=reason)
     if len(place.factors) == 1:
         return replace(track, size=len(track.labels))
     factors = [sizes.get(factor) for factor in place.factors]

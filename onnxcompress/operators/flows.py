@@ -27,9 +27,11 @@ def concat(flow: Flow) -> None:
         return
     known = [part for part in parts if part is not None]
     axis = flow.view.int("axis", 0) % max(len(known[0]), 1)
-    result = [_meet_and_bind(flow, [part[place] for part in known], place) for place in range(len(known[0]))]
-    result[axis] = _end_to_end(flow, [part[axis] for part in known], axis)
-    flow.emit(result)
+    columns = [[part[place] for part in known] for place in range(len(known[0]))]
+    flow.emit([
+        _end_to_end(flow, column, place) if place == axis else _meet_and_bind(flow, column, place)
+        for place, column in enumerate(columns)
+    ])
 
 
 def _meet_and_bind(flow: Flow, tracks: list[Track], axis: int) -> Track:
@@ -75,7 +77,7 @@ def _end_to_end(flow: Flow, tracks: list[Track], axis: int) -> Track:
 
 def split(flow: Flow) -> None:
     """The parts of an axis; their sizes are written out when a cut makes them unequal."""
-    tracks = flow.tracks(0)
+    tracks = flow.opened(0)
     count = len(flow.node.outputs)
     if tracks is None:
         flow.refuse("the rank of its input is not known")
@@ -155,7 +157,7 @@ def gather(flow: Flow) -> None:
 
 def slice_(flow: Flow) -> None:
     """A run of labels with step one; other steps freeze the axis. Starts and ends are patched."""
-    tracks = flow.tracks(0)
+    tracks = flow.opened(0)
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return
@@ -203,7 +205,7 @@ def _sliced(flow: Flow, track: Track, size: int | str | None, cut: tuple[int, in
 
 def pad(flow: Flow) -> None:
     """Axes padded by nothing stay; padding along a labelled axis freezes it."""
-    tracks, pads = flow.tracks(0), ints_of(input_of(flow.node, 1))
+    tracks, pads = flow.opened(0), ints_of(input_of(flow.node, 1))
     if tracks is None or pads is None:
         flow.refuse("its pads are computed")
         return
@@ -228,7 +230,7 @@ def pad(flow: Flow) -> None:
 
 def resize(flow: Flow) -> None:
     """Axes that keep their size stay; those that are resampled are closed. A given size is patched."""
-    tracks, sizes = flow.tracks(0), sizes_of(flow.node.outputs[0])
+    tracks, sizes = flow.opened(0), sizes_of(flow.node.outputs[0])
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return
@@ -247,7 +249,7 @@ def resize(flow: Flow) -> None:
 
 def expand(flow: Flow) -> None:
     """Axes are repeated where the shape asks for it; labelled ones keep their size, and the shape is patched."""
-    tracks, sizes = flow.tracks(0), sizes_of(flow.node.outputs[0])
+    tracks, sizes = flow.opened(0), sizes_of(flow.node.outputs[0])
     if tracks is None or sizes is None:
         flow.refuse("its shape is not known")
         return
@@ -263,17 +265,21 @@ def expand(flow: Flow) -> None:
 
 
 def tile(flow: Flow) -> None:
-    """Axes repeated once stay."""
-    tracks, repeats = flow.tracks(0), ints_of(input_of(flow.node, 1))
+    """Axes repeated: the copies of a channel go together."""
+    tracks, repeats = flow.opened(0), ints_of(input_of(flow.node, 1))
     sizes = sizes_of(flow.node.outputs[0])
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return
     result = []
     for axis, track in enumerate(tracks):
-        once = repeats is not None and repeats[axis] == 1
+        times = repeats[axis] if repeats is not None else None
         size = sizes[axis] if sizes is not None else None
-        result.append(track if once else _unsliced(flow, track, size, "it is repeated"))
+        if times is not None and track.labels is not None:
+            labels = np.tile(track.labels, times)
+            result.append(replace(track, labels=labels, size=len(labels)))
+        else:
+            result.append(track if times == 1 else _unsliced(flow, track, size, "it is repeated"))
     flow.emit(result)
 
 
@@ -304,7 +310,8 @@ def if_(flow: Flow) -> None:
             for track in (track for tracks in found for track in tracks or []):
                 flow.freeze(track, "the branches differ in rank")
             sizes = sizes_of(flow.node.outputs[index])
-            flow.emit([flow.closed(size, "the branches differ") for size in sizes or ()], index)
+            if sizes is not None:
+                flow.emit([flow.closed(size, "the branches differ in rank") for size in sizes], index)
             continue
         flow.emit([flow.meet(list(axis)) for axis in zip(*found, strict=True)], index)  # type: ignore[arg-type]
 
@@ -330,7 +337,7 @@ def _tracks_of(flow: Flow, value: ir.Value) -> list[Track] | None:
 
 def squeeze(flow: Flow) -> None:
     """Axes of size one go."""
-    tracks = flow.tracks(0)
+    tracks = flow.opened(0)
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return
@@ -346,7 +353,7 @@ def squeeze(flow: Flow) -> None:
 
 def unsqueeze(flow: Flow) -> None:
     """Axes of size one come."""
-    tracks = flow.tracks(0)
+    tracks = flow.opened(0)
     axes = axes_of(flow.node, (len(tracks) if tracks is not None else 0) + len(ints_of(input_of(flow.node, 1)) or [0]))
     if tracks is None or axes is None:
         flow.refuse("its axes are computed")

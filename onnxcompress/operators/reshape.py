@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxcompress.model.edit import input_of, ints_of
 from onnxcompress.operators.flow import Flow, spread
-from onnxcompress.operators.shapes import patch_sizes
+from onnxcompress.operators.shapes import known_sizes, patch_sizes
 from onnxcompress.operators.ties import Track
 from onnxcompress.operators.view import Size, sizes_of
 
@@ -31,10 +31,11 @@ class Factor:
 
 def reshape(flow: Flow) -> None:
     """See the module."""
-    tracks, sizes = flow.tracks(0), sizes_of(flow.node.outputs[0])
+    tracks, sizes = flow.opened(0), sizes_of(flow.node.outputs[0])
     if tracks is None or sizes is None:
         flow.refuse("its shape is not known")
         return
+    sizes = known_sizes(flow, 1, sizes)
     given = ints_of(input_of(flow.node, 1))
     copied = {axis for axis, size in enumerate(given or []) if size == 0 and not flow.view.int("allowzero", 0)}
     _follow(flow, tracks, sizes, copied)
@@ -43,7 +44,7 @@ def reshape(flow: Flow) -> None:
 
 def flatten(flow: Flow) -> None:
     """Two axes: all before `axis`, and all from it on."""
-    tracks, sizes = flow.tracks(0), sizes_of(flow.node.outputs[0])
+    tracks, sizes = flow.opened(0), sizes_of(flow.node.outputs[0])
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return

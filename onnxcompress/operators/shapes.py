@@ -1,4 +1,4 @@
-"""Shapes as values: which element of a small integer tensor is the size of which labelled axis.
+"""Shapes as values: which element of a small integer tensor is the size of which axis.
 
 An axis's own Shape adapts by itself when it is cut, as long as the number only travels to where a shape is expected. A size
 that is computed with (a head count from a width, a scale from a dimension) would change meaning: its axis is frozen.
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxcompress.model.edit import constant_of, input_of, ints_of, set_elements
 from onnxcompress.operators.flow import Flow
 from onnxcompress.operators.ties import Keep, Track
+from onnxcompress.operators.view import Size
 
 SHAPE_INPUT = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3, "Tile": 1}
 """Operator -> the input at which it expects a shape."""
@@ -45,7 +46,9 @@ def _picked(node: ir.Node, known: dict[ir.Value, Elements]) -> Elements | None:
     if first not in known:
         return None
     if node.op_type == "Gather" and (indices := constant_of(input_of(node, 1))) is not None:
-        return [known[first][int(place)] for place in indices.reshape(-1)]
+        places = indices.reshape(-1)
+        inside = all(-len(known[first]) <= place < len(known[first]) for place in places)
+        return [known[first][int(place)] for place in places] if inside else None
     if node.op_type == "Slice":
         starts, ends = ints_of(input_of(node, 1)), ints_of(input_of(node, 2))
         steps = [1] if input_of(node, 4) is None else ints_of(input_of(node, 4))
@@ -64,6 +67,18 @@ def _elements(value: ir.Value | None, known: dict[ir.Value, Elements]) -> Elemen
     return [None] * (length if isinstance(length, int) else 1)
 
 
+def known_sizes(flow: Flow, index: int, sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+    """The sizes that a shape input asks for: symbols come from the axes whose Shape they are."""
+    value = input_of(flow.node, index)
+    elements = flow.ties.elements.get(value, []) if value is not None else []
+    if len(elements) != len(sizes):
+        return sizes
+    return tuple(
+        size if isinstance(size, int) or element is None or element.size is None else element.size
+        for size, element in zip(sizes, elements, strict=True)
+    )
+
+
 def patch_sizes(flow: Flow, index: int, tracks: list[Track]) -> None:
     """Where a labelled axis has its size written in a shape input, a cut writes the new size.
 
@@ -74,10 +89,12 @@ def patch_sizes(flow: Flow, index: int, tracks: list[Track]) -> None:
     elements = flow.ties.elements.get(value, []) if value is not None else []
     labelled = {axis: track.labels for axis, track in enumerate(tracks) if track.labels is not None}
     for axis, element in enumerate(elements):
-        if element is not None and element.labels is not labelled.get(axis):
+        if element is None or element.labels is None:
+            continue
+        if element.labels is labelled.get(axis):
+            labelled.pop(axis)
+        else:
             flow.freeze(element, "its size is the size of another axis")
-        elif element is not None:
-            labelled.pop(axis, None)
     if given is not None:
         labelled = {axis: labels for axis, labels in labelled.items() if axis < len(given) and given[axis] not in (0, -1)}
     if not labelled:
@@ -94,10 +111,12 @@ def patch_sizes(flow: Flow, index: int, tracks: list[Track]) -> None:
 
 def shape(flow: Flow) -> None:
     """Shape: its elements are the sizes of the input's axes."""
-    tracks = flow.tracks(0) or []
+    tracks = flow.tracks(0)
+    if tracks is None:
+        flow.emit([flow.closed(None, "it is a shape")])
+        return
     sizes = tracks[flow.view.int("start", 0) : flow.node.attributes.get_int("end")]
-    if any(track.labels is not None for track in sizes):
-        flow.ties.elements[flow.node.outputs[0]] = [track if track.labels is not None else None for track in sizes]
+    flow.ties.elements[flow.node.outputs[0]] = list(sizes)
     flow.emit([flow.closed(len(sizes), "it is a shape")])
 
 

@@ -56,7 +56,7 @@ def matmul(view: View) -> Case | None:
     a = [*batch[len(batch) - max(left - 2, 0) :], "m", "i"][-left:] if left > 1 else ["i"]
     b = [*batch[len(batch) - max(right - 2, 0) :], "i", "o"] if right > 1 else ["i"]
     y = [*batch, *(["m"] if left > 1 else []), *(["o"] if right > 1 else [])]
-    return Case(f"{_weight_name(view, 0, 'x')}[{','.join(a)}] w[{','.join(b)}] -> y[{','.join(y)}]")
+    return Case(f"{_weight_name(view, 0, 'x')}[{','.join(a)}] w[{','.join(b)}] -> y[{','.join(y)}]", origin=("m", "o"))
 
 
 def _weight_name(view: View, index: int, otherwise: str) -> str:
@@ -78,10 +78,10 @@ def recurrent(gates: int) -> Callable[[View], Case | None]:
     """LSTM, GRU, RNN: a hidden unit is one row of each gate, one column of the recurrent matrix, one entry of each state."""
 
     def row(view: View) -> Case | None:
-        x, y, state = ("x[t,b,i]", "y[t,d,b,h]", "[d,b,h]") if not view.int("layout", 0) else ("x[b,t,i]", "y[b,t,d,h]", "[b,d,h]")
-        rest = f"lens[b] b0{state} b1{state} peephole[d,(P h)]"
+        x, y, state = ("x[t,b,i]", "y[t,D,b,h]", "[D,b,h]") if not view.int("layout", 0) else ("x[b,t,i]", "y[b,t,D,h]", "[b,D,h]")
+        rest = f"lens[b] b0{state} b1{state} peephole[D,(P h)]"
         return Case(
-            f"{x} w[d,(K h),i] r[d,(K h),h] b[d,(L h)] {rest} -> {y} last{state} cell{state}",
+            f"{x} w[D,(K h),i] r[D,(K h),h] b[D,(L h)] {rest} -> {y} last{state} cell{state}",
             sizes={"K": gates, "L": 2 * gates, "P": 3},
             attributes={"hidden_size": "h"},
             zeros="linear" if view.node.attributes.get("activations") is None else "moves",
@@ -342,7 +342,7 @@ SIGNATURES: dict[str, Row] = {
     "PRelu": elementwise("keeps", ("x", "slope")),
     "Pow": power,
     "Where": elementwise("all", ("condition", "b", "b")),
-    "com.microsoft.BiasGelu": elementwise("all"),
+    **dict.fromkeys(("com.microsoft.BiasGelu", "com.microsoft.FastGelu"), elementwise("all")),
     **dict.fromkeys(("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Or", "Xor"), elementwise("moves", ("limit",))),
     "Clip": clip,
     **dict.fromkeys(
@@ -350,7 +350,7 @@ SIGNATURES: dict[str, Row] = {
             *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSwish", "Gelu", "Mish", "Swish", "Softsign"),
             *("Tanh", "Erf", "Abs", "Neg", "Sign", "Sqrt", "Floor", "Ceil", "Round", "Sin", "Sinh", "Asin", "Asinh", "Atan"),
             *("Atanh", "Tan", "Identity", "Cast", "CastLike", "Dropout", "Shrink", "IsNaN"),
-            *("com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.QuickGelu"),
+            *("com.microsoft.Gelu", "com.microsoft.QuickGelu"),
         ),
         KEEPS,
     ),

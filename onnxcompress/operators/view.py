@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,7 @@ class Case:
     attributes  attribute -> letter: the attribute is the number of units along it, and is patched when they are cut
     zeros       what becomes of a unit that is zero on the way in, a key of ZEROS
     inexact     letter -> why cutting along it changes what is left
+    origin      the letters along which a weight makes new channels; None: all of its own
     adds_up     a letter met by no output is summed over, so that a zero unit adds nothing; else such a letter is closed
     """
 
@@ -31,6 +33,7 @@ class Case:
     attributes: Mapping[str, str] = field(default_factory=dict)
     zeros: str = "linear"
     inexact: Mapping[str, str] = field(default_factory=dict)
+    origin: tuple[str, ...] | None = None
     adds_up: bool = True
 
 
@@ -46,14 +49,20 @@ ZEROS: Mapping[str, Callable[[list[bool]], bool]] = {
 
 @dataclass(frozen=True)
 class View:
-    """A node as the rows read it."""
+    """A node as the rows read it.
+
+    known  axes of values that were followed, for those whose shape ONNX's inference does not know
+    """
 
     node: ir.Node
+    known: Mapping[ir.Value, Sequence[Any]] = field(default_factory=dict)
 
     def shape(self, index: int) -> tuple[Size, ...] | None:
         """Sizes of input `index`, None where its rank is not known or it is left out."""
         value = input_of(self.node, index)
-        return None if value is None else sizes_of(value)
+        if value is None or (value.shape is None and value in self.known):
+            return None if value is None else tuple(track.size for track in self.known[value])
+        return sizes_of(value)
 
     def rank(self, index: int) -> int | None:
         """Number of axes of input `index`."""

@@ -1,0 +1,44 @@
+"""What a model costs: parameters, bytes, multiply-adds. Counted from weights and from the shapes of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcompress.model import Model
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.operators.layer import Shapes, layers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """bytes of the file; parameters: numbers in floating-point constants; macs: multiply-adds of one sample, None where unknown."""
+
+    bytes: int
+    parameters: int
+    macs: int | None
+
+
+def parameters(model: Model) -> int:
+    """Numbers held in floating-point constants."""
+    return sum(
+        value.const_value.size
+        for value in model.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    )
+
+
+def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:
+    """(node, weight) -> multiply-adds of one run with these shapes; layers whose shapes were not seen are left out."""
+    found = {}
+    for layer in layers(model):
+        positions = layer.positions(shapes)
+        if positions is not None:
+            size = model.initializers[layer.weight].const_value.size  # type: ignore[union-attr]
+            found[layer.name, layer.weight] = positions * size
+    return found
+
+
+def cost(model: Model, shapes: Shapes | None = None, *, on_disk: int | None = None) -> Cost:
+    """Cost of a model; `on_disk` where the file's size is known, else the size that it would have."""
+    macs = None if shapes is None else sum(macs_by_layer(model, shapes).values())
+    return Cost(len(to_bytes(finished(model))) if on_disk is None else on_disk, parameters(model), macs)
