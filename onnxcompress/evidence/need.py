@@ -1,0 +1,25 @@
+"""What a pass wants to know, and what runs over data have shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Need:
+    """One wish about one value of the graph.
+
+    kind   key of KINDS
+    value  name of the value that is observed (an input or any node's output in the main graph)
+    axis   the channel axis of that value
+    """
+
+    kind: str
+    value: str
+    axis: int = 1
+
+
+Evidence = Mapping[Need, Any]
+"""Need -> what its kind gives, e.g. Moments or a Gram matrix. A need about a value that no run reaches is missing."""
