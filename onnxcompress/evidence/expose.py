@@ -1,0 +1,152 @@
+"""Seeing inside a graph: a clone whose outputs are intermediate values, and the shapes of all values in one run.
+
+Values of the main graph only: what If, Loop and Scan bodies compute leaves them only through their outputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from onnxcompress.errors import ModelError, nearest
+from onnxcompress.model import Model
+from onnxcompress.model.edit import bodies_of, walk
+from onnxcompress.model.save import LARGEST_MESSAGE, to_bytes
+from onnxcompress.runtime.session import open_session
+
+UNREADABLE = {ir.DataType.BFLOAT16, ir.DataType.STRING}
+"""Element types that onnxruntime does not hand over as numbers."""
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """A model that answers with inner values.
+
+    model     for `open_session`         outputs   the values that it gives, in the order asked for
+    left_out  value -> why it is not among them
+    """
+
+    model: bytes | Path
+    outputs: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+
+def exposed(model: Model, values: Sequence[str], folder: Path) -> Exposed:
+    """A clone of the graph whose outputs are these values, and nothing that they do not need.
+
+    Its inputs are all those of the model. `folder` takes the message and its weights where protobuf's 2 GB do not, and
+    must stay as long as the session. ModelError, with the nearest name, for a value that is nowhere in the model.
+    """
+    graph = model.ir.clone()
+    found, left_out = _sorted_out(graph, values)
+    _answer(graph, found)
+    return Exposed(_runnable(graph, folder), tuple(value.name or "" for value in found), left_out)
+
+
+def hidden(model: Model, values: Sequence[str]) -> dict[str, str]:
+    """Those of the values that no run over data shows, and why: in bodies, constants, no numbers. Inputs are seen.
+
+    ModelError, with the nearest name, for a value that is nowhere in the model.
+    """
+    inputs = {value.name for value in model.ir.graph.inputs}
+    return _sorted_out(model.ir, [name for name in values if name not in inputs])[1]
+
+
+def run_shapes(
+    model: Model, feeds: Mapping[str, np.ndarray], values: Iterable[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every value of the main graph (or of those named) in one run, inputs and constants too.
+
+    Each value gets a Shape node, so activations are freed as the run goes on and only shapes come out. Missing are
+    sequences and other values that are no tensors, outputs that nothing reads, values in If, Loop and Scan bodies.
+    """
+    wanted = None if values is None else set(values)
+    shapes = {name: np.shape(array) for name, array in feeds.items()}
+    for name, value in model.initializers.items():
+        if value.const_value is not None:
+            shapes[name] = value.const_value.shape.numpy()
+    graph = model.ir.clone()
+    kept = _with_shape_nodes(graph, wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        if kept:
+            # Not optimised: it loads faster, and folding constants would run once more what is run only once.
+            session = open_session(_runnable(graph, Path(folder)), optimise=False, name=model.source.name)
+            shapes |= {kept[name]: tuple(map(int, shape)) for name, shape in session.run(feeds).items()}
+            del session
+    return {name: shape for name, shape in shapes.items() if wanted is None or name in wanted}
+
+
+def _with_shape_nodes(graph: ir.Model, wanted: set[str] | None) -> dict[str, str]:
+    """Make the shapes of these values (None: of all that something reads) the outputs; output -> value."""
+    kept: dict[str, str] = {}
+    outputs = []
+    for value in _computed(graph):
+        if value.name in wanted if wanted is not None else (value.uses() or value.is_graph_output()):
+            name = f"onnxcompress.shape.{len(kept)}"
+            node = ir.node("Shape", [value], name=name)
+            node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.INT64)
+            graph.graph.append(node)
+            outputs.append(node.outputs[0])
+            kept[name] = value.name or ""
+    _answer(graph, outputs)
+    return kept
+
+
+def _answer(graph: ir.Model, outputs: Sequence[ir.Value]) -> None:
+    """Make these the outputs, and drop what they do not need."""
+    graph.graph.outputs.clear()
+    graph.graph.outputs.extend(outputs)
+    common.RemoveUnusedNodesPass()(graph)
+
+
+def _computed(graph: ir.Model) -> list[ir.Value]:
+    """The tensors that nodes of the main graph give; those of unknown type (custom operators) are taken for tensors."""
+    return [
+        value
+        for node in graph.graph
+        for value in node.outputs
+        if value.name and (value.type is None or isinstance(value.type, ir.TensorType))
+    ]
+
+
+def _sorted_out(graph: ir.Model, values: Sequence[str]) -> tuple[list[ir.Value], dict[str, str]]:
+    """Those that can be outputs, and the reason for each of the others."""
+    computed = {value.name or "": value for value in _computed(graph)}
+    inside = "it lies in the body of an If, Loop or Scan"
+    reasons = {value.name or "": inside for node in walk(graph) for value in (*node.outputs, *_body_inputs(node))}
+    reasons |= {value.name or "": "it is not a tensor" for node in graph.graph for value in node.outputs}
+    reasons |= {value.name or "": "it is an input: the feed holds it" for value in graph.graph.inputs}
+    reasons |= {name: "it is a constant" for name in graph.graph.initializers}
+    found, left_out = [], {}
+    for name in dict.fromkeys(values):
+        value = computed.get(name)
+        if value is not None and value.dtype not in UNREADABLE:
+            found.append(value)
+        elif value is not None:
+            left_out[name] = f"its type is {value.dtype}"
+        elif name in reasons:
+            left_out[name] = reasons[name]
+        else:
+            raise ModelError(f"no value of the graph is called {name!r}; {nearest(name, reasons)}")
+    return found, left_out
+
+
+def _body_inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for attribute in node.attributes.values() for body in bodies_of(attribute) for value in body.inputs]
+
+
+def _runnable(graph: ir.Model, folder: Path) -> bytes | Path:
+    """Bytes; a file in `folder`, its weights beside it, where they are too large for a message or lie in a file now."""
+    given = [value.const_value for value in graph.graph.initializers.values() if value.const_value is not None]
+    outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in given)
+    if not outside and sum(tensor.nbytes for tensor in given) <= LARGEST_MESSAGE:
+        return to_bytes(graph)
+    path = folder / "model.onnx"
+    ir.save(graph, path, external_data="model.onnx.data")
+    return path
