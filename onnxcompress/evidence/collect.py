@@ -128,7 +128,8 @@ def collect(
 
     batch          samples a run, where the model takes more than one; halved where one value alone passes the limit
     memory_limit   bytes for results and for the values read out of a batch, beside the runtime's own memory; decides
-                   how many waves (each a session and a run over the data) there are, and changes no number
+                   how many waves (each a session and a run over the data) there are. Numbers do not depend on it,
+                   except for the last bits of float32: what the runtime fuses depends on what a wave reads
     rows, seed     kinds that are `sampled` read at most so many positions a sample, one at random from each of as many
                    equal stretches: the same ones for all values of equal size
     threads        of the runtime; one gives the same bits on every run

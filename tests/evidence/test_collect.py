@@ -1,0 +1,234 @@
+"""What is collected equals numpy on the same activations, however it is cut into batches, waves and files."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from generate import feeds
+from zoo import ZOO
+
+from onnxcompress.data import Data, open_data
+from onnxcompress.errors import DataError, ModelError, SettingError
+from onnxcompress.evidence.collect import collect, sampled_rows
+from onnxcompress.evidence.kinds import KINDS
+from onnxcompress.evidence.need import Need
+from onnxcompress.model import Model, load
+from onnxcompress.runtime.session import open_session
+
+SAMPLES = 13  # not a multiple of any batch here
+SMALL = ("conv_bn", "nhwc", "mlp_matmul", "attention_dynamic", "lstm", "double", "float16", "depthwise", "if_branches")
+
+
+def opened(name: str, samples: int = SAMPLES) -> tuple[Model, Data]:
+    proto = ZOO[name]()
+    model = load(proto)
+    arrays = feeds(proto, seed=1, batch=samples)
+    return model, open_data(arrays, open_session(model.serialized).inputs)
+
+
+def observed(model: Model) -> list[str]:
+    """Floating-point tensors of the main graph that something computes."""
+    return [value.name or "" for node in model.ir.graph for value in node.outputs
+            if value.name and value.dtype is not None and value.dtype.is_floating_point() and value.shape]
+
+
+def activations(model: Model, data: Data, batch: int = 4) -> dict[str, list[np.ndarray]]:
+    """By hand: every value as an output of an onnx message, one array a batch."""
+    proto = onnx.ModelProto.FromString(model.serialized)
+    given = {output.name for output in proto.graph.output}
+    names = observed(model)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
+    session = open_session(proto.SerializeToString())
+    runs = [session.run(feed) for feed in data.batches(batch)]
+    return {name: [run[name].astype(np.float64) for run in runs] for name in names}
+
+
+def rows_of(arrays: list[np.ndarray], axis: int) -> np.ndarray:
+    return np.concatenate([np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]) for array in arrays])
+
+
+def same(one: object, other: object, kind: str, tolerance: float = 0.0) -> bool:
+    """Whether each field is, within a share of its largest number."""
+    saved = KINDS[kind].save(one), KINDS[kind].save(other)
+    return all(np.abs(a - saved[1][key]).max() <= tolerance * np.abs(a).max() for key, a in saved[0].items())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_numbers_equal_numpy(name: str) -> None:
+    """Every value of the model, along its second and last axis; fused kernels differ by up to 1e-4, 2e-2 in half."""
+    model, data = opened(name)
+    seen = activations(model, data)
+    tolerance = 2e-2 if name == "float16" else 1e-4
+    marks = [(value, axis) for value, arrays in seen.items() for axis in (1, -1) if axis < arrays[0].ndim]
+    needs = [Need(kind, value, axis) for value, axis in marks for kind in KINDS]
+    found = collect(model, needs, data, batch=4)
+    assert set(found) == set(needs) and found.samples == data.samples
+    for value, axis in marks:
+        x = rows_of(seen[value], axis)
+        size = np.sqrt((x**2).mean()) + 1e-6
+        moments, gram, extent = (found[Need(kind, value, axis)] for kind in ("moments", "gram", "range"))
+        assert moments.count == gram.rows == gram.seen == len(x)
+        assert np.abs(moments.mean - x.mean(0)).max() <= tolerance * size
+        assert np.abs(moments.mean_square - (x**2).mean(0)).max() <= tolerance * size**2 * 10
+        assert np.abs(moments.zero_share - (x == 0).mean(0)).max() <= 0.02
+        assert np.abs(moments.minimum - x.min(0)).max() <= 10 * tolerance * size
+        assert np.abs(moments.maximum - x.max(0)).max() <= 10 * tolerance * size
+        assert np.abs(gram.matrix - x.T @ x).max() <= 10 * tolerance * size**2 * len(x)
+        assert np.allclose(gram.mean, moments.mean) and np.allclose(np.diag(gram.matrix), moments.squares)
+        assert extent.minimum == moments.minimum.min() and extent.maximum == moments.maximum.max()
+
+
+def test_waves_files_and_batches_change_nothing() -> None:
+    model, data = opened("conv_bn", 32)
+    needs = [Need(kind, value, 1) for value in observed(model) for kind in KINDS]
+    steps: list[tuple[int, int, str]] = []
+    whole = collect(model, needs, data, batch=8)
+    waves = collect(model, needs, data, batch=8, memory_limit=150_000, progress=lambda *step: steps.append(step))
+    assert any("wave 2" in what for _, _, what in steps)
+    # Not to the last bit: what onnxruntime fuses depends on the outputs of a wave.
+    assert all(same(whole[need], waves[need], need.kind, 1e-5) for need in needs)
+    again = collect(model, needs, data, batch=8, memory_limit=150_000)
+    assert all(same(again[need], waves[need], need.kind) for need in needs)
+    assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
+    assert steps[-1][0] == steps[-1][1] and len({total for _, total, _ in steps}) == 1
+    single = collect(model, needs, data, batch=1)
+    assert all(same(whole[need], single[need], need.kind, 1e-5) for need in needs)
+
+
+def test_results_of_several_waves_lie_in_a_folder_that_goes() -> None:
+    model, data = opened("conv_bn", 32)
+    needs = [Need("gram", value, 1) for value in observed(model)]
+    found = collect(model, needs, data, memory_limit=150_000)
+    folder = Path(found._folder.name)  # type: ignore[union-attr]
+    assert len(list(folder.iterdir())) == len(needs) == len(found)
+    del found
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_the_batch_is_halved_where_one_value_passes_the_limit() -> None:
+    model, data = opened("conv_bn", 32)
+    need = Need("gram", observed(model)[0])
+    found = collect(model, [need], data, batch=32, memory_limit=300_000)
+    assert same(found[need], collect(model, [need], data, batch=32)[need], "gram", 1e-5)
+    with pytest.raises(SettingError, match=f"{need.value!r} takes .* MB, over the memory limit"):
+        collect(model, [need], data, memory_limit=1000)
+
+
+def test_equal_needs_are_one_result() -> None:
+    model, data = opened("mlp_matmul")
+    value = observed(model)[0]
+    front, back = Need("gram", value, 1), Need("gram", value, -1)
+    found = collect(model, [front, back, front], data)
+    assert found[front] is found[back] and len(found) == 2
+
+
+def test_a_need_about_an_input_reads_the_feed() -> None:
+    model, data = opened("conv_chain")
+    need = Need("gram", "x", 1)
+    x = rows_of([feed["x"].astype(np.float64) for feed in data.batches(1)], 1)
+    assert np.allclose(collect(model, [need], data)[need].matrix, x.T @ x, rtol=1e-12)
+
+
+# ---- sampling ----
+
+
+def test_sampled_positions_are_even_and_each_as_likely() -> None:
+    counts = np.zeros(100)
+    for seed in range(3000):
+        chosen = sampled_rows(100, 32, seed, 0)
+        assert chosen is not None and len(chosen) == 32 and (np.diff(chosen) >= 0).all()
+        counts += np.bincount(chosen, minlength=100)
+    assert np.abs(counts / 3000 - 0.32).max() < 5 * np.sqrt(0.32 / 3000)
+    assert sampled_rows(32, 32, 0, 0) is None
+    assert (sampled_rows(100, 32, 0, 0) == sampled_rows(100, 32, 0, 0)).all()  # type: ignore[union-attr]
+    assert (sampled_rows(100, 32, 0, 0) != sampled_rows(100, 32, 0, 1)).any()  # type: ignore[union-attr]
+
+
+def test_sampled_grams_are_unbiased_and_deterministic() -> None:
+    model, data = opened("conv_chain")
+    need = Need("gram", "x", 1)
+    whole = collect(model, [need], data)[need]
+    parts = [collect(model, [need], data, rows=24, seed=seed)[need] for seed in range(60)]
+    assert parts[0].rows == whole.rows == SAMPLES * 64 and parts[0].seen == SAMPLES * 24
+    draws = np.stack([part.matrix for part in parts])
+    assert np.abs(draws.mean(0) - whole.matrix).max() <= 4.5 * (draws.std(0) / np.sqrt(60)).max()
+    assert same(collect(model, [need], data, rows=24, seed=3)[need], parts[3], "gram")
+    assert not same(parts[0], parts[1], "gram")
+
+
+# ---- unlike batches, bodies, bad numbers ----
+
+
+def test_sizes_that_differ_from_sample_to_sample() -> None:
+    model = load(ZOO["attention_dynamic"]())
+    rng = np.random.default_rng(0)
+    pieces = [{"x": rng.standard_normal((1, length, 7)).astype(np.float32)} for length in (3, 9, 5, 9, 9)]
+    data = open_data(pieces, open_session(model.serialized).inputs)
+    value = next(node.outputs[0].name or "" for node in model.ir.graph if node.op_type == "MatMul")
+    seen = activations(model, data, batch=1)[value]
+    gram = collect(model, [Need("gram", value, -1)], data, batch=2)[Need("gram", value, -1)]
+    x = rows_of(seen, -1)
+    assert gram.rows == 35 and np.allclose(gram.matrix, x.T @ x, rtol=1e-4, atol=1e-4)
+    with pytest.raises(DataError, match=f"{value!r} has 3 channels along axis 1 in one batch and 9 in another"):
+        collect(model, [Need("moments", value, 1)], data)
+
+
+def test_values_in_bodies_are_left_out_and_said_so() -> None:
+    model, data = opened("if_branches")
+    inner = next(
+        value.name or "" for node in model.ir.graph if node.op_type == "If"
+        for body in [node.attributes["then_branch"].as_graph()] for each in body for value in each.outputs
+    )
+    outer = Need("gram", observed(model)[0])
+    found = collect(model, [Need("gram", inner), outer, Need("gram", "w1")], data)
+    assert list(found) == [outer]
+    assert "body of an If" in found.left_out[inner] and "constant" in found.left_out["w1"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_name_the_tensor(bad: float) -> None:
+    model = load(onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> '
+        "g (float[N,2] x) => (float[N,2] y) { h = Sqrt(x)  l = Log(h)  y = Neg(l) }"
+    ))
+    x = np.ones((6, 2), np.float32)
+    x[4] = -1 if np.isnan(bad) else 0
+    data = open_data({"x": x}, open_session(model.serialized).inputs)
+    with pytest.raises(DataError, match=r"'[hl]' becomes (NaN|infinity) within samples 4 to 5"):
+        collect(model, [Need("range", "h"), Need("moments", "l")], data, batch=2)
+
+
+@pytest.mark.parametrize(("need", "error", "says"), [
+    (Need("gramm", "x"), SettingError, "no kind of evidence is called 'gramm'; the nearest name is 'gram'"),
+    (Need("gram", "xx"), ModelError, "no value of the graph is called 'xx'"),
+    (Need("gram", "x", 4), SettingError, "value 'x' has 4 axes"),
+])
+def test_wishes_that_cannot_be(need: Need, error: type[Exception], says: str) -> None:
+    model, data = opened("conv_chain")
+    with pytest.raises(error, match=says):
+        collect(model, [need], data)
+
+
+def test_no_needs_run_nothing() -> None:
+    model, data = opened("conv_chain")
+    assert len(collect(model, [], data)) == 0
+
+
+def test_memory_does_not_grow_with_samples() -> None:
+    peaks = []
+    for samples in (16, 128):
+        model, data = opened("conv_chain", samples)
+        needs = [Need("gram", value) for value in observed(model)]
+        collect(model, needs, data)
+        tracemalloc.start()
+        collect(model, needs, data)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

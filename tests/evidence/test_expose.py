@@ -1,0 +1,71 @@
+"""Inner values as outputs, and shapes of all values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from generate import feeds
+from zoo import ZOO
+
+import onnxcompress.evidence.expose as expose
+from onnxcompress.errors import ModelError
+from onnxcompress.model import load
+from onnxcompress.runtime.session import open_session
+
+SEVERAL = {*sorted(ZOO)[::3], "if_branches", "loop_matmul", "attention_contrib", "split_channels"}
+
+
+@pytest.mark.parametrize("name", sorted(SEVERAL))
+def test_shapes_are_those_of_the_run(name: str) -> None:
+    proto = ZOO[name]()
+    model, feed = load(proto), feeds(proto, seed=0)
+    shapes = expose.run_shapes(model, feed)
+    plain = onnx.ModelProto.FromString(model.serialized)
+    computed = [output for node in plain.graph.node for output in node.output if output in shapes]
+    given = {output.name for output in plain.graph.output}
+    plain.graph.output.extend(onnx.ValueInfoProto(name=each) for each in computed if each not in given)
+    seen = open_session(plain.SerializeToString()).run(feed)
+    assert {each: np.shape(seen[each]) for each in computed} == {each: shapes[each] for each in computed}
+    read = {value for node in plain.graph.node for value in node.input if value} | given
+    assert read <= shapes.keys()
+
+
+def test_only_the_shapes_asked_for() -> None:
+    proto = ZOO["conv_bn"]()
+    model, feed = load(proto), feeds(proto, seed=0)
+    name = next(iter(model.ir.graph)).outputs[0].name or ""
+    every = expose.run_shapes(model, feed)
+    assert expose.run_shapes(model, feed, [name, "x"]) == {name: every[name], "x": every["x"]}
+
+
+def test_an_exposed_graph_holds_only_what_it_needs(tmp_path: Path) -> None:
+    model = load(ZOO["conv_bn"]())
+    first = next(iter(model.ir.graph)).outputs[0].name or ""
+    shown = expose.exposed(model, [first, "x", first], tmp_path)
+    assert shown.outputs == (first,) and shown.left_out == {"x": "it is an input: the feed holds it"}
+    proto = onnx.ModelProto.FromString(shown.model)  # type: ignore[arg-type]
+    assert len(proto.graph.node) == 1 and len(list(model.ir.graph)) > 1
+
+
+def test_weights_too_large_for_a_message_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = ZOO["conv_bn"]()
+    model, feed = load(proto), feeds(proto, seed=0)
+    name = [node.outputs[0].name or "" for node in model.ir.graph][-2]
+    inside = open_session(expose.exposed(model, [name], tmp_path).model).run(feed)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    shapes = expose.run_shapes(model, feed)
+    monkeypatch.setattr(expose, "LARGEST_MESSAGE", 0)
+    shown = expose.exposed(model, [name], tmp_path)
+    assert isinstance(shown.model, Path) and shown.model.parent == tmp_path
+    assert (open_session(shown.model).run(feed)[name] == inside[name]).all()
+    assert expose.run_shapes(model, feed) == shapes
+    assert load(proto).serialized == model.serialized  # the model itself is as it was
+
+
+def test_a_name_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
+    model = load(ZOO["conv_chain"]())
+    with pytest.raises(ModelError, match="no value of the graph is called 'w11'; the nearest name is 'w1'"):
+        expose.exposed(model, ["w11"], tmp_path)
