@@ -290,6 +290,7 @@ def _run_wave(
     with tempfile.TemporaryDirectory() as folder:
         shown = exposed(model, [each.value for each in wave], Path(folder))
         session = open_session(shown.model, threads=limits.threads, name=model.source.name) if shown.outputs else None
+        del shown  # the message: the session has its own copy of the weights
         for number, feed in enumerate(data.batches(limits.batch)):
             samples = len(feed[joined[0]]) if joined else 1
             values = dict(feed) if session is None else {**feed, **session.run(feed)}

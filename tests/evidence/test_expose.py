@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from generate import feeds
 from zoo import ZOO
@@ -69,3 +70,17 @@ def test_a_name_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
     model = load(ZOO["conv_chain"]())
     with pytest.raises(ModelError, match="no value of the graph is called 'w11'; the nearest name is 'w1'"):
         expose.exposed(model, ["w11"], tmp_path)
+
+
+def test_weights_that_lie_in_a_file_are_found_again(tmp_path: Path) -> None:
+    proto = ZOO["conv_bn"]()
+    inside, feed = load(proto), feeds(proto, seed=0)
+    ir.save(inside.ir.clone(), tmp_path / "m.onnx", external_data="m.onnx.data", size_threshold_bytes=0)
+    model = inside.edited(ir.load(tmp_path / "m.onnx"))
+    assert all(isinstance(value.const_value, ir.ExternalTensor) for value in model.initializers.values())
+    name = [node.outputs[0].name or "" for node in model.ir.graph][-1]
+    folder = tmp_path / "apart"
+    folder.mkdir()
+    shown = expose.exposed(model, [name], folder)
+    assert (open_session(shown.model).run(feed)[name] == open_session(inside.serialized).run(feed)[name]).all()
+    assert all(isinstance(value.const_value, ir.ExternalTensor) for value in model.initializers.values())
