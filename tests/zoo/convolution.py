@@ -92,12 +92,12 @@ GROUPED = table(
     Sample("grouped", """(float[N,3,8,8] x) => (float[N,6,8,8] y) {
         a = Conv(x, w1, b1)  r = Relu(a)  g = Conv<group=4, pads=[1,1,1,1]>(r, w2, b2)  q = Relu(g)
         y = Conv(q, w3) }""",
-        dict(w1=(8, 3, 1, 1), b1=(8,), w2=(12, 2, 3, 3), b2=(12,), w3=(6, 12, 1, 1)), free={"w1 w2": None}),
+        dict(w1=(8, 3, 1, 1), b1=(8,), w2=(12, 2, 3, 3), b2=(12,), w3=(6, 12, 1, 1)), free={"w1": None, "w2": None}),
     Sample("grouped_residual", """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
         s = Conv(x, w0)  a = Conv(s, w1, b1)  r = Relu(a)  g = Conv<group=4, pads=[1,1,1,1]>(r, w2)  q = Relu(g)
         o = Conv(q, w3)  t = Add(o, s)  u = Relu(t)  y = Conv(u, w4) }""",
         dict(w0=(6, 3, 1, 1), w1=(8, 6, 1, 1), b1=(8,), w2=(8, 2, 3, 3), w3=(6, 8, 1, 1), w4=(5, 6, 1, 1)),
-        free={"w0 w3": 6, "w1 w2": None}),
+        free={"w0 w3": 6, "w1": None, "w2": None}),
     Sample("shuffle_grouped", """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
         s = Conv(x, w0)  g1 = Conv<group=2>(s, w1, b1)  r = Relu(g1)
         a = Reshape(r, split)  t = Transpose<perm=[0,2,1,3,4]>(a)  u = Reshape(t, merge)

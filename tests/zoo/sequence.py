@@ -44,7 +44,7 @@ TOKENS = table(
         t = Gather(emb, ids)  s = Shape(ids)  l = Gather(s, one)  u = Unsqueeze(l, zero)  p = Slice(pos, zero, u, zero)
         h = Add(t, p)  a = MatMul(h, w1)  ab = Add(a, b1)  r = Relu(ab)  y = MatMul(r, w2) }""",
         dict(emb=(11, 8), pos=(16, 8), one=np.array(1), zero=[0], w1=(8, 9), b1=(9,), w2=(9, 6)),
-        free={"emb pos": 8, "w1": 9}),
+        free={"emb": 8, "w1": 9}),
     Sample("embedding_mean", """(int64[N,L] ids) => (float[N,6] y) {
         t = Gather(emb, ids)  m = ReduceMean<axes=[1], keepdims=0>(t)  y = MatMul(m, w1) }""",
         dict(emb=(11, 8), w1=(8, 6)), free={"emb": 8}),
