@@ -24,7 +24,7 @@ class Sample:
     weights  initializer name -> Weight; those of an If or Loop body under `inner`, by the body's name
     free     "w1 w3" -> number of units that all of these weights write, over all groups; None: at least one
     frozen   weight -> what freezes its output channels: an operator type, "output" or "input" (of the graph);
-             one reason where there are several
+             "A|B" where several do, or where the door rewrites A as B
     inputs   initializers that are listed as graph inputs too (they have a default)
     """
 
