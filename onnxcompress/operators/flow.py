@@ -285,6 +285,9 @@ def _settle(
         flow.freeze(track, case.inexact[letter])
     if not written and not weights:
         _contracted(flow, case, track, data, letter)
+        flow.ties.summed.append(track.labels)
+    elif not written and not all(member.track.rests for member in data):
+        flow.ties.moved.append(track.labels)
     carried = [member.track.rests for member in data] + [True] * len(constants)
     missing = [False] * (operands - len(carried))
     return replace(track, rests=_rests(case, members, carried, missing))

@@ -73,6 +73,8 @@ class Ties:
     """The whole record of one walk over a graph.
 
     elements  integer tensor -> for each element, the labelled axis whose size it is
+    summed    labels that are contracted without a weight: such a unit acts beside the weights that read it
+    moved     labels that a weight reads where a zeroed unit is not zero (behind a Sigmoid)
     choices   node that splits an axis -> the axis's labels, and how many factors could be live
     """
 
@@ -84,6 +86,8 @@ class Ties:
     patches: list[Patch] = field(default_factory=list)
     elements: dict[ir.Value, list[Track | None]] = field(default_factory=dict)
     choices: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    summed: list[np.ndarray] = field(default_factory=list)
+    moved: list[np.ndarray] = field(default_factory=list)
 
     def fresh(self, size: int) -> np.ndarray:
         """New labels for an axis."""
