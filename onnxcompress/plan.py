@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.errors import ModelError
-from onnxcompress.files import write_atomic
+from onnxcompress.files import write_atomic_together
 
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,36 @@ class Plan:
             "refusals": [vars(refusal) for refusal in self.refusals],
             "notes": self.notes,
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON; arrays go to `<name>.npz` beside it, both files or neither."""
+        target = Path(path)
+        files: dict[str | Path, bytes] = {target: json.dumps(self.to_json(), indent=2).encode()}
+        if self.arrays:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **self.arrays)
+            files[target.with_suffix(".npz")] = buffer.getvalue()
+        write_atomic_together(files)  # type: ignore[arg-type]
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a saved plan; ModelError, in one line, for a file that is not one."""
+    target = Path(path)
+    try:
+        data = json.loads(target.read_text())
+        names = data["arrays"]
+        with np.load(target.with_suffix(".npz"), allow_pickle=False) if names else contextlib.nullcontext({}) as stored:
+            arrays = {name: stored[name] for name in names}
+        return Plan(
+            method=str(data["method"]),
+            settings=dict(data["settings"]),
+            fingerprint=str(data["fingerprint"]),
+            decisions=list(data["decisions"]),
+            arrays=arrays,
+            refusals=[Refusal(**refusal) for refusal in data["refusals"]],
+            notes=list(data["notes"]),
+        )
+    except OSError as error:
+        raise ModelError(f"{path}: the plan cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a plan of this tool ({type(error).__name__}: {error}); make one with --save-plan") from error

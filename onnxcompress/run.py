@@ -1,0 +1,159 @@
+"""The one loop: needs, evidence, plan, apply, for each pass; then original and result on the same held-out inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcompress import budgets as gates
+from onnxcompress.compare import Comparison, compare
+from onnxcompress.data import Data, ImageSettings, open_data
+from onnxcompress.evidence.collect import collect
+from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.paired import Paired
+from onnxcompress.model import Loadable, Model, load
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.operators.cost import Cost, cost
+from onnxcompress.passes.protocol import Pass
+from onnxcompress.passes.prune.prune import SHAPES
+from onnxcompress.plan import Plan
+from onnxcompress.result import Result
+from onnxcompress.runtime.session import open_session
+
+Progress = Callable[[int, int, str], None]
+"""done, total, what."""
+
+SYNTHETIC_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class How:
+    """How a run is carried out; nothing here changes what a pass decides, except the seed and the data's limit.
+
+    batch         samples fed at once             threads       of the sessions
+    memory_limit  bytes for evidence, beside onnxruntime's own
+    limit         at most so many samples         seed          of the split, of synthetic inputs
+    """
+
+    batch: int = 8
+    threads: int = 1
+    memory_limit: int = 256 << 20
+    limit: int | None = None
+    seed: int = 0
+    images: ImageSettings | None = None
+    metric: str | None = None
+    labels: Any = None
+    progress: Progress | None = None
+
+
+def run(
+    model: Loadable,
+    passes: Sequence[Pass],
+    data: Any = None,
+    *,
+    budgets: Mapping[str, float] | None = None,
+    plans: Sequence[Plan] = (),
+    dry: bool = False,
+    how: How | None = None,
+) -> Result:
+    """Carry out passes one after another and judge the result against the original on onnxruntime.
+
+    model    path, bytes, ModelProto, onnx_ir.Model or Model
+    data     what `open_data` takes; None: synthetic inputs, and the report says so
+    budgets  name -> limit, rows of BUDGETS; the Result says which were met
+    plans    saved plans to replay, one a pass, instead of planning
+    dry      plan the first pass and stop
+    Errors: ModelError, DataError, SettingError, each before anything is written.
+    """
+    how = how or How()
+    wanted = gates.validate(budgets or {})
+    clock = Clock()
+    with clock("load"):
+        original = load(model)
+        session = open_session(original.source.runnable, threads=how.threads, name=original.source.name)
+        feed = open_data(
+            data, session.inputs, seed=how.seed, samples=SYNTHETIC_SAMPLES, images=how.images, limit=how.limit, session=session
+        )
+        shapes = run_shapes(original, next(iter(feed.batches(1))))
+    current, made = original, []
+    for number, each in enumerate(passes):
+        with clock(each.name):
+            plan = plans[number] if number < len(plans) else _plan(each, original, current, feed, shapes, how)
+            made.append(plan)
+            if dry:
+                break
+            current = each.apply(current, plan)
+    before, after = _costs(original, current, feed, shapes)
+    if dry:
+        return Result(original, original, tuple(made), before, before, notes=feed.notes, seconds=clock.seconds)
+    with clock("compare"):
+        comparison = judged(original, current, feed, how)
+    amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
+    verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
+    return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
+
+
+def _plan(each: Pass, original: Model, current: Model, data: Data, shapes: Any, how: How) -> Plan:
+    """Collect what the pass wants to know, and let it decide."""
+    wanted = each.needs(current)
+    known: dict[Any, Any] = {}
+    if SHAPES in wanted:
+        known[SHAPES] = shapes if current is original else run_shapes(current, next(iter(data.batches(1))))
+    if (pairs := Paired.NEED) in wanted:
+        known[pairs] = Paired(original, current, data.calibration, batch=how.batch, threads=how.threads)
+    rest = [need for need in wanted if need not in (SHAPES, Paired.NEED)]
+    if rest:
+        found = collect(
+            current, rest, data.calibration, batch=how.batch, memory_limit=how.memory_limit, threads=how.threads,
+            seed=how.seed, progress=how.progress,
+        )
+        known.update({need: found[need] for need in rest if need in found})
+    return each.plan(current, known)
+
+
+def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
+    """Original and result on the held-out samples."""
+    return compare(
+        original.source.runnable,
+        to_bytes(finished(current)),
+        data.held_out,
+        metric=how.metric,
+        labels=how.labels,
+        batch=how.batch,
+        threads=how.threads,
+    )
+
+
+def _costs(original: Model, current: Model, data: Data, shapes: Any) -> tuple[Cost, Cost]:
+    before = cost(original, shapes, on_disk=_on_disk(original))
+    if current is original:
+        return before, before
+    return before, cost(current, run_shapes(current, next(iter(data.batches(1)))))
+
+
+def _on_disk(model: Model) -> int:
+    """The file with its external data; bytes as they are."""
+    outside = sum(
+        tensor.const_value.length or 0
+        for tensor in model.initializers.values()
+        if hasattr(tensor.const_value, "length") and model.source.path is not None
+    )
+    return model.source.size + outside
+
+
+class Clock:
+    """Seconds a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
