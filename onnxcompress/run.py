@@ -69,7 +69,8 @@ def run(
     Errors: ModelError, DataError, SettingError, each before anything is written.
     """
     how = how or How()
-    wanted = gates.validate(budgets or {})
+    wanted = dict(budgets or {})
+    gates.validate(wanted)
     clock = Clock()
     with clock("load"):
         original = load(model)

@@ -96,7 +96,7 @@ class Prune:
         groups = self.groups(model)
         wanted = [SHAPES] if self.target_macs is not None or self.criterion in SELECTIONS else []
         if self.criterion in SELECTIONS:
-            return wanted + gram_needs(model, groups)
+            return wanted + gram_needs(model, self.channels(model), groups)
         return wanted + needs_of(model, self.channels(model), groups, CRITERIA[self.criterion])
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:

@@ -1,0 +1,153 @@
+"""The reconstruction family: which units to keep so that their readers can be refitted best, on the Gram matrix of what these are fed.
+
+SELECTIONS are the selectors of reconstruction.py by name. With a target, units are shared out over the groups greedily: the
+next few go where the readers' relative error rises least for the cost that they save, counted at every step. (Costs of
+neighbouring groups multiply, so the linear solver of allocate.py does not fit here.)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxcompress.channels import Channels, Group
+from onnxcompress.errors import SettingError
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.model import Model
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.prune.amounts import Budgeted
+from onnxcompress.passes.prune.criteria import CRITERIA, keep_largest, kept_count
+from onnxcompress.passes.prune.reconstruction import SELECTORS, Elimination, eliminate
+from onnxcompress.passes.prune.scores import channel_axis, readers_of, score_groups
+
+if TYPE_CHECKING:
+    from onnxcompress.passes.prune.prune import Prune
+
+SELECTIONS = SELECTORS
+WIDEST = 4096
+"""Columns of the largest Gram matrix that is collected: 128 MB in float64. Wider readers (a Gemm behind Flatten) are ranked by l2."""
+
+RIDGE = 1e-4
+"""Share of the mean diagonal: as if every channel had independent noise of -40 dB, about what refit's own held-out choice takes."""
+
+
+def gram_needs(model: Model, channels: Channels, groups: Sequence[Group]) -> list[Need]:
+    """The Gram matrix of every value through which weights read these groups."""
+    wanted = []
+    for group in groups:
+        for value, _ in readers_of(model, group):
+            axis = channel_axis(channels, value, group)
+            if axis is not None and len(channels.tracks[value][axis].labels) <= WIDEST:  # type: ignore[arg-type]
+                wanted.append(Need("gram", value, axis))
+    return list(dict.fromkeys(wanted))
+
+
+class Readers:
+    """What one group's choice is made on: a Gram matrix, a target and the units' columns for each value that is read."""
+
+    def __init__(self, model: Model, channels: Channels, group: Group, evidence: Evidence) -> None:
+        self.grams: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        by_value: dict[str, list[Layer]] = {}
+        for layer in layers(model):
+            by_value.setdefault(layer.reads, []).append(layer)
+        for value, positions in readers_of(model, group):
+            axis = channel_axis(channels, value, group)
+            gram = evidence.get(Need("gram", value, -1 if axis is None else axis))
+            if gram is None or positions.max() >= len(gram.matrix):
+                continue
+            target = sum(_target(layer, model, len(gram.matrix)) for layer in by_value[value])
+            centred = gram.centred
+            power = float(np.sum(target * centred))
+            if power > 0:  # each value's readers count alike, whatever their scale
+                self.grams.append(centred)
+                self.targets.append(target / power)
+                self.positions.append(positions)
+
+    def curve(self, count: int) -> Elimination:
+        """Units in the order of backward elimination, and the relative error after each."""
+        return eliminate(self.grams, self.targets, RIDGE, self.positions, count)
+
+    def keep(self, criterion: str, count: int) -> np.ndarray:
+        """Indices of the units that a selector keeps."""
+        return SELECTIONS[criterion](self.grams, self.targets, count, RIDGE, self.positions)
+
+
+def _target(layer: Layer, model: Model, columns: int) -> np.ndarray:
+    """Σ over kernel positions of WᵀW [in, in] of one reader; zeros where it does not read the value along these columns."""
+    weight = layer.matrix(model.array(layer.weight)).astype(np.float64)
+    if layer.groups != 1 or weight.shape[1] != columns:
+        return np.zeros((columns, columns))
+    flat = np.moveaxis(weight, 1, -1).reshape(-1, columns)
+    return flat.T @ flat
+
+
+def choose_by_reconstruction(
+    model: Model, groups: Sequence[Group], evidence: Evidence, budget: Budgeted, free: Mapping[str, np.ndarray], settings: Prune
+) -> dict[str, np.ndarray]:
+    """Group -> bool [units], True where a unit stays."""
+    channels = settings.channels(model)
+    readers = {group.name: Readers(model, channels, group, evidence) for group in groups}
+    if not any(each.grams for each in readers.values()):
+        raise SettingError(f"criterion {settings.criterion!r} needs data to look at activations; give --data, or choose 'l2'")
+    fallback = score_groups(model, channels, groups, CRITERIA["l2"], {}, "mean", settings.seed)
+    if budget.target is None:
+        counts = {group.name: kept_count(group.size, settings.amount, 1, settings.round_to) for group in groups}
+    else:
+        curves = {name: each.curve(len(each.positions[0]) - 1).errors for name, each in readers.items() if each.grams}
+        counts = shared_out(budget, curves, settings.round_to)
+    kept = {}
+    for group in groups:
+        each, count = readers[group.name], counts[group.name]
+        if each.grams and count < group.size:
+            kept[group.name] = np.isin(np.arange(group.size), each.keep(settings.criterion, count))
+        else:
+            kept[group.name] = keep_largest(fallback[group.name], count)
+        kept[group.name] &= ~free[group.name] if (kept[group.name] & ~free[group.name]).any() else True
+    return kept
+
+
+def shared_out(budget: Budgeted, curves: Mapping[str, np.ndarray], step: int) -> dict[str, int]:
+    """Units kept in each group when the next `step` always go where they cost the least error for what they save.
+
+    curves  group -> relative error of its readers after 1, 2, ... units went
+    """
+    counts = {group.name: group.size for group in budget.groups}
+    sizes = dict(counts)
+    target = budget.target or 1.0
+
+    def left(trial: Mapping[str, int]) -> float:
+        return budget.left({name: np.arange(sizes[name]) < count for name, count in trial.items()})
+
+    def rate(name: str) -> tuple[float, float] | None:
+        """Error for each share of cost saved by the next step, and the error; None at the end."""
+        after = counts[name] - (counts[name] % step or step) if counts[name] > step else counts[name] - 1
+        if after < 1 or name not in curves:
+            return None
+        gone = sizes[name] - counts[name]
+        rise = curves[name][sizes[name] - after - 1] - (curves[name][gone - 1] if gone else 0.0)
+        saved = now - left({**counts, name: after})
+        return (max(float(rise), 0.0) / max(saved, 1e-12), after)
+
+    now = left(counts)
+    queue = [(found[0], name) for name in curves if (found := rate(name)) is not None]
+    heapq.heapify(queue)
+    while now > target and queue:
+        _, name = heapq.heappop(queue)
+        found = rate(name)
+        if found is None:
+            continue
+        if queue and found[0] > queue[0][0] * (1 + 1e-9):  # costs have changed since it was queued
+            heapq.heappush(queue, (found[0], name))
+            continue
+        counts[name] = int(found[1])
+        now = left(counts)
+        if (again := rate(name)) is not None:
+            heapq.heappush(queue, (again[0], name))
+    if now > target:
+        raise SettingError(f"the target {target:g} cannot be reached: {now:.3f} is left with one unit a group")
+    return counts
