@@ -1,0 +1,92 @@
+"""Compress any exported ONNX model, and see on onnxruntime what it costs.
+
+    import onnxcompress
+    result = onnxcompress.prune("model.onnx", data="calibration.npz", amount=0.5)
+    print(result.report.headline)
+    result.save("small.onnx")
+
+A model is a path, bytes, an onnx.ModelProto, an onnx_ir.Model or a Model. Everything here is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcompress.errors import BudgetError, DataError, ModelError, OnnxCompressError, SettingError
+    from onnxcompress.inspection import Inspection, inspect
+    from onnxcompress.model import Model, load, save
+    from onnxcompress.plan import Plan
+    from onnxcompress.result import Report, Result
+    from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune
+
+HOMES = {
+    "errors": ("BudgetError", "DataError", "ModelError", "OnnxCompressError", "SettingError"),
+    "inspection": ("Inspection", "inspect"),
+    "model": ("Model", "load", "save"),
+    "plan": ("Plan",),
+    "result": ("Report", "Result"),
+    "verbs": ("Benchmark", "apply", "benchmark", "compare", "prune"),
+}
+"""Module -> the public names that live in it."""
+
+HOME_OF = {name: home for home, names in HOMES.items() for name in names}
+
+__all__ = [
+    "Benchmark",
+    "BudgetError",
+    "DataError",
+    "Inspection",
+    "Model",
+    "ModelError",
+    "OnnxCompressError",
+    "Plan",
+    "Report",
+    "Result",
+    "SettingError",
+    "__version__",
+    "apply",
+    "benchmark",
+    "compare",
+    "inspect",
+    "load",
+    "prune",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in HOME_OF:
+        raise AttributeError(f"module 'onnxcompress' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"onnxcompress.{HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("onnxcompress")
+    except metadata.PackageNotFoundError:  # run from a folder that is not installed
+        return "0.0.0"
+
+
+class _Package(ModuleType):
+    """`compare` is a function here and also a module below: importing the module must not hide the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,216 @@
+"""The verbs of the command line. Each parses, calls the function of the same name, and prints."""
+
+from __future__ import annotations
+
+import inspect as signatures
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+import onnxcompress
+from onnxcompress import verbs
+from onnxcompress.cli.common import BUDGETING, FEEDING, IMAGES, JUDGING, OUTPUT, WRITING, Feeding, Judging, Writing
+from onnxcompress.cli.options import Option, instance, options_of, taken
+from onnxcompress.cli.output import check_outputs, progress, show
+from onnxcompress.data import ImageSettings
+from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
+from onnxcompress.inspection import inspect as inspected
+from onnxcompress.passes.prune.prune import Prune
+from onnxcompress.report import benchmark_page, inspection_page, report_page
+from onnxcompress.result import Result
+
+DONE, MISSED, BAD, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Make any exported ONNX model smaller and faster on CPU, and see on onnxruntime what it costs.",
+)
+
+PRUNING = options_of(Prune, panel="Pruning", without=["seed"])
+PLANNING = [
+    Option("rounds", "rounds", int, 1, "cut and repair that often, a part of the amount each time (at least 1)", "Pruning"),
+    Option("refit", "refit", bool | None, None, "repair by least squares after each cut (default: where there is --data)", "Pruning"),
+    Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
+    Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
+]
+LOOKING = options_of(Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")])
+WHOLE = Option("whole", "whole", bool, False, "judge on all samples, not only those that are held out", "Data", ("--whole",))
+ALL_ROWS = Option("all_rows", "all_rows", bool, False, "show every row of every table", "Output", ("--all",))
+TIMING = [
+    Option("threads", "threads", list[int], [1], "threads of onnxruntime; give it several times to measure each", "Timing"),
+    Option("seconds", "seconds", float, 10.0, "time of measuring, for all models together", "Timing"),
+    Option("batch", "batch", int, 1, "samples run at once, where the model's first axis is free", "Timing"),
+]
+BENCH_DATA = [each for each in FEEDING if each.name in ("data", "limit", "seed")]
+INSPECT_DATA = [each for each in FEEDING if each.name == "data"]
+
+Given = dict[str, Any]
+Model = Annotated[str, typer.Argument(help="an .onnx file", show_default=False)]
+
+
+def verb(*options: Option | Sequence[Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function (arguments, **given) as a verb with these options."""
+    flat = [each for part in options for each in ([part] if isinstance(part, Option) else part)]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in signatures.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        parameters = [*own, *(option.parameter() for option in flat)]
+
+        def command(**given: Any) -> None:
+            function(**given)
+
+        command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(function.__name__, help=signatures.getdoc(function))(command)
+        return function
+
+    return register
+
+
+@verb(OUTPUT, PRUNING, PLANNING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def prune(model: Model, **given: Any) -> None:
+    """Remove whole channels, repair what is left, and compare the result with the original."""
+    settings = {**taken(PRUNING, given), **_running(given), **_budgets(given)}
+    dry, output, plan_file = given["dry_run"], given["output"], given["save_plan"]
+    if not dry and output is None:
+        raise SettingError("no output is named; give -o small.onnx, or --dry-run to decide only")
+    instance(Prune, PRUNING, given)
+    _check(given, model, plan_file)
+    with progress(given["quiet"]) as bars:
+        result = verbs.prune(
+            model, data=given["data"], refit=given["refit"], rounds=given["rounds"], dry=dry, progress=bars, **settings
+        )
+    if plan_file is not None:
+        verbs.save_plans(result.plans, plan_file)
+    _finish(result, given, None if dry else output)
+
+
+@verb(OUTPUT, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def apply(
+    model: Model, plan: Annotated[str, typer.Argument(help="a file of --save-plan", show_default=False)], **given: Any
+) -> None:
+    """Carry out a saved plan on the model that it was made for."""
+    if given["output"] is None:
+        raise SettingError("no output is named; give -o small.onnx")
+    settings = {**_running(given), **_budgets(given)}
+    _check(given, model, None, plan)
+    with progress(given["quiet"]) as bars:
+        result = verbs.apply(model, plan, data=given["data"], progress=bars, **settings)
+    _finish(result, given, given["output"])
+
+
+@verb(WHOLE, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def compare(
+    original: Model, result: Annotated[str, typer.Argument(help="the .onnx file to judge", show_default=False)], **given: Any
+) -> None:
+    """Run two models on the same inputs and compare what they answer."""
+    settings = {**_running(given), **_budgets(given)}
+    _check(given, original, None, result)
+    with progress(given["quiet"]) as bars:
+        report = verbs.compare_report(original, result, data=given["data"], whole=given["whole"], progress=bars, **settings)
+    show(report_page(report), report.to_json(), to=given["json"], quiet=given["quiet"])
+    _gate([verdict["sentence"] for verdict in report.verdicts if not verdict["met"]])
+
+
+@verb(LOOKING, INSPECT_DATA, ALL_ROWS, WRITING, IMAGES)
+def inspect(model: Model, **given: Any) -> None:
+    """Show what a model is made of, what can be cut, and which operator froze the rest."""
+    _check(given, model, None)
+    images = instance(ImageSettings, IMAGES, given)
+    found = inspected(model, data=given["data"], inexact=given["inexact"], inner=given["inner"], images=images)
+    show(inspection_page(found, whole=given["all_rows"]), found.to_json(), to=given["json"], quiet=given["quiet"])
+
+
+@verb(TIMING, BENCH_DATA, WRITING, IMAGES)
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help=".onnx files; the first is what the others are compared with", show_default=False)],
+    **given: Any,
+) -> None:
+    """Time models on this CPU, interleaved: latency, load time, memory, file size."""
+    _check(given, models[0], None, *models[1:])
+    images = instance(ImageSettings, IMAGES, given)
+    ways = {name: given[name] for name in ("data", "threads", "seconds", "batch", "limit", "seed")}
+    with progress(given["quiet"]) as bars:
+        found = verbs.benchmark(*models, images=images, progress=bars, **ways)
+    show(benchmark_page(found), found.to_json(), to=given["json"], quiet=given["quiet"])
+
+
+def _running(given: Given) -> Given:
+    """Fields of `run.How`, checked."""
+    feeding, judging = instance(Feeding, FEEDING, given), instance(Judging, JUDGING, given)
+    ways = {name: value for name, value in {**vars(feeding), **vars(judging)}.items() if name != "data"}
+    return {**ways, "images": instance(ImageSettings, IMAGES, given)}
+
+
+def _budgets(given: Given) -> Given:
+    return {option.name: given[option.name] for option in BUDGETING if given[option.name] is not None}
+
+
+def _check(given: Given, model: str, plan_out: str | None, *more: str) -> None:
+    """All outputs against all inputs, before any work."""
+    writing = instance(Writing, WRITING, given)
+    inputs = [model, *more, given.get("data"), given.get("labels")]
+    check_outputs([given.get("output"), writing.json, plan_out], inputs)
+
+
+def _finish(result: Result, given: Given, output: str | None) -> None:
+    """Save, show, and fail on a missed budget after that."""
+    done = []
+    if output is not None:
+        result.save(output)
+        done.append(f"written to {output}")
+    if given.get("save_plan"):
+        done.append(f"plan written to {given['save_plan']}")
+    show(report_page(result.report), result.report.to_json(), to=given["json"], quiet=given["quiet"], done=done)
+    _gate([verdict.sentence for verdict in result.verdicts if not verdict.met])
+
+
+def _gate(missed: Sequence[str]) -> None:
+    if missed:
+        raise BudgetError("\n".join(missed))
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        print(onnxcompress.__version__)
+        raise typer.Exit(DONE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``onnxcompress``: one line on stderr for whatever goes wrong, and the exit code."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """0 done, 1 budget missed, 2 bad input or usage, 130 interrupted."""
+    try:
+        code = app(args=arguments, prog_name="onnxcompress", standalone_mode=False)
+        return code if isinstance(code, int) else DONE
+    except BudgetError as error:
+        for line in str(error).splitlines():
+            print(f"budget missed: {line}", file=sys.stderr)
+        return MISSED
+    except (OnnxCompressError, typer.TyperException) as error:
+        return _say(error.format_message() if isinstance(error, typer.TyperException) else str(error))
+    except BrokenPipeError:  # the reader of our output went away: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        return _say(f"{error.filename or 'the system'}: {error.strerror or error}; free space or choose another place")
+    except MemoryError:
+        return _say("out of memory; give fewer samples (--limit), or a machine with more")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _say(message: str) -> int:
+    print(f"error: {' '.join(message.split()) or 'give a verb; see onnxcompress --help'}", file=sys.stderr)
+    return BAD

@@ -1,0 +1,123 @@
+"""Command-line options made from what declares the settings: fields of pydantic dataclasses, and the rows of BUDGETS."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from onnxcompress.budgets import BUDGETS
+from onnxcompress.errors import SettingError
+from onnxcompress.settings import allowed, made
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line.
+
+    name    of the Python parameter        kind      what typer parses
+    field   of the settings class          comma     a text "1,2,3" stands for a tuple; `length` of it, where that is fixed
+    """
+
+    name: str
+    field: str
+    kind: Any
+    default: Any
+    help: str
+    panel: str
+    flags: tuple[str, ...] = ()
+    comma: bool = False
+    length: int | None = None
+
+    def parameter(self) -> inspect.Parameter:
+        """For the signature that typer reads."""
+        flags = self.flags or (_flag(self.name, self.kind),)
+        info = typer.Option(*flags, help=self.help, rich_help_panel=self.panel, show_default=self.default not in (None, (), []))
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[self.kind, info])
+
+
+def _flag(name: str, kind: Any) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag}/--no-{flag[2:]}" if kind in (bool, bool | None) else flag
+
+
+def options_of(settings: type, *, prefix: str = "", panel: str = "", without: Iterable[str] = ()) -> list[Option]:
+    """An option for each field: its description, limits and default are the field's own."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    found = []
+    for field in dataclasses.fields(settings):
+        if field.name not in set(without):
+            found.append(_option(settings, field.name, hints[field.name], prefix, panel))
+    return found
+
+
+def _option(settings: type, name: str, hint: Any, prefix: str, panel: str) -> Option:
+    described = next((extra.description for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "description", None)), "")
+    default = getattr(settings(), name)
+    kind, comma, length = _kind(hint)
+    limits = allowed(settings, name).removeprefix("give ").removeprefix("a number that is ").removeprefix("a whole number that is ")
+    limits = "" if limits in ("a number", "a whole number", "") else f" ({limits})"
+    flag = _flag(prefix + name, kind)
+    if comma and default is not None:
+        default = ",".join(f"{value:g}" for value in default)
+    elif isinstance(default, tuple):
+        default = list(default)
+    return Option(prefix + name, name, kind, default, f"{described}{limits}", panel, (flag,), comma, length)
+
+
+def _kind(hint: Any) -> tuple[Any, bool, int | None]:
+    """What typer parses for a field's type; whether it is a text of numbers with commas, and of how many."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _kind(arguments[0])
+    if origin in (types.UnionType, typing.Union):
+        kind, comma, length = _kind(next(each for each in arguments if each is not type(None)))
+        return kind | None, comma, length
+    if origin is typing.Literal:
+        return str, False, None
+    if origin is tuple and arguments[0] is str:
+        return list[str], False, None
+    if origin is tuple:
+        return str, True, None if arguments[-1] is ... else len(arguments)
+    return hint, False, None
+
+
+def budget_options() -> list[Option]:
+    """An option for each row of BUDGETS."""
+    return [
+        Option(name, name, float | None, None, f"{budget.description}: {budget.sense} this{_unit(budget.unit)}, else exit code 1", "Budgets")
+        for name, budget in BUDGETS.items()
+    ]
+
+
+def _unit(unit: str) -> str:
+    return f" ({unit})" if unit else ""
+
+
+def taken(options: Iterable[Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of these options by field."""
+    return {option.field: _value(option, given[option.name]) for option in options}
+
+
+def _value(option: Option, value: Any) -> Any:
+    if not option.comma or value is None:
+        return tuple(value) if isinstance(value, list) else value
+    parts = value.replace("x", ",").split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError as error:
+        raise SettingError(f"--{option.name.replace('_', '-')} is {value!r}; give numbers with commas between") from error
+    if option.length and len(numbers) == 1:
+        numbers *= option.length
+    return tuple(int(each) if each.is_integer() else each for each in numbers)
+
+
+def instance(settings: type, options: Iterable[Option], given: Mapping[str, Any]) -> Any:
+    """The settings that were given, checked."""
+    return made(settings, taken(options, given))

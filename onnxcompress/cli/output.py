@@ -1,0 +1,73 @@
+"""Everything that the command line writes: checked before any work, written at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.compare import json_safe
+from onnxcompress.errors import SettingError
+from onnxcompress.files import check_output
+from onnxcompress.report import Page, markdown, print_page
+from onnxcompress.report.terminal import make_console
+from onnxcompress.verbs import write_json
+
+STANDARD_OUTPUT = "-"
+SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -> None:
+    """SettingError where one could not be written, is an input, or is named twice."""
+    read = [each for each in inputs if each and Path(each).exists()]
+    seen: list[str] = []
+    for path in outputs:
+        if path and path != STANDARD_OUTPUT:
+            check_output(path, read)
+            if os.path.realpath(path) in seen:
+                raise SettingError(f"{path}: named for two outputs; choose another name for one")
+            seen.append(os.path.realpath(path))
+
+
+def show(page: Page, value: Any, *, to: str | None, quiet: bool, done: Iterable[str] = ()) -> None:
+    """The page on the terminal and in the CI job's summary, the value as JSON; `done` says what was written."""
+    if to == STANDARD_OUTPUT:
+        sys.stdout.write(json.dumps(json_safe(value), indent=2) + "\n")
+    elif quiet:
+        print(page.headline)
+    else:
+        print_page(page)
+        for line in done:
+            make_console().print(f" {line}", soft_wrap=True, markup=False)
+    if to and to != STANDARD_OUTPUT:
+        write_json(value, to)
+    if summary := os.environ.get(SUMMARY):
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(markdown(page) + "\n")
+        except OSError as error:
+            raise SettingError(f"${SUMMARY}: {summary} cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A callback that draws bars on stderr; None where nobody would see them."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("CI"):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,201 @@
+"""A Page: headline, tables and lines, in the order in which they are shown. Renderers turn it into a terminal's or Markdown's text.
+
+What stands in which column is said here once, a function a kind of page; numbers come from the report as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcompress.inspection import Inspection
+from onnxcompress.report import words
+from onnxcompress.result import Report
+from onnxcompress.verbs import Benchmark
+
+MOST_ROWS = 12
+COSTS = {"bytes": ("file size", words.size), "parameters": ("parameters", words.count), "macs": ("multiply-adds", words.count)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """right: names of columns with numbers; more: how many rows were left out."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[str] = frozenset()
+    more: int = 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """grade: 0 good, 1 look at it, 2 bad; None: neither. lines: (what, sentence)."""
+
+    headline: str
+    grade: int | None
+    tables: tuple[Table, ...]
+    lines: tuple[tuple[str, str], ...]
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), most: int | None = MOST_ROWS) -> Table:
+    """A table of at most `most` rows, without the columns that are empty in all of them."""
+    shown = rows if most is None else rows[:most]
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != words.UNKNOWN for row in shown)]
+    cells = tuple(tuple(row[i] for i in kept) for row in shown)
+    return Table(title, tuple(columns[i] for i in kept), cells, frozenset(right), len(rows) - len(shown))
+
+
+def report_page(report: Report) -> Page:
+    """Of a run, or of a comparison."""
+    tables = [_costs(report)]
+    comparison = report.comparison
+    if comparison is not None:
+        tables.append(_outputs(comparison))
+    if report.verdicts:
+        tables.append(_budgets(report.verdicts))
+    tables += [_decided(plan) for plan in report.plans if plan["decisions"]]
+    lines = [("note", note) for note in dict.fromkeys(report.notes)]
+    if comparison is not None:
+        score = comparison["score"]
+        if score is not None:
+            lines.append(("score", f"{score['metric']}: {score['original']:.4g} before, {score['result']:.4g} after"))
+        lines += [("note", note) for note in comparison["notes"]]
+        lines.append(("data", comparison["data"]))
+    lines.append(("time", words.spans(report.seconds)))
+    return Page(report.headline, report.grade, tuple(each for each in tables if each.rows), tuple(lines))
+
+
+def _costs(report: Report) -> Table:
+    dry = report.comparison is None
+    rows = []
+    for name, (before, after) in report.costs.items():
+        title, show = COSTS.get(name, (name, words.count))
+        rows.append((title, show(before), words.UNKNOWN if dry else show(after), words.UNKNOWN if dry else words.times(before, after)))
+    return table(report.model, ("", "before", "after", "ratio"), rows, ("before", "after", "ratio"))
+
+
+def _outputs(comparison: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            out["name"],
+            decibel_of(out),
+            words.number(out["cosine"], 5),
+            words.number(out["max_abs"]),
+            words.percent(out["agreement"]),
+            words.percent(out["exact"]),
+        )
+        for out in comparison["outputs"]
+    ]
+    columns = ("output", "SQNR", "cosine", "max abs error", "agreement", "exact sequences")
+    return table("outputs beside the original's", columns, rows, columns[1:])
+
+
+def decibel_of(out: Mapping[str, Any]) -> str:
+    """SQNR, or what stands in its way."""
+    return f"{out['not_finite']} not finite" if out["not_finite"] else words.decibel(out["sqnr_db"])
+
+
+def _budgets(verdicts: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [(each["name"], words.number(each["wanted"]), words.number(each["got"]), "met" if each["met"] else "MISSED") for each in verdicts]
+    return table("budgets", ("budget", "wanted", "found", ""), rows, ("wanted", "found"))
+
+
+def _cut(plan: Mapping[str, Any]) -> Table:
+    rows = sorted(plan["decisions"], key=lambda each: -len(each["cut"]))
+    cells = [
+        (
+            each["group"],
+            str(len(each["cut"])),
+            str(each["of"]),
+            words.percent(len(each["cut"]) / each["of"], 0),
+            str(len(each["free"])) if each.get("free") else words.UNKNOWN,
+        )
+        for each in rows
+    ]
+    return table("what was cut: units that go together", ("group", "cut", "of", "share", "free"), cells, ("cut", "of", "share", "free"))
+
+
+def _refitted(plan: Mapping[str, Any]) -> Table:
+    rows = sorted(plan["decisions"], key=lambda each: each["before_db"] - each["after_db"])
+    cells = [(each["layer"], words.decibel(each["before_db"]), words.decibel(each["after_db"])) for each in rows]
+    return table("what was refitted: SQNR of the layer", ("layer", "before", "after"), cells, ("before", "after"))
+
+
+def _plain(plan: Mapping[str, Any]) -> Table:
+    cells = [(", ".join(f"{name} {value}" for name, value in each.items())[:100],) for each in plan["decisions"]]
+    return table(plan["method"], ("decision",), cells)
+
+
+DECISIONS = {"prune": _cut, "refit": _refitted}
+"""Method of a plan -> its table."""
+
+
+def _decided(plan: Mapping[str, Any]) -> Table:
+    return DECISIONS.get(plan["method"], _plain)(plan)
+
+
+def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
+    """Of a look at a model; `whole` shows every row."""
+    most = None if whole else MOST_ROWS
+    facts = [
+        ("file size", words.size(found.bytes)),
+        ("parameters", words.count(found.parameters)),
+        ("multiply-adds", words.count(found.macs) if found.macs is not None else "unknown"),
+        ("opset", str(found.opset)),
+        ("producer", found.producer),
+        *(("input", port) for port in found.inputs),
+        *(("output", port) for port in found.outputs),
+        ("operators", ", ".join(f"{n} {op}" for op, n in list(found.operators.items())[:MOST_ROWS])),
+    ]
+    columns = ("layer", "operator", "out x in x kernel", "parameters", "multiply-adds", "share")
+    layers = [
+        (each.name, each.op, words.shape(each.shape), words.count(each.parameters), words.count(each.macs), words.percent(each.share))
+        for each in found.layers
+    ]
+    groups = [(each.name, str(each.units), str(each.free) if each.free else words.UNKNOWN, _together(each.members)) for each in found.groups]
+    frozen = [(each.name, str(each.channels), each.why, each.by) for each in sorted(found.frozen, key=lambda f: -f.channels)]
+    return Page(
+        found.headline,
+        None,
+        (
+            table("model", ("", ""), facts, most=None),
+            table("layers", columns, layers, columns[2:], most),
+            table("channels that can be cut, and what goes with them", ("group", "units", "free", "together with"), groups, ("units", "free"), most),
+            table("channels that cannot be cut", ("weight", "channels", "why", "by"), frozen, ("channels",), most),
+        ),
+        tuple(("note", note) for note in found.notes),
+    )
+
+
+def _together(members: Sequence[tuple[str, int, str]]) -> str:
+    """The tensors of a group by role: short where there are many."""
+    by_role: dict[str, list[str]] = {}
+    for tensor, _, role in members:
+        by_role.setdefault(role, []).append(tensor)
+    return "; ".join(f"{role}: {tensors[0]}{f' and {len(tensors) - 1} more' if len(tensors) > 1 else ''}" for role, tensors in by_role.items())
+
+
+def benchmark_page(found: Benchmark) -> Page:
+    """Of timings."""
+    columns = ("model", "threads", "median", "p10 to p90", "faster", "load", "peak memory", "file size", "runs")
+    rows = [
+        (
+            each.name,
+            str(each.threads),
+            words.milliseconds(each.median_ms),
+            f"{each.p10_ms:.3g} to {each.p90_ms:.3g}",
+            f"{each.ratio:.2f}x",
+            words.milliseconds(each.load_ms),
+            words.size(each.peak_bytes),
+            words.size(each.file_bytes),
+            str(each.runs),
+        )
+        for each in found.timings
+    ]
+    last, first = found.timings[-1], found.timings[0]
+    alone = last.name == first.name
+    headline = f"{first.name}: {words.milliseconds(first.median_ms)} a run" if alone else f"{last.name} runs {last.ratio:.2f} times as fast as {first.name}"
+    lines = [("cpu", found.cpu), ("data", found.data), *(("note", note) for note in found.notes)]
+    return Page(headline, None, (table("latency, interleaved", columns, rows, columns[1:], None),), tuple(lines))

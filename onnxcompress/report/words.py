@@ -1,0 +1,66 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+COUNTS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
+UNKNOWN = "-"
+
+
+def _scaled(value: float, units: tuple[tuple[str, float], ...], plain: str) -> str:
+    for unit, size in units:
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value:.0f}{plain}"
+
+
+def size(value: float | None) -> str:
+    """Bytes, in powers of 1000."""
+    return UNKNOWN if value is None else _scaled(value, BYTES, " B")
+
+
+def count(value: float | None) -> str:
+    """A number of things."""
+    return UNKNOWN if value is None else _scaled(value, COUNTS, "")
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share."""
+    return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A figure; JSON's words for infinity pass through."""
+    if value is None:
+        return UNKNOWN
+    return value if isinstance(value, str) else f"{value:.{digits}g}"
+
+
+def decibel(value: Any) -> str:
+    """SQNR."""
+    if isinstance(value, str):
+        return "equal" if value == "inf" else value
+    return UNKNOWN if value is None else f"{value:.1f} dB"
+
+
+def times(before: float | None, after: float | None) -> str:
+    """How much smaller."""
+    return UNKNOWN if not before or not after else f"{before / after:.2f}x smaller" if after <= before else f"{after / before:.2f}x larger"
+
+
+def milliseconds(value: float) -> str:
+    """A latency."""
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def spans(seconds: Mapping[str, float]) -> str:
+    """Seconds a step."""
+    return ", ".join(f"{step} {value:.1f} s" for step, value in seconds.items())
+
+
+def shape(sizes: tuple[int, ...] | list[int]) -> str:
+    """[out, in, ...]."""
+    return "x".join(map(str, sizes))

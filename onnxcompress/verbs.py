@@ -1,0 +1,300 @@
+"""The verbs, the same from Python and from the command line: prune, apply, compare, benchmark (inspect: inspection.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcompress import budgets as gates
+from onnxcompress import compare as comparing
+from onnxcompress.budgets import BUDGETS
+from onnxcompress.compare import Comparison
+from onnxcompress.data import Data, open_data
+from onnxcompress.errors import ModelError, SettingError
+from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.files import write_atomic
+from onnxcompress.model import Loadable, Model, load
+from onnxcompress.operators.cost import Cost, cost
+from onnxcompress.plan import Plan, load_plan
+from onnxcompress.result import Report, Result
+from onnxcompress.run import SYNTHETIC_SAMPLES, How, run
+from onnxcompress.runtime import clock
+from onnxcompress.runtime.cpu import cpu
+from onnxcompress.runtime.session import open_session
+from onnxcompress.settings import check_names, made, names_of
+
+CLOCKED = {"max_latency": "latency_ms", "max_memory": "memory_bytes"}
+"""Budgets that need the clock -> the cost that it measures."""
+
+CLOCK_SECONDS = 4.0
+SEQUENCE = "sequence"
+"""Method of a plan that holds the plans of several passes, one a decision."""
+
+TURNS = 8
+"""Feeds that a benchmark takes in turn: enough that no single input decides, few enough to hold."""
+
+
+def prune(
+    model: Loadable,
+    *,
+    data: Any = None,
+    amount: float = 0.5,
+    refit: bool | None = None,
+    rounds: int = 1,
+    dry: bool = False,
+    **settings: Any,
+) -> Result:
+    """Remove whole channels, heads and hidden units; repair what is left by least squares; compare with the original.
+
+    model     path, bytes, onnx.ModelProto, onnx_ir.Model or Model
+    data      what `open_data` takes: .npz, folder, dict of arrays, ``module:function``, ...; None: synthetic inputs
+    amount    share of the channels that goes, 0 to 1
+    refit     repair after each round; default: where there is data
+    rounds    cut and repair that often, a part of the amount each time
+    dry       plan the first pass and write nothing
+    settings  fields of `passes.Prune`, names of BUDGETS (min_sqnr=20), and fields of `run.How` (batch, threads, limit, labels, ...)
+
+    ModelError, DataError, SettingError; unmet budgets raise nothing: see `Result.met`.
+    """
+    from onnxcompress.passes import Prune, Refit
+
+    cutting, wanted, how = _sorted_out(settings, Prune)
+    if rounds < 1:
+        raise SettingError(f"rounds is {rounds}; give 1 or more")
+    if refit and data is None:
+        raise SettingError("refit needs data of your own: synthetic inputs say nothing about it; give data, or refit=False")
+    cutter = made(Prune, {**cutting, "amount": amount, "seed": how.seed})
+    each = [made(Prune, _share_of(cutter, rounds))]
+    if refit or (refit is None and data is not None):
+        each.append(made(Refit, {"seed": how.seed}))
+    return _run(model, each * rounds, data, wanted, how, dry=dry)
+
+
+def _share_of(whole: Any, rounds: int) -> dict[str, Any]:
+    """Settings of one round: so that `rounds` of them leave what one cut would."""
+    if rounds == 1:
+        return dict(vars(whole))
+    targets = {
+        name: value ** (1 / rounds) for name, value in vars(whole).items() if name.startswith("target_") and value is not None
+    }
+    return {**vars(whole), "amount": 1 - (1 - whole.amount) ** (1 / rounds), **targets}
+
+
+def apply(model: Loadable, plan: str | Path | Plan | Sequence[Plan], *, data: Any = None, **settings: Any) -> Result:
+    """Carry a saved plan out on the model that it was made for.
+
+    plan      a file of --save-plan, a Plan, or one Plan a pass
+    settings  names of BUDGETS and fields of `run.How`
+
+    ModelError where the plan was made for another model.
+    """
+    from onnxcompress.passes import PASSES
+
+    _, wanted, how = _sorted_out(settings, None)
+    plans = _plans(plan)
+    for each in plans:
+        check_names([each.method], PASSES, "pass")
+    passes = [made(PASSES[each.method], each.settings) for each in plans]
+    original = load(model)
+    if plans:
+        plans[0].check_fits(original.fingerprint)
+    return _run(original, passes, data, wanted, how, plans=plans)
+
+
+def _plans(plan: str | Path | Plan | Sequence[Plan]) -> list[Plan]:
+    """The plans of the passes, one after another."""
+    if isinstance(plan, str | Path):
+        plan = load_plan(plan)
+    if not isinstance(plan, Plan):
+        return list(plan)
+    if plan.method != SEQUENCE:
+        return [plan]
+    try:
+        return [_part(number, part, plan) for number, part in enumerate(plan.decisions)]
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"the plan is damaged ({type(error).__name__}: {error}); make one with --save-plan") from error
+
+
+def _part(number: int, part: Mapping[str, Any], plan: Plan) -> Plan:
+    arrays = {name: plan.arrays[f"{number}/{name}"] for name in part["arrays"]}
+    return Plan(str(part["method"]), dict(part["settings"]), str(part["fingerprint"]), list(part["decisions"]), arrays)
+
+
+def save_plans(plans: Sequence[Plan], path: str | Path) -> None:
+    """Write the plans of a run as one file that `apply` reads (arrays beside it)."""
+    if len(plans) == 1:
+        return plans[0].save(path)
+    arrays = {f"{number}/{name}": array for number, plan in enumerate(plans) for name, array in plan.arrays.items()}
+    Plan(SEQUENCE, {}, plans[0].fingerprint, [plan.to_json() for plan in plans], arrays).save(path)
+
+
+def compare(original: Loadable, result: Loadable, *, data: Any = None, whole: bool = False, **settings: Any) -> Comparison:
+    """Run two models on the same samples and compare what they answer.
+
+    data      what `open_data` takes; None: synthetic inputs
+    whole     all samples, not only those that a run with the same data and seed would hold out
+    settings  fields of `run.How`
+    """
+    _, _, how = _sorted_out(settings, None)
+    one, two = load(original), load(result)
+    return _compared(one, two, _judging(one, data, whole, how), how)
+
+
+def compare_report(original: Loadable, result: Loadable, *, data: Any = None, whole: bool = False, **settings: Any) -> Report:
+    """`compare` with costs and budgets (names of BUDGETS among the settings), as the Report that renderers read."""
+    _, wanted, how = _sorted_out(settings, None)
+    start = time.perf_counter()
+    one, two = load(original), load(result)
+    judging = _judging(one, data, whole, how)
+    comparison = _compared(one, two, judging, how)
+    costs = [_cost(each, judging) for each in (one, two)]
+    pairs = {name: (getattr(costs[0], name), getattr(costs[1], name)) for name in ("bytes", "parameters", "macs")}
+    known = {name: pair for name, pair in pairs.items() if None not in pair}
+    known |= _clocked(wanted, one.source.runnable, two.source.runnable, judging, how)
+    verdicts = gates.check(wanted, comparison, known)
+    return Report(
+        headline=f"{two.source.name} {comparison.verdict}",
+        grade=comparison.grade,
+        model=one.source.name,
+        costs=pairs,
+        comparison=comparison.to_json(),
+        verdicts=tuple(verdict.to_json() for verdict in verdicts),
+        plans=(),
+        notes=judging.notes,
+        seconds={"compare": time.perf_counter() - start},
+    )
+
+
+def _compared(one: Model, two: Model, judging: Data, how: How) -> Comparison:
+    return comparing.compare(
+        one.source.runnable, two.source.runnable, judging,
+        metric=how.metric, labels=how.labels, batch=how.batch, threads=how.threads, progress=_shares(how, "compare"),
+    )  # fmt: skip
+
+
+def _judging(model: Model, data: Any, whole: bool, how: How) -> Data:
+    session = open_session(model.source.runnable, threads=how.threads, name=model.source.name)
+    opened = open_data(
+        data, session.inputs, seed=how.seed, samples=SYNTHETIC_SAMPLES, images=how.images, limit=how.limit, session=session
+    )
+    return opened if whole else opened.held_out
+
+
+def _cost(model: Model, data: Data) -> Cost:
+    shapes = run_shapes(model, next(iter(data.batches(1))))
+    path = model.source.path
+    return cost(model, shapes, on_disk=model.source.size if path is None else clock.size_on_disk(path))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Timings of models side by side. cpu: name and instruction sets; data: what was fed; first: what ratios refer to."""
+
+    cpu: str
+    data: str
+    notes: tuple[str, ...]
+    timings: tuple[clock.Timing, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON value."""
+        timings = [timing.to_json() for timing in self.timings]
+        return {"cpu": self.cpu, "data": self.data, "notes": list(self.notes), "timings": timings}
+
+
+def benchmark(*models: Loadable, data: Any = None, threads: Sequence[int] = (1,), seconds: float = 10.0, **settings: Any) -> Benchmark:
+    """Time models on the same inputs, interleaved: latency, load time, peak memory, file size.
+
+    threads   each count is measured by itself       seconds   for all models of one count together
+    settings  fields of `run.How`; batch is 1 unless given
+    """
+    _, _, how = _sorted_out({"batch": 1, **settings}, None)
+    if not models:
+        raise SettingError("name at least one model")
+    if seconds <= 0 or any(count < 1 for count in threads):
+        raise SettingError("seconds and threads must be more than 0")
+    loaded = [load(model) for model in models]
+    named = _named(loaded)
+    opened = _judging(loaded[0], data, True, how)
+    feeds = list(itertools.islice(opened.batches(how.batch), TURNS))
+    timings = [
+        timing
+        for count in threads
+        for timing in clock.measure(named, feeds, threads=count, seconds=seconds, progress=_shares(how, f"{count} threads"))
+    ]
+    fed = f"{len(feeds)} feeds of {how.batch} from {opened.describe()}, in turn"
+    return Benchmark(str(cpu()), fed, tuple(note for note in opened.notes if not opened.synthetic or "synthetic" not in note), tuple(timings))
+
+
+def _named(models: Sequence[Model]) -> dict[str, Any]:
+    """Name -> what runs; a name that comes twice gets a number."""
+    named: dict[str, Any] = {}
+    for model in models:
+        names = itertools.chain([model.source.name], (f"{model.source.name} #{number}" for number in itertools.count(2)))
+        named[next(name for name in names if name not in named)] = model.source.runnable
+    return named
+
+
+def _run(
+    model: Loadable, passes: Sequence[Any], data: Any, wanted: Mapping[str, float], how: How, *, plans: Sequence[Plan] = (), dry: bool = False
+) -> Result:
+    """`run`, and the clock for budgets that need it."""
+    gates.validate(wanted)
+    result = run(model, passes, data, budgets={n: v for n, v in wanted.items() if n not in CLOCKED}, plans=plans, dry=dry, how=how)
+    timed = {name: value for name, value in wanted.items() if name in CLOCKED}
+    if dry or not timed or result.comparison is None:
+        return result
+    judging = _judging(result.original, data, False, how)
+    from onnxcompress.model.save import finished, to_bytes
+
+    costs = _clocked(timed, result.original.source.runnable, to_bytes(finished(result.model)), judging, how)
+    return dataclasses.replace(result, verdicts=(*result.verdicts, *gates.check(timed, result.comparison, costs)))
+
+
+def _clocked(wanted: Mapping[str, float], one: Any, two: Any, data: Data, how: How) -> dict[str, tuple[float, float]]:
+    """Latency and memory of both, where a budget asks for them."""
+    if not CLOCKED.keys() & wanted.keys():
+        return {}
+    before, after = clock.measure(
+        {"original": one, "result": two}, next(iter(data.batches(1))), threads=how.threads, seconds=CLOCK_SECONDS,
+        memory="max_memory" in wanted, progress=_shares(how, "clock"),
+    )  # fmt: skip
+    found = {"latency_ms": (before.median_ms, before.median_ms / after.ratio)}
+    if before.memory_bytes and after.memory_bytes:
+        found["memory_bytes"] = (float(before.memory_bytes), float(after.memory_bytes))
+    return found
+
+
+def _shares(how: How, what: str) -> Any:
+    """A progress callback of shares for one of (done, total, what)."""
+    if how.progress is None:
+        return None
+    report = how.progress
+    return lambda share: report(round(1000 * share), 1000, what)
+
+
+def _sorted_out(settings: Mapping[str, Any], each: type | None) -> tuple[dict[str, Any], dict[str, float], How]:
+    """Settings of the pass, budgets, and how to run; SettingError for a name that is none of these."""
+    own = [] if each is None else names_of(each)
+    ways = names_of(How)
+    check_names(settings, [*own, *BUDGETS, *ways], "setting")
+    wanted = {name: value for name, value in settings.items() if name in BUDGETS and value is not None}
+    gates.validate(wanted)
+    how = How(**{name: value for name, value in settings.items() if name in ways})
+    for name in ("batch", "threads"):
+        if getattr(how, name) < 1:
+            raise SettingError(f"{name} is {getattr(how, name)}; give 1 or more")
+    if how.seed < 0:
+        raise SettingError(f"seed is {how.seed}; give 0 or more")
+    return {name: value for name, value in settings.items() if name in own and name not in ways}, wanted, how
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write a JSON value, the whole file or nothing."""
+    import json
+
+    write_atomic(path, json.dumps(comparing.json_safe(value), indent=2).encode() + b"\n")
