@@ -11,14 +11,12 @@ from typing import Any
 from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
-from onnxcompress.evidence.collect import collect
 from onnxcompress.evidence.expose import run_shapes
-from onnxcompress.evidence.paired import Paired
+from onnxcompress.evidence.gather import Sources, gather
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.passes.protocol import Pass
-from onnxcompress.passes.prune.prune import SHAPES
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.runtime.session import open_session
@@ -82,7 +80,7 @@ def run(
     current, made = original, []
     for number, each in enumerate(passes):
         with clock(each.name):
-            plan = plans[number] if number < len(plans) else _plan(each, original, current, feed, shapes, how)
+            plan = plans[number] if number < len(plans) else _plan(each, original, current, feed, how)
             made.append(plan)
             if dry:
                 break
@@ -97,22 +95,10 @@ def run(
     return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
 
 
-def _plan(each: Pass, original: Model, current: Model, data: Data, shapes: Any, how: How) -> Plan:
-    """Collect what the pass wants to know, and let it decide."""
-    wanted = each.needs(current)
-    known: dict[Any, Any] = {}
-    if SHAPES in wanted:
-        known[SHAPES] = shapes if current is original else run_shapes(current, next(iter(data.batches(1))))
-    if (pairs := Paired.NEED) in wanted:
-        known[pairs] = Paired(original, current, data.calibration, batch=how.batch, threads=how.threads)
-    rest = [need for need in wanted if need not in (SHAPES, Paired.NEED)]
-    if rest:
-        found = collect(
-            current, rest, data.calibration, batch=how.batch, memory_limit=how.memory_limit, threads=how.threads,
-            seed=how.seed, progress=how.progress,
-        )
-        known.update({need: found[need] for need in rest if need in found})
-    return each.plan(current, known)
+def _plan(each: Pass, original: Model, current: Model, data: Data, how: How) -> Plan:
+    """Gather what the pass wants to know, and let it decide."""
+    sources = Sources(original, current, data.calibration, how.batch, how.threads, how.memory_limit, how.seed, how.progress)
+    return each.plan(current, gather(sources, each.needs(current)))
 
 
 def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:

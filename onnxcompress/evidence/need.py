@@ -11,7 +11,7 @@ from typing import Any
 class Need:
     """One wish about one value of the graph.
 
-    kind   key of KINDS
+    kind   key of KINDS or PROVIDERS
     value  name of the value that is observed (an input or any node's output in the main graph)
     axis   the channel axis of that value
     """
@@ -20,6 +20,9 @@ class Need:
     value: str
     axis: int = 1
 
+
+SHAPES = Need("shapes", "")
+"""The shapes of all values in one run: multiply-adds are counted from them."""
 
 Evidence = Mapping[Need, Any]
 """Need -> what its kind gives, e.g. Moments or a Gram matrix. A need about a value that no run reaches is missing."""

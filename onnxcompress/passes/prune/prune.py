@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from onnxcompress.channels import Channels, Group, analyse, cut
 from onnxcompress.channels.footprint import Footprint, footprint
 from onnxcompress.errors import ModelError, SettingError, nearest
-from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.need import SHAPES, Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators import Settings
@@ -26,9 +26,6 @@ from onnxcompress.passes.prune.selection import SELECTIONS, choose_by_reconstruc
 from onnxcompress.plan import Plan, Refusal
 
 Share = Annotated[float | None, Field(gt=0, lt=1)]
-
-SHAPES = Need("shapes", "")
-"""The shapes of one run: multiply-adds are counted from them."""
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,26 @@ def gram_needs(model: Model, channels: Channels, groups: Sequence[Group]) -> lis
             axis = channel_axis(channels, value, group)
             if axis is not None and len(channels.tracks[value][axis].labels) <= WIDEST:  # type: ignore[arg-type]
                 wanted.append(Need("gram", value, axis))
+            wanted += [_sensitivity(layer) for layer in layers(model) if layer.reads == value]
     return list(dict.fromkeys(wanted))
 
 
+def _sensitivity(layer: Layer) -> Need:
+    """How far an error of a layer's output goes; its channels lie along axis 1 of a convolution, else along the last."""
+    return Need("sensitivity", layer.writes, 1 if "Conv" in layer.op else -1)
+
+
 class Readers:
-    """What one group's choice is made on: a Gram matrix, a target and the units' columns for each value that is read."""
+    """What one group's choice is made on: a Gram matrix, a target and the units' columns for each value that is read.
+
+    reach  the summed sensitivity of the readers: what their relative error is multiplied with on its way to the outputs
+    """
 
     def __init__(self, model: Model, channels: Channels, group: Group, evidence: Evidence) -> None:
         self.grams: list[np.ndarray] = []
         self.targets: list[np.ndarray] = []
         self.positions: list[np.ndarray] = []
+        self.reach = 0.0
         by_value: dict[str, list[Layer]] = {}
         for layer in layers(model):
             by_value.setdefault(layer.reads, []).append(layer)
@@ -60,12 +70,18 @@ class Readers:
             gram = evidence.get(Need("gram", value, -1 if axis is None else axis))
             if gram is None or positions.max() >= len(gram.matrix):
                 continue
-            target = sum(_target(layer, model, len(gram.matrix)) for layer in by_value[value])
             centred = gram.centred
-            power = float(np.sum(target * centred))
-            if power > 0:  # each value's readers count alike, whatever their scale
+            target = np.zeros_like(centred)
+            for layer in by_value[value]:
+                one = _target(layer, model, len(centred))
+                power = float(np.sum(one * centred))
+                if power > 0:  # relative errors of layers add up as far as each one reaches the outputs
+                    reach = evidence.get(_sensitivity(layer), 1.0)
+                    target += one * (max(reach, 1e-9) / power)
+                    self.reach += max(reach, 1e-9)
+            if target.any():
                 self.grams.append(centred)
-                self.targets.append(target / power)
+                self.targets.append(target)
                 self.positions.append(positions)
 
     def curve(self, count: int) -> Elimination:
@@ -98,7 +114,7 @@ def choose_by_reconstruction(
     if budget.target is None:
         counts = {group.name: kept_count(group.size, settings.amount, 1, settings.round_to) for group in groups}
     else:
-        curves = {name: each.curve(len(each.positions[0]) - 1).errors for name, each in readers.items() if each.grams}
+        curves = {name: each.reach * each.curve(len(each.positions[0]) - 1).errors for name, each in readers.items() if each.grams}
         counts = shared_out(budget, curves, settings.round_to)
     kept = {}
     for group in groups:

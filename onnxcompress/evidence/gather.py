@@ -1,0 +1,73 @@
+"""Everything that a pass may want to know, by kind: who provides it. Kinds that are not listed here are sums over activations (kinds.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcompress.data import Data
+from onnxcompress.evidence.collect import collect
+from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Paired
+from onnxcompress.evidence.sensitivity import sensitivities
+from onnxcompress.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What evidence is made from: the original, the model as it now is, the calibration samples, and limits."""
+
+    original: Model
+    current: Model
+    data: Data
+    batch: int = 8
+    threads: int = 1
+    memory_limit: int = 256 << 20
+    seed: int = 0
+    progress: Callable[[int, int, str], None] | None = None
+
+
+def shapes(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+    """Shapes of all values in one run."""
+    found = run_shapes(sources.current, next(iter(sources.data.batches(1))))
+    return dict.fromkeys(needs, found)
+
+
+def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+    """The walk over both models."""
+    walk = Paired(sources.original, sources.current, sources.data, batch=sources.batch, threads=sources.threads)
+    return dict.fromkeys(needs, walk)
+
+
+def sensitivity(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+    """One number a value."""
+    found = sensitivities(
+        sources.current, [(n.value, n.axis) for n in needs], sources.data, batch=sources.batch, threads=sources.threads, seed=sources.seed
+    )
+    return {need: found[need.value] for need in needs if need.value in found}
+
+
+PROVIDERS: dict[str, Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]] = {
+    "shapes": shapes,
+    "paired": paired,
+    "sensitivity": sensitivity,
+}
+
+
+def gather(sources: Sources, needs: Sequence[Need]) -> Evidence:
+    """Meet the needs; those about values that no run reaches are missing."""
+    known: dict[Need, Any] = {}
+    for kind, provide in PROVIDERS.items():
+        mine = [need for need in needs if need.kind == kind]
+        if mine:
+            known.update(provide(sources, mine))
+    rest = [need for need in needs if need.kind not in PROVIDERS]
+    if rest:
+        found = collect(
+            sources.current, rest, sources.data, batch=sources.batch, memory_limit=sources.memory_limit,
+            threads=sources.threads, seed=sources.seed, progress=sources.progress,
+        )  # fmt: skip
+        known.update({need: found[need] for need in rest if need in found})
+    return known
