@@ -6,8 +6,9 @@ from typing import Any
 
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import Prune
+from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.refit import Refit
 
-PASSES: dict[str, type[Any]] = {each.name: each for each in (Prune, Refit)}
+PASSES: dict[str, type[Any]] = {each.name: each for each in (Prune, Sparsify, Refit)}
 
-__all__ = ["PASSES", "Pass", "Prune", "Refit"]
+__all__ = ["PASSES", "Pass", "Prune", "Refit", "Sparsify"]

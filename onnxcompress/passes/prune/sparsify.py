@@ -1,0 +1,110 @@
+"""Unstructured and N:M pruning: single weights become zero. The file gets smaller only with an encoding that stores zeros well."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from onnxcompress.errors import ModelError, SettingError, nearest
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_constant
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.prune.weights import keep_global, keep_pattern, keep_per_matrix, keep_per_row, magnitude, sparsegpt, wanda
+from onnxcompress.plan import Plan, Refusal
+
+PATTERN = re.compile(r"(\d+):(\d+)")
+
+
+@dataclass(frozen=True)
+class Sparsify:
+    """Set single weights to zero, by magnitude (arXiv:1506.02626), Wanda (2306.11695) or SparseGPT (2301.00774)."""
+
+    name: ClassVar[str] = "sparsify"
+
+    amount: Annotated[float, Field(ge=0, lt=1, description="share of the weights that becomes zero")] = 0.5
+    criterion: Annotated[
+        Literal["magnitude", "wanda", "sparsegpt"], Field(description="what a weight is worth; the last two look at data")
+    ] = "magnitude"
+    per: Annotated[
+        Literal["row", "matrix", "model"], Field(description="where the share is counted; model: one threshold, magnitude only")
+    ] = "matrix"
+    pattern: Annotated[str | None, Field(description="N:M, at most N of M neighbours stay; instead of amount", pattern=r"^\d+:\d+$")] = None
+    keep: Annotated[tuple[str, ...], Field(description="weights, by name or pattern, that stay as they are")] = ()
+
+    def __post_init__(self) -> None:
+        if self.per == "model" and (self.criterion != "magnitude" or self.pattern):
+            raise SettingError("per 'model' ranks magnitudes of all layers together; leave out criterion and pattern, or choose 'matrix'")
+
+    @property
+    def share(self) -> float | tuple[int, int]:
+        """The amount, or (N, M)."""
+        found = PATTERN.fullmatch(self.pattern or "")
+        return self.amount if found is None else (int(found[1]), int(found[2]))
+
+    def layers(self, model: Model) -> list[Layer]:
+        """Every weight once, embeddings and protected ones left out."""
+        once = {layer.weight: layer for layer in layers(model) if layer.op != "Gather"}
+        for pattern in self.keep:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in once):
+                raise SettingError(f"--keep {pattern!r} matches no weight; {nearest(pattern, once)}")
+        return [layer for name, layer in once.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)]
+
+    def needs(self, model: Model) -> list[Need]:
+        """Moments for Wanda, Gram matrices for SparseGPT, of what the layers are fed."""
+        kinds = {"magnitude": (), "wanda": ("moments",), "sparsegpt": ("moments", "gram")}[self.criterion]
+        return list(dict.fromkeys(Need(kind, layer.reads, _axis(layer)) for layer in self.layers(model) for kind in kinds))
+
+    def plan(self, model: Model, evidence: Evidence) -> Plan:
+        """Masks, and for SparseGPT the weights that make up for what went."""
+        plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
+        chosen = self.layers(model)
+        if not chosen:
+            raise ModelError(f"{model.source.name}: it has no weighted layer")
+        stored = {layer.weight: layer.matrix(model.array(layer.weight)).astype(np.float64) for layer in chosen}
+        flat = {name: matrix.reshape(len(matrix), -1) for name, matrix in stored.items()}
+        masks = keep_global({name: magnitude(rows) for name, rows in flat.items()}, self.amount) if self.per == "model" else {}
+        for layer in chosen:
+            name = layer.weight
+            new, why = (flat[name] * masks[name], "") if masks else self._one(layer, flat[name], stored[name], evidence)
+            if why:
+                plan.refusals.append(Refusal(name, why, layer.name))
+            original = model.array(name)
+            plan.arrays[name] = layer.stored(new.reshape(stored[name].shape), original).astype(original.dtype)
+            plan.decisions.append({"weight": name, "of": int(new.size), "zeros": int((plan.arrays[name] == 0).sum())})
+        return plan
+
+    def _one(self, layer: Layer, rows: np.ndarray, matrix: np.ndarray, evidence: Evidence) -> tuple[np.ndarray, str]:
+        """The new weights of one layer, and why another criterion than the wished one was used."""
+        moments = evidence.get(Need("moments", layer.reads, _axis(layer)))
+        gram = evidence.get(Need("gram", layer.reads, _axis(layer)))
+        why = ""
+        if self.criterion == "sparsegpt" and gram is not None and gram.matrix.shape[0] == rows.shape[1]:
+            return sparsegpt(rows, gram.matrix, self.share)[1], ""
+        scores = magnitude(rows)
+        if self.criterion != "magnitude":
+            fits = moments is not None and len(moments.mean_square) == matrix.shape[1] and layer.groups == 1
+            scores = wanda(rows, np.repeat(moments.mean_square, rows.shape[1] // matrix.shape[1])) if fits else scores
+            used = "wanda" if fits else "magnitude"
+            why = "" if used == self.criterion else f"{self.criterion} needs what this layer is fed, a column a weight; {used} was used"
+        if isinstance(self.share, tuple):
+            return rows * keep_pattern(scores, *self.share), why
+        keep = keep_per_row if self.per == "row" or self.criterion != "magnitude" else keep_per_matrix
+        return rows * keep(scores, self.amount), why
+
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """Write the weights."""
+        plan.check_fits(model.fingerprint)
+        graph = model.ir.clone()
+        for name, values in plan.arrays.items():
+            set_constant(graph, name, values)
+        return model.edited(graph)
+
+
+def _axis(layer: Layer) -> int:
+    return 1 if "Conv" in layer.op else -1
