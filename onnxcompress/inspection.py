@@ -13,6 +13,7 @@ from onnxcompress.data import open_data
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.model import Loadable, Model, load
+from onnxcompress.model.load import read
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer, parameters
 from onnxcompress.operators.layer import Shapes, layers
@@ -56,7 +57,12 @@ class FrozenLine:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that `inspect` shows. free_share: of all channels that layers write, the share that may be cut."""
+    """Everything that `inspect` shows.
+
+    opset, producer   of the file      operators, layers, groups, frozen   of the normalised graph
+    macs              of one sample; None where the model could not be run
+    free_share        of all channels that layers write, the share that may be cut
+    """
 
     name: str
     bytes: int
@@ -76,17 +82,20 @@ class Inspection:
     @property
     def headline(self) -> str:
         """The first line."""
-        units = sum(group.units for group in self.groups)
-        if not self.groups:
+        free = sum(group.units for group in self.groups)
+        total = free + sum(frozen.channels for frozen in self.frozen)
+        if not free:
             return f"{self.name}: no channel can be cut"
-        return f"{self.name}: {100 * self.free_share:.0f} % of the channels can be cut, {units} units in {len(self.groups)} groups"
+        return f"{self.name}: {free} of {total} channels can be cut ({int(100 * self.free_share)} %), in {len(self.groups)} groups"
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
         return json_safe({**dataclasses.asdict(self), "headline": self.headline})  # type: ignore[no-any-return]
 
 
-def inspect(model: Loadable, *, data: Any = None, inexact: bool = False, inner: bool = False, images: Any = None) -> Inspection:
+def inspect(
+    model: Loadable, *, data: Any = None, inexact: bool = False, inner: bool = False, images: Any = None
+) -> Inspection:
     """Look at a model without changing it.
 
     data      inputs of which one sample is run, for the multiply-adds; None: synthetic ones
@@ -101,18 +110,18 @@ def inspect(model: Loadable, *, data: Any = None, inexact: bool = False, inner: 
     lines = _layers(loaded, shapes)
     free = sum(group.size for group in channels.groups)
     kept = sum(frozen.channels for frozen in channels.frozen)
-    path, graph = loaded.source.path, loaded.ir
+    path, (proto, _) = loaded.source.path, read(loaded.source.runnable)
     known = [line.macs for line in lines if line.macs is not None]
     return Inspection(
         name=loaded.source.name,
         bytes=loaded.source.size if path is None else size_on_disk(path),
         parameters=parameters(loaded),
         macs=sum(known) if shapes else None,
-        opset=graph.graph.opset_imports.get("", 0),
-        producer=" ".join(filter(None, [graph.producer_name, graph.producer_version])) or "unknown",
+        opset=next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), 0),
+        producer=" ".join(filter(None, [proto.producer_name, proto.producer_version])) or "unknown",
         inputs=ports[0],
         outputs=ports[1],
-        operators=dict(Counter(node.op_type for node in graph.graph.all_nodes()).most_common()),
+        operators=dict(Counter(node.op_type for node in loaded.ir.graph.all_nodes()).most_common()),
         layers=lines,
         groups=tuple(_group(loaded, channels, group) for group in channels.groups),
         frozen=tuple(FrozenLine(each.name, each.channels, each.why, each.by) for each in channels.frozen),
@@ -121,21 +130,34 @@ def inspect(model: Loadable, *, data: Any = None, inexact: bool = False, inner: 
     )
 
 
-def _seen(model: Model, data: Any, images: Any) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], Shapes, tuple[str, ...]]:
+def _seen(
+    model: Model, data: Any, images: Any
+) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], Shapes, tuple[str, ...]]:
     """Inputs and outputs in words, the shapes of one run (empty where it cannot run), and notes."""
     try:
         session = open_session(model.source.runnable, name=model.source.name)
         ports = (tuple(map(str, session.inputs)), tuple(map(str, session.outputs)))
     except ModelError as error:
-        named = tuple(tuple(f"{value.name}: {value.type} {value.shape}" for value in values) for values in (model.ir.graph.inputs, model.ir.graph.outputs))
-        return (named[0], named[1]), {}, (f"it does not load in onnxruntime, so the multiply-adds are unknown: {error}",)
+        named = tuple(
+            tuple(f"{value.name}: {value.type} {value.shape}" for value in values)
+            for values in (model.ir.graph.inputs, model.ir.graph.outputs)
+        )
+        return (
+            (named[0], named[1]),
+            {},
+            (f"it does not load in onnxruntime, so the multiply-adds are unknown: {error}",),
+        )
     try:
         opened = open_data(data, session.inputs, samples=1, images=images, session=session)
         return ports, run_shapes(model, next(iter(opened.batches(1)))), ()
     except (ModelError, DataError) as error:
         if data is not None:
             raise
-        return ports, {}, (f"it does not run on synthetic inputs, so the multiply-adds are unknown; give --data: {error}",)
+        return (
+            ports,
+            {},
+            (f"it does not run on synthetic inputs, so the multiply-adds are unknown; give --data: {error}",),
+        )
 
 
 def _layers(model: Model, shapes: Shapes) -> tuple[LayerLine, ...]:
@@ -147,10 +169,14 @@ def _layers(model: Model, shapes: Shapes) -> tuple[LayerLine, ...]:
         bias = 0 if layer.bias is None else model.array(layer.bias).size
         own = macs.get((layer.name, layer.weight)) if shapes else None
         share = own / total if own is not None and total else None
-        lines.append(LayerLine(layer.name, layer.op, layer.weight, layer.matrix(values).shape, values.size + bias, own, share))
+        lines.append(
+            LayerLine(layer.name, layer.op, layer.weight, layer.matrix(values).shape, values.size + bias, own, share)
+        )
     return tuple(lines)
 
 
 def _group(model: Model, channels: Channels, group: Group) -> GroupLine:
     free = int(free_cuts(model, channels, group).all.sum()) if group.size > 1 else 0
-    return GroupLine(group.name, group.size, free, tuple((member.tensor, member.axis, member.role) for member in group.members))
+    return GroupLine(
+        group.name, group.size, free, tuple((member.tensor, member.axis, member.role) for member in group.members)
+    )

@@ -51,7 +51,12 @@ def allowed(settings: type, name: str) -> str:
         return f"give one of {', '.join(map(str, field.get('enum', [field.get('const')])))}"
     limits = [
         LIMITS[short].format(f"{field[word]:g}")
-        for short, word in (("ge", "minimum"), ("gt", "exclusiveMinimum"), ("le", "maximum"), ("lt", "exclusiveMaximum"))
+        for short, word in (
+            ("ge", "minimum"),
+            ("gt", "exclusiveMinimum"),
+            ("le", "maximum"),
+            ("lt", "exclusiveMaximum"),
+        )
         if word in field
     ]
     kind = {"number": "a number", "integer": "a whole number"}.get(field.get("type", ""), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress import budgets as gates
-from onnxcompress import compare as comparing
 from onnxcompress.budgets import BUDGETS
-from onnxcompress.compare import Comparison
-from onnxcompress.data import Data, open_data
+from onnxcompress.compare import Comparison, json_safe
+from onnxcompress.compare import compare as compare_runs
+from onnxcompress.data import Data, named_function, open_data
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.files import write_atomic
 from onnxcompress.model import Loadable, Model, load
+from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.plan import Plan, load_plan
 from onnxcompress.result import Report, Result
@@ -27,6 +29,7 @@ from onnxcompress.runtime import clock
 from onnxcompress.runtime.cpu import cpu
 from onnxcompress.runtime.session import open_session
 from onnxcompress.settings import check_names, made, names_of
+from onnxcompress.task import read_labels
 
 CLOCKED = {"max_latency": "latency_ms", "max_memory": "memory_bytes"}
 """Budgets that need the clock -> the cost that it measures."""
@@ -67,9 +70,11 @@ def prune(
     if rounds < 1:
         raise SettingError(f"rounds is {rounds}; give 1 or more")
     if refit and data is None:
-        raise SettingError("refit needs data of your own: synthetic inputs say nothing about it; give data, or refit=False")
+        raise SettingError(
+            "refit needs data of your own: synthetic inputs say nothing about it; give data, or refit=False"
+        )
     cutter = made(Prune, {**cutting, "amount": amount, "seed": how.seed})
-    each = [made(Prune, _share_of(cutter, rounds))]
+    each: list[Any] = [made(Prune, _share_of(cutter, rounds))]
     if refit or (refit is None and data is not None):
         each.append(made(Refit, {"seed": how.seed}))
     return _run(model, each * rounds, data, wanted, how, dry=dry)
@@ -80,7 +85,9 @@ def _share_of(whole: Any, rounds: int) -> dict[str, Any]:
     if rounds == 1:
         return dict(vars(whole))
     targets = {
-        name: value ** (1 / rounds) for name, value in vars(whole).items() if name.startswith("target_") and value is not None
+        name: value ** (1 / rounds)
+        for name, value in vars(whole).items()
+        if name.startswith("target_") and value is not None
     }
     return {**vars(whole), "amount": 1 - (1 - whole.amount) ** (1 / rounds), **targets}
 
@@ -133,7 +140,9 @@ def save_plans(plans: Sequence[Plan], path: str | Path) -> None:
     Plan(SEQUENCE, {}, plans[0].fingerprint, [plan.to_json() for plan in plans], arrays).save(path)
 
 
-def compare(original: Loadable, result: Loadable, *, data: Any = None, whole: bool = False, **settings: Any) -> Comparison:
+def compare(
+    original: Loadable, result: Loadable, *, data: Any = None, whole: bool = False, **settings: Any
+) -> Comparison:
     """Run two models on the same samples and compare what they answer.
 
     data      what `open_data` takes; None: synthetic inputs
@@ -141,26 +150,28 @@ def compare(original: Loadable, result: Loadable, *, data: Any = None, whole: bo
     settings  fields of `run.How`
     """
     _, _, how = _sorted_out(settings, None)
-    one, two = load(original), load(result)
+    one, two = Runnable.of(original), Runnable.of(result)
     return _compared(one, two, _judging(one, data, whole, how), how)
 
 
-def compare_report(original: Loadable, result: Loadable, *, data: Any = None, whole: bool = False, **settings: Any) -> Report:
+def compare_report(
+    original: Loadable, result: Loadable, *, data: Any = None, whole: bool = False, **settings: Any
+) -> Report:
     """`compare` with costs and budgets (names of BUDGETS among the settings), as the Report that renderers read."""
     _, wanted, how = _sorted_out(settings, None)
     start = time.perf_counter()
-    one, two = load(original), load(result)
+    one, two = Runnable.of(original), Runnable.of(result)
     judging = _judging(one, data, whole, how)
     comparison = _compared(one, two, judging, how)
     costs = [_cost(each, judging) for each in (one, two)]
     pairs = {name: (getattr(costs[0], name), getattr(costs[1], name)) for name in ("bytes", "parameters", "macs")}
     known = {name: pair for name, pair in pairs.items() if None not in pair}
-    known |= _clocked(wanted, one.source.runnable, two.source.runnable, judging, how)
+    known |= _clocked(wanted, one.file, two.file, judging, how)
     verdicts = gates.check(wanted, comparison, known)
     return Report(
-        headline=f"{two.source.name} {comparison.verdict}",
+        headline=f"{two.model.source.name} {comparison.verdict}",
         grade=comparison.grade,
-        model=one.source.name,
+        model=one.model.source.name,
         costs=pairs,
         comparison=comparison.to_json(),
         verdicts=tuple(verdict.to_json() for verdict in verdicts),
@@ -170,25 +181,45 @@ def compare_report(original: Loadable, result: Loadable, *, data: Any = None, wh
     )
 
 
-def _compared(one: Model, two: Model, judging: Data, how: How) -> Comparison:
-    return comparing.compare(
-        one.source.runnable, two.source.runnable, judging,
+@dataclass(frozen=True)
+class Runnable:
+    """A model and what a session opens for it: the file as it was given; for a Model, which may be edited, its own bytes."""
+
+    model: Model
+    file: Path | bytes
+
+    @classmethod
+    def of(cls, given: Loadable) -> Runnable:
+        """ModelError as for `load`."""
+        model = load(given)
+        return cls(model, to_bytes(finished(model)) if isinstance(given, Model) else model.source.runnable)
+
+
+def _compared(one: Runnable, two: Runnable, judging: Data, how: How) -> Comparison:
+    return compare_runs(
+        one.file, two.file, judging,
         metric=how.metric, labels=how.labels, batch=how.batch, threads=how.threads, progress=_shares(how, "compare"),
     )  # fmt: skip
 
 
-def _judging(model: Model, data: Any, whole: bool, how: How) -> Data:
-    session = open_session(model.source.runnable, threads=how.threads, name=model.source.name)
+def _judging(one: Runnable, data: Any, whole: bool, how: How) -> Data:
+    session = open_session(one.file, threads=how.threads, name=one.model.source.name)
     opened = open_data(
-        data, session.inputs, seed=how.seed, samples=SYNTHETIC_SAMPLES, images=how.images, limit=how.limit, session=session
+        data,
+        session.inputs,
+        seed=how.seed,
+        samples=SYNTHETIC_SAMPLES,
+        images=how.images,
+        limit=how.limit,
+        session=session,
     )
     return opened if whole else opened.held_out
 
 
-def _cost(model: Model, data: Data) -> Cost:
-    shapes = run_shapes(model, next(iter(data.batches(1))))
-    path = model.source.path
-    return cost(model, shapes, on_disk=model.source.size if path is None else clock.size_on_disk(path))
+def _cost(each: Runnable, data: Data) -> Cost:
+    shapes = run_shapes(each.model, next(iter(data.batches(1))))
+    size = len(each.file) if isinstance(each.file, bytes) else clock.size_on_disk(each.file)
+    return cost(each.model, shapes, on_disk=size)
 
 
 @dataclass(frozen=True)
@@ -206,7 +237,9 @@ class Benchmark:
         return {"cpu": self.cpu, "data": self.data, "notes": list(self.notes), "timings": timings}
 
 
-def benchmark(*models: Loadable, data: Any = None, threads: Sequence[int] = (1,), seconds: float = 10.0, **settings: Any) -> Benchmark:
+def benchmark(
+    *models: Loadable, data: Any = None, threads: Sequence[int] = (1,), seconds: float = 10.0, **settings: Any
+) -> Benchmark:
     """Time models on the same inputs, interleaved: latency, load time, peak memory, file size.
 
     threads   each count is measured by itself       seconds   for all models of one count together
@@ -217,41 +250,58 @@ def benchmark(*models: Loadable, data: Any = None, threads: Sequence[int] = (1,)
         raise SettingError("name at least one model")
     if seconds <= 0 or any(count < 1 for count in threads):
         raise SettingError("seconds and threads must be more than 0")
-    loaded = [load(model) for model in models]
+    loaded = [Runnable.of(model) for model in models]
     named = _named(loaded)
     opened = _judging(loaded[0], data, True, how)
     feeds = list(itertools.islice(opened.batches(how.batch), TURNS))
     timings = [
         timing
         for count in threads
-        for timing in clock.measure(named, feeds, threads=count, seconds=seconds, progress=_shares(how, f"{count} threads"))
+        for timing in clock.measure(
+            named, feeds, threads=count, seconds=seconds, progress=_shares(how, f"{count} threads")
+        )
     ]
-    fed = f"{len(feeds)} feeds of {how.batch} from {opened.describe()}, in turn"
-    return Benchmark(str(cpu()), fed, tuple(note for note in opened.notes if not opened.synthetic or "synthetic" not in note), tuple(timings))
+    fed = f"{len(feeds)} feeds in turn, from {'synthetic inputs' if opened.synthetic else opened.what}"
+    notes = () if opened.synthetic else opened.notes  # that the outputs say little does not matter to a clock
+    return Benchmark(str(cpu()), fed, notes, tuple(timings))
 
 
-def _named(models: Sequence[Model]) -> dict[str, Any]:
+def _named(models: Sequence[Runnable]) -> dict[str, Any]:
     """Name -> what runs; a name that comes twice gets a number."""
     named: dict[str, Any] = {}
     for model in models:
-        names = itertools.chain([model.source.name], (f"{model.source.name} #{number}" for number in itertools.count(2)))
-        named[next(name for name in names if name not in named)] = model.source.runnable
+        own = model.model.source.name
+        names = itertools.chain([own], (f"{own} #{number}" for number in itertools.count(2)))
+        named[next(name for name in names if name not in named)] = model.file
     return named
 
 
 def _run(
-    model: Loadable, passes: Sequence[Any], data: Any, wanted: Mapping[str, float], how: How, *, plans: Sequence[Plan] = (), dry: bool = False
+    model: Loadable,
+    passes: Sequence[Any],
+    data: Any,
+    wanted: Mapping[str, float],
+    how: How,
+    *,
+    plans: Sequence[Plan] = (),
+    dry: bool = False,
 ) -> Result:
     """`run`, and the clock for budgets that need it."""
     gates.validate(wanted)
-    result = run(model, passes, data, budgets={n: v for n, v in wanted.items() if n not in CLOCKED}, plans=plans, dry=dry, how=how)
+    result = run(
+        model,
+        passes,
+        data,
+        budgets={n: v for n, v in wanted.items() if n not in CLOCKED},
+        plans=plans,
+        dry=dry,
+        how=how,
+    )
     timed = {name: value for name, value in wanted.items() if name in CLOCKED}
     if dry or not timed or result.comparison is None:
         return result
-    judging = _judging(result.original, data, False, how)
-    from onnxcompress.model.save import finished, to_bytes
-
-    costs = _clocked(timed, result.original.source.runnable, to_bytes(finished(result.model)), judging, how)
+    one = Runnable(result.original, result.original.source.runnable)
+    costs = _clocked(timed, one.file, to_bytes(finished(result.model)), _judging(one, data, False, how), how)
     return dataclasses.replace(result, verdicts=(*result.verdicts, *gates.check(timed, result.comparison, costs)))
 
 
@@ -290,11 +340,13 @@ def _sorted_out(settings: Mapping[str, Any], each: type | None) -> tuple[dict[st
             raise SettingError(f"{name} is {getattr(how, name)}; give 1 or more")
     if how.seed < 0:
         raise SettingError(f"seed is {how.seed}; give 0 or more")
+    if isinstance(how.labels, str | Path):  # a wrong name is found now, not after minutes of work
+        read_labels(how.labels)
+    if isinstance(how.metric, str):
+        named_function(how.metric)
     return {name: value for name, value in settings.items() if name in own and name not in ways}, wanted, how
 
 
 def write_json(value: Any, path: str | Path) -> None:
     """Write a JSON value, the whole file or nothing."""
-    import json
-
-    write_atomic(path, json.dumps(comparing.json_safe(value), indent=2).encode() + b"\n")
+    write_atomic(path, json.dumps(json_safe(value), indent=2).encode() + b"\n")

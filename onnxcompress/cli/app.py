@@ -34,16 +34,31 @@ app = typer.Typer(
 
 PRUNING = options_of(Prune, panel="Pruning", without=["seed"])
 PLANNING = [
-    Option("rounds", "rounds", int, 1, "cut and repair that often, a part of the amount each time (at least 1)", "Pruning"),
-    Option("refit", "refit", bool | None, None, "repair by least squares after each cut (default: where there is --data)", "Pruning"),
+    Option(
+        "rounds", "rounds", int, 1, "cut and repair that often, a part of the amount each time (at least 1)", "Pruning"
+    ),
+    Option(
+        "refit",
+        "refit",
+        bool | None,
+        None,
+        "repair by least squares after each cut (default: where there is --data)",
+        "Pruning",
+    ),
     Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
     Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
 ]
-LOOKING = options_of(Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")])
-WHOLE = Option("whole", "whole", bool, False, "judge on all samples, not only those that are held out", "Data", ("--whole",))
+LOOKING = options_of(
+    Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
+)
+WHOLE = Option(
+    "whole", "whole", bool, False, "judge on all samples, not only those that are held out", "Data", ("--whole",)
+)
 ALL_ROWS = Option("all_rows", "all_rows", bool, False, "show every row of every table", "Output", ("--all",))
 TIMING = [
-    Option("threads", "threads", list[int], [1], "threads of onnxruntime; give it several times to measure each", "Timing"),
+    Option(
+        "threads", "threads", list[int], [1], "threads of onnxruntime; give it several times to measure each", "Timing"
+    ),
     Option("seconds", "seconds", float, 10.0, "time of measuring, for all models together", "Timing"),
     Option("batch", "batch", int, 1, "samples run at once, where the model's first axis is free", "Timing"),
 ]
@@ -59,7 +74,9 @@ def verb(*options: Option | Sequence[Option]) -> Callable[[Callable[..., None]],
     flat = [each for part in options for each in ([part] if isinstance(part, Option) else part)]
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in signatures.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = [
+            p for p in signatures.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
         parameters = [*own, *(option.parameter() for option in flat)]
 
         def command(**given: Any) -> None:
@@ -107,13 +124,17 @@ def apply(
 
 @verb(WHOLE, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
 def compare(
-    original: Model, result: Annotated[str, typer.Argument(help="the .onnx file to judge", show_default=False)], **given: Any
+    original: Model,
+    result: Annotated[str, typer.Argument(help="the .onnx file to judge", show_default=False)],
+    **given: Any,
 ) -> None:
     """Run two models on the same inputs and compare what they answer."""
     settings = {**_running(given), **_budgets(given)}
     _check(given, original, None, result)
     with progress(given["quiet"]) as bars:
-        report = verbs.compare_report(original, result, data=given["data"], whole=given["whole"], progress=bars, **settings)
+        report = verbs.compare_report(
+            original, result, data=given["data"], whole=given["whole"], progress=bars, **settings
+        )
     show(report_page(report), report.to_json(), to=given["json"], quiet=given["quiet"])
     _gate([verdict["sentence"] for verdict in report.verdicts if not verdict["met"]])
 
@@ -129,7 +150,10 @@ def inspect(model: Model, **given: Any) -> None:
 
 @verb(TIMING, BENCH_DATA, WRITING, IMAGES)
 def benchmark(
-    models: Annotated[list[str], typer.Argument(help=".onnx files; the first is what the others are compared with", show_default=False)],
+    models: Annotated[
+        list[str],
+        typer.Argument(help=".onnx files; the first is what the others are compared with", show_default=False),
+    ],
     **given: Any,
 ) -> None:
     """Time models on this CPU, interleaved: latency, load time, memory, file size."""

@@ -17,7 +17,9 @@ class Feeding:
 
     data: Annotated[
         str | None,
-        Field(description=".npz by input name, folder of .npz, .npy or images, or module:function; without: synthetic inputs"),
+        Field(
+            description=".npz by input name, folder of .npz, .npy or images, or module:function; without: synthetic inputs"
+        ),
     ] = None
     limit: Annotated[int | None, Field(ge=1, description="samples used at most")] = None
     seed: Annotated[int, Field(ge=0, description="of the split, of what is drawn, of synthetic inputs")] = 0
@@ -29,7 +31,9 @@ class Feeding:
 class Judging:
     """The user's own score."""
 
-    labels: Annotated[str | None, Field(description="file with a class for each row of the data: reports the accuracy")] = None
+    labels: Annotated[
+        str | None, Field(description="file with a class for each row of the data: reports the accuracy")
+    ] = None
     metric: Annotated[str | None, Field(description="module:function of (outputs, labels): reports its score")] = None
 
 
@@ -37,7 +41,9 @@ class Judging:
 class Writing:
     """What is written beside the model."""
 
-    json: Annotated[str | None, Field(description="write the report as JSON to this file; - for standard output")] = None
+    json: Annotated[str | None, Field(description="write the report as JSON to this file; - for standard output")] = (
+        None
+    )
     quiet: Annotated[bool, Field(description="print the first line only")] = False
 
 
@@ -48,7 +54,8 @@ FEEDING = [
 IMAGES = options_of(ImageSettings, prefix="image_", panel="Images")
 JUDGING = options_of(Judging, panel="Data")
 WRITING = [
-    Option(**{**vars(each), "flags": ("--quiet", "-q")}) if each.name == "quiet" else each for each in options_of(Writing, panel="Output")
+    Option(**{**vars(each), "flags": ("--quiet", "-q")}) if each.name == "quiet" else each
+    for each in options_of(Writing, panel="Output")
 ]
 BUDGETING = budget_options()
 OUTPUT = Option("output", "output", str | None, None, "the model that is written", "Output", ("--output", "-o"))

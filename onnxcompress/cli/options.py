@@ -38,8 +38,12 @@ class Option:
     def parameter(self) -> inspect.Parameter:
         """For the signature that typer reads."""
         flags = self.flags or (_flag(self.name, self.kind),)
-        info = typer.Option(*flags, help=self.help, rich_help_panel=self.panel, show_default=self.default not in (None, (), []))
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[self.kind, info])
+        info = typer.Option(
+            *flags, help=self.help, rich_help_panel=self.panel, show_default=self.default not in (None, (), [])
+        )
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[self.kind, info]
+        )
 
 
 def _flag(name: str, kind: Any) -> str:
@@ -58,10 +62,17 @@ def options_of(settings: type, *, prefix: str = "", panel: str = "", without: It
 
 
 def _option(settings: type, name: str, hint: Any, prefix: str, panel: str) -> Option:
-    described = next((extra.description for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "description", None)), "")
+    described = next(
+        (extra.description for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "description", None)), ""
+    )
     default = getattr(settings(), name)
     kind, comma, length = _kind(hint)
-    limits = allowed(settings, name).removeprefix("give ").removeprefix("a number that is ").removeprefix("a whole number that is ")
+    limits = (
+        allowed(settings, name)
+        .removeprefix("give ")
+        .removeprefix("a number that is ")
+        .removeprefix("a whole number that is ")
+    )
     limits = "" if limits in ("a number", "a whole number", "") else f" ({limits})"
     flag = _flag(prefix + name, kind)
     if comma and default is not None:
@@ -91,7 +102,14 @@ def _kind(hint: Any) -> tuple[Any, bool, int | None]:
 def budget_options() -> list[Option]:
     """An option for each row of BUDGETS."""
     return [
-        Option(name, name, float | None, None, f"{budget.description}: {budget.sense} this{_unit(budget.unit)}, else exit code 1", "Budgets")
+        Option(
+            name,
+            name,
+            float | None,
+            None,
+            f"{budget.description}: {budget.sense} this{_unit(budget.unit)}, else exit code 1",
+            "Budgets",
+        )
         for name, budget in BUDGETS.items()
     ]
 
@@ -112,7 +130,9 @@ def _value(option: Option, value: Any) -> Any:
     try:
         numbers = [float(part) for part in parts]
     except ValueError as error:
-        raise SettingError(f"--{option.name.replace('_', '-')} is {value!r}; give numbers with commas between") from error
+        raise SettingError(
+            f"--{option.name.replace('_', '-')} is {value!r}; give numbers with commas between"
+        ) from error
     if option.length and len(numbers) == 1:
         numbers *= option.length
     return tuple(int(each) if each.is_integer() else each for each in numbers)

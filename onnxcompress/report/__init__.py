@@ -1,6 +1,6 @@
 """Renders a Report, an Inspection or a Benchmark; computes nothing.
 
-    page.py says what is shown; terminal.py and markdown.py say how
+page.py says what is shown; terminal.py and markdown.py say how
 """
 
 from onnxcompress.report.markdown import markdown

@@ -15,7 +15,11 @@ from onnxcompress.result import Report
 from onnxcompress.verbs import Benchmark
 
 MOST_ROWS = 12
-COSTS = {"bytes": ("file size", words.size), "parameters": ("parameters", words.count), "macs": ("multiply-adds", words.count)}
+COSTS = {
+    "bytes": ("file size", words.size),
+    "parameters": ("parameters", words.count),
+    "macs": ("multiply-adds", words.count),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,13 @@ class Page:
     lines: tuple[tuple[str, str], ...]
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), most: int | None = MOST_ROWS) -> Table:
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+    most: int | None = MOST_ROWS,
+) -> Table:
     """A table of at most `most` rows, without the columns that are empty in all of them."""
     shown = rows if most is None else rows[:most]
     kept = [i for i in range(len(columns)) if i == 0 or any(row[i] != words.UNKNOWN for row in shown)]
@@ -64,7 +74,8 @@ def report_page(report: Report) -> Page:
         lines += [("note", note) for note in comparison["notes"]]
         lines.append(("data", comparison["data"]))
     lines.append(("time", words.spans(report.seconds)))
-    return Page(report.headline, report.grade, tuple(each for each in tables if each.rows), tuple(lines))
+    headline = f"the result {report.headline}" if report.plans and comparison is not None else report.headline
+    return Page(headline, report.grade, tuple(each for each in tables if each.rows), tuple(lines))
 
 
 def _costs(report: Report) -> Table:
@@ -72,7 +83,14 @@ def _costs(report: Report) -> Table:
     rows = []
     for name, (before, after) in report.costs.items():
         title, show = COSTS.get(name, (name, words.count))
-        rows.append((title, show(before), words.UNKNOWN if dry else show(after), words.UNKNOWN if dry else words.times(before, after)))
+        rows.append(
+            (
+                title,
+                show(before),
+                words.UNKNOWN if dry else show(after),
+                words.UNKNOWN if dry else words.times(before, after),
+            )
+        )
     return table(report.model, ("", "before", "after", "ratio"), rows, ("before", "after", "ratio"))
 
 
@@ -98,7 +116,10 @@ def decibel_of(out: Mapping[str, Any]) -> str:
 
 
 def _budgets(verdicts: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [(each["name"], words.number(each["wanted"]), words.number(each["got"]), "met" if each["met"] else "MISSED") for each in verdicts]
+    rows = [
+        (each["name"], words.number(each["wanted"]), words.number(each["got"]), "met" if each["met"] else "MISSED")
+        for each in verdicts
+    ]
     return table("budgets", ("budget", "wanted", "found", ""), rows, ("wanted", "found"))
 
 
@@ -114,7 +135,12 @@ def _cut(plan: Mapping[str, Any]) -> Table:
         )
         for each in rows
     ]
-    return table("what was cut: units that go together", ("group", "cut", "of", "share", "free"), cells, ("cut", "of", "share", "free"))
+    return table(
+        "what was cut: units that go together",
+        ("group", "cut", "of", "share", "free"),
+        cells,
+        ("cut", "of", "share", "free"),
+    )
 
 
 def _refitted(plan: Mapping[str, Any]) -> Table:
@@ -151,18 +177,36 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
     ]
     columns = ("layer", "operator", "out x in x kernel", "parameters", "multiply-adds", "share")
     layers = [
-        (each.name, each.op, words.shape(each.shape), words.count(each.parameters), words.count(each.macs), words.percent(each.share))
+        (
+            each.name,
+            each.op,
+            words.shape(each.shape),
+            words.count(each.parameters),
+            words.count(each.macs),
+            words.percent(each.share),
+        )
         for each in found.layers
     ]
-    groups = [(each.name, str(each.units), str(each.free) if each.free else words.UNKNOWN, _together(each.members)) for each in found.groups]
-    frozen = [(each.name, str(each.channels), each.why, each.by) for each in sorted(found.frozen, key=lambda f: -f.channels)]
+    groups = [
+        (each.name, str(each.units), str(each.free) if each.free else words.UNKNOWN, _together(each.members))
+        for each in found.groups
+    ]
+    frozen = [
+        (each.name, str(each.channels), each.why, each.by) for each in sorted(found.frozen, key=lambda f: -f.channels)
+    ]
     return Page(
         found.headline,
         None,
         (
             table("model", ("", ""), facts, most=None),
             table("layers", columns, layers, columns[2:], most),
-            table("channels that can be cut, and what goes with them", ("group", "units", "free", "together with"), groups, ("units", "free"), most),
+            table(
+                "channels that can be cut",
+                ("group", "units", "free", "what goes with them"),
+                groups,
+                ("units", "free"),
+                most,
+            ),
             table("channels that cannot be cut", ("weight", "channels", "why", "by"), frozen, ("channels",), most),
         ),
         tuple(("note", note) for note in found.notes),
@@ -170,11 +214,14 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
 
 
 def _together(members: Sequence[tuple[str, int, str]]) -> str:
-    """The tensors of a group by role: short where there are many."""
-    by_role: dict[str, list[str]] = {}
-    for tensor, _, role in members:
-        by_role.setdefault(role, []).append(tensor)
-    return "; ".join(f"{role}: {tensors[0]}{f' and {len(tensors) - 1} more' if len(tensors) > 1 else ''}" for role, tensors in by_role.items())
+    """Who writes a group's channels and who reads them; what lies between (scales, biases) goes along."""
+    parts = []
+    for role, words_ in (("write", "written by"), ("read", "read by")):
+        tensors = list(dict.fromkeys(tensor for tensor, _, own in members if own == role))
+        if tensors:
+            more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+            parts.append(f"{words_} {tensors[0]}{more}")
+    return ", ".join(parts)
 
 
 def benchmark_page(found: Benchmark) -> Page:
@@ -196,6 +243,10 @@ def benchmark_page(found: Benchmark) -> Page:
     ]
     last, first = found.timings[-1], found.timings[0]
     alone = last.name == first.name
-    headline = f"{first.name}: {words.milliseconds(first.median_ms)} a run" if alone else f"{last.name} runs {last.ratio:.2f} times as fast as {first.name}"
+    headline = (
+        f"{first.name}: {words.milliseconds(first.median_ms)} a run"
+        if alone
+        else f"{last.name} runs {last.ratio:.2f} times as fast as {first.name}"
+    )
     lines = [("cpu", found.cpu), ("data", found.data), *(("note", note) for note in found.notes)]
     return Page(headline, None, (table("latency, interleaved", columns, rows, columns[1:], None),), tuple(lines))

@@ -21,6 +21,7 @@ def print_page(page: Page, console: Console | None = None) -> None:
     console.print(Text(page.headline, style=COLOURS[page.grade]), soft_wrap=True)
     for table in page.tables:
         console.print()
+        console.print(Text(f" {table.title}", style="bold"))
         console.print(_grid(table))
         if table.more:
             console.print(Text(f"  ... and {table.more} more", style="dim"))
@@ -32,7 +33,7 @@ def print_page(page: Page, console: Console | None = None) -> None:
         line.add_column(width=width, style="dim", no_wrap=True)
         line.add_column(overflow="fold")
         line.add_row(Text(what), Text(sentence))
-        console.print(Padding(line, (0, 0, 0, 1)))
+        console.print(Padding(line, (0, 0, 0, 1), expand=False))
 
 
 def make_console() -> Console:
@@ -42,9 +43,11 @@ def make_console() -> Console:
 
 
 def _grid(table: Table) -> Grid:
-    grid = Grid(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, show_header=any(table.columns))
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, show_header=any(table.columns))
     for column in table.columns:
-        grid.add_column(column, justify="right" if column in table.right else "left", overflow="fold", header_style="dim")
+        grid.add_column(
+            column, justify="right" if column in table.right else "left", overflow="fold", header_style="dim"
+        )
     for row in table.rows:
         grid.add_row(*(Text(cell, style="bold red" if cell == "MISSED" else "") for cell in row))
     return grid

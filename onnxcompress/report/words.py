@@ -13,8 +13,13 @@ UNKNOWN = "-"
 def _scaled(value: float, units: tuple[tuple[str, float], ...], plain: str) -> str:
     for unit, size in units:
         if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+            return f"{_three(value / size)} {unit}"
     return f"{value:.0f}{plain}"
+
+
+def _three(value: float) -> str:
+    """Three digits, trailing zeros kept: 13.0, not 13."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
 
 
 def size(value: float | None) -> str:
@@ -48,12 +53,20 @@ def decibel(value: Any) -> str:
 
 def times(before: float | None, after: float | None) -> str:
     """How much smaller."""
-    return UNKNOWN if not before or not after else f"{before / after:.2f}x smaller" if after <= before else f"{after / before:.2f}x larger"
+    if not before or not after:
+        return UNKNOWN
+    return (
+        "same"
+        if before == after
+        else f"{before / after:.2f}x smaller"
+        if after < before
+        else f"{after / before:.2f}x larger"
+    )
 
 
 def milliseconds(value: float) -> str:
     """A latency."""
-    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+    return f"{value:.3g} ms" if value < 1 else f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
 
 
 def spans(seconds: Mapping[str, float]) -> str:
