@@ -1,11 +1,11 @@
-"""Every real model: half of the channels cut without data, beside onnxsim's structured pruning; what it costs and what is frozen.
+"""Every real model: half of the channels cut without data, beside onnxsim; what it costs, and what is frozen.
 
     python -m benchmarks.coverage [--models NAME ...] [--amount 0.5] [--runs 3]
 
 Both tools get the same file and the same amount, each in a fresh process of its own; ours with round_to=1, so that the
-amounts are equal. Time is the median over runs of reading, deciding and cutting: load, plan, apply here; onnx.load, simplify,
-apply_structured_pruning there. Neither writes a file within it. Parameters are numbers in floating-point constants of the
-files, counted by the same function in both (initializers and Constant nodes, bodies of If and Loop too).
+amounts are equal. Time is the median over runs of reading, deciding and cutting: load, plan, apply here; onnx.load,
+simplify, apply_structured_pruning there. Neither writes a file within it. Parameters are numbers in floating-point
+constants of the files, counted by the same function in both (initializers, Constant nodes, bodies of If and Loop too).
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def freedom(channels: Any) -> dict[str, Any]:
 
 
 def answers(original: Path, result: Path) -> str:
-    """'yes' where the result loads in onnxruntime, has the same signature and runs on synthetic inputs; else what is wrong."""
+    """'yes' where the result loads in onnxruntime, has the same signature and runs on synthetic inputs; else why not."""
     from onnxcompress.compare import check_signatures
     from onnxcompress.data import open_data
     from onnxcompress.errors import OnnxCompressError
@@ -204,7 +204,7 @@ def resnet(folder: Path) -> Path:
 
 
 def _peak() -> int:
-    """Largest resident memory so far, bytes. Linux's ru_maxrss would start at the parent's, so its own file is asked first."""
+    """Largest resident memory so far, bytes. Linux's ru_maxrss starts at the parent's: its own file is asked first."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -213,10 +213,10 @@ def _peak() -> int:
 
 
 CUT = (
-    "Structured pruning, amount {amount}, L2, no data; models from smallest to largest. *Smaller*: parameters of the original / of "
-    "the result. *Simplify alone*: what onnxsim's simplify takes away before it prunes (it folds BatchNorms into convolutions, and "
-    "constants that no input changes; ours keeps both). *Answers*: the result loads in onnxruntime, has the original's signature "
-    "(names, types, ranks) and runs."
+    "Structured pruning, amount {amount}, L2, no data; models from smallest to largest. *Smaller*: parameters of the "
+    "original / of the result. *Simplify alone*: what onnxsim's simplify takes away before it prunes (it folds "
+    "BatchNorms into convolutions). *Answers*: the result loads in onnxruntime, has the original's signature (names, "
+    "types, ranks) and runs."
 )
 CUT_HEADS = ("model", "parameters", "smaller: ours", "onnxsim", "simplify alone", "answers: ours", "onnxsim")
 
@@ -225,10 +225,15 @@ def _report(rows: list[dict[str, Any]], amount: float) -> None:
     parts = [
         CUT.format(amount=amount),
         table(CUT_HEADS, [_cut_row(one) for one in rows]),
-        "Seconds (median of the runs) and peak resident memory of the process in MB (in brackets: of that, above the imports).",
-        table(("model", "MB", "s: ours", "onnxsim", "ours / onnxsim", "MB: ours", "onnxsim", "ratio"), [_cost_row(one) for one in rows]),
+        "Seconds (median of the runs); peak resident memory of the process in MB (in brackets: above the imports).",
+        table(
+            ("model", "MB", "s: ours", "onnxsim", "ours / onnxsim", "MB: ours", "onnxsim", "ratio"),
+            [_cost_row(one) for one in rows],
+        ),
         "Which output channels of weights are free to go, and why the others are not (share of all channels).",
-        table(("model", "channels", "free", "groups", "frozen"), [_free_row(one) for one in rows if "free" in one["ours"]]),
+        table(
+            ("model", "channels", "free", "groups", "frozen"), [_free_row(one) for one in rows if "free" in one["ours"]]
+        ),
         *_failures(rows),
     ]
     write("coverage", "Real models: what can be cut, and what cutting costs", parts, {"amount": amount, "rows": rows})
@@ -237,19 +242,28 @@ def _report(rows: list[dict[str, Any]], amount: float) -> None:
 def _cut_row(one: dict[str, Any]) -> list[str]:
     smaller = [f"{one['parameters'] / one[t]['parameters']:.2f}" if "parameters" in one[t] else "failed" for t in TOOLS]
     simple = _times(one["parameters"], one["onnxsim"].get("simplified"))
-    return [one["model"], f"{one['parameters']:,}", *smaller, simple, *(one[tool].get("answers", "failed") for tool in TOOLS)]
+    return [
+        one["model"],
+        f"{one['parameters']:,}",
+        *smaller,
+        simple,
+        *(one[tool].get("answers", "failed") for tool in TOOLS),
+    ]
 
 
 def _cost_row(one: dict[str, Any]) -> list[str]:
     seconds = [one[tool].get("seconds") for tool in TOOLS]
     peaks = [one[tool].get("peak") for tool in TOOLS]
-    memory = [f"{p / 1e6:.0f} ({(p - one[t]['base']) / 1e6:.0f})" if p else "failed" for p, t in zip(peaks, TOOLS, strict=True)]
+    memory = [
+        f"{p / 1e6:.0f} ({(p - one[t]['base']) / 1e6:.0f})" if p else "failed"
+        for p, t in zip(peaks, TOOLS, strict=True)
+    ]
     shown = [f"{value:.3f}" if value else "failed" for value in seconds]
     return [one["model"], f"{one['bytes'] / 1e6:.1f}", *shown, _times(*seconds), *memory, _times(*peaks)]
 
 
 def _times(a: float | None, b: float | None) -> str:
-    return f"{a / b:.2f}" if a and b else "–"
+    return f"{a / b:.2f}" if a and b else "-"
 
 
 def _free_row(one: dict[str, Any]) -> list[str]:
@@ -260,7 +274,9 @@ def _free_row(one: dict[str, Any]) -> list[str]:
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [f"- {one['model']}, {tool}: {one[tool]['error']}" for one in rows for tool in TOOLS if "error" in one[tool]]
+    lines = [
+        f"- {one['model']}, {tool}: {one[tool]['error']}" for one in rows for tool in TOOLS if "error" in one[tool]
+    ]
     return ["Failures:", "\n".join(lines)] if lines else []
 
 

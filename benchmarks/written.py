@@ -29,7 +29,9 @@ def conditions() -> dict[str, str]:
         "command": " ".join(["python -m", f"benchmarks.{script}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "cpu": str(cpu()),
-        "versions": ", ".join(f"{name} {number}" for name, number in {"python": sys.version.split()[0], **versions}.items()),
+        "versions": ", ".join(
+            f"{name} {number}" for name, number in {"python": sys.version.split()[0], **versions}.items()
+        ),
     }
 
 
@@ -40,7 +42,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write(name: str, title: str, parts: Sequence[str], facts: Mapping[str, Any]) -> None:
-    """results/<name>.md out of title, conditions and parts (paragraphs, tables); results/<name>.json out of the facts."""
+    """results/<name>.md out of title, conditions and parts (paragraphs, tables); <name>.json out of the facts."""
     RESULTS.mkdir(exist_ok=True)
     top = conditions()
     head = f"# {title}\n\n`{top['command']}`, {top['date']}  \nCPU: {top['cpu']}  \nVersions: {top['versions']}"
