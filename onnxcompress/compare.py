@@ -147,7 +147,11 @@ def compare(
 
 
 def check_signatures(before: Session, after: Session) -> None:
-    """ModelError unless both take and give the same names, types and ranks."""
+    """ModelError unless both take and give the same names and types, and take the same ranks.
+
+    An output's rank is what onnxruntime infers, or what the file claims where it cannot, and the claim may be wrong:
+    whether outputs have equal shapes is seen when they run.
+    """
     for kind in ("inputs", "outputs"):
         one, two = ({port.name: port for port in getattr(session, kind)} for session in (before, after))
         for name in [*one, *two]:
@@ -157,7 +161,7 @@ def check_signatures(before: Session, after: Session) -> None:
                     raise ModelError(
                         f"{missing}: has no {kind[:-1]} {name!r}, the other model has; {nearest(name, others)}"
                     )
-            known = one[name].shape and two[name].shape  # an output of unknown rank has no shape
+            known = kind == "inputs" and one[name].shape and two[name].shape
             if one[name].type != two[name].type or (known and one[name].rank != two[name].rank):
                 raise ModelError(
                     f"{after.name}: {kind[:-1]} {two[name]} is {one[name]} in the original; compare like with like"

@@ -24,7 +24,7 @@ GATE = 0.1
 
 
 def sensitivities(
-    model: Model, values: Sequence[tuple[str, int]], data: Data, *, batch: int = 8, batches: int = 2, threads: int = 1, seed: int = 0
+    model: Model, values: Sequence[tuple[str, int]], data: Data, *, batch: int = 8, batches: int = 1, threads: int = 1, seed: int = 0
 ) -> dict[str, float]:
     """Value name -> noise share at the worst output for each unit of noise share at the value.
 

@@ -53,6 +53,7 @@ class Model:
     ir       the graph; nobody edits it after the door, passes clone it (tensors are shared)
     source   the file or bytes that the user gave
     origin   value name -> what it stands for in the model that the user gave; absent means itself, whole
+    declared shapes of the inputs and outputs as the source declares them; inference may know better, but the file keeps them
     notes    what the door saw and could not do, for the report
     """
 
@@ -60,6 +61,7 @@ class Model:
     source: Source
     origin: Mapping[str, Origin] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    declared: Mapping[str, ir.Shape | None] = field(default_factory=dict)
     _memory: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def remember(self, key: str, compute: Callable[[Model], T]) -> T:
@@ -70,7 +72,7 @@ class Model:
 
     def edited(self, graph: ir.Model, origin: Mapping[str, Origin] | None = None) -> Model:
         """The Model around an edited clone of this one's graph."""
-        return Model(graph, self.source, self.origin if origin is None else origin, self.notes)
+        return Model(graph, self.source, self.origin if origin is None else origin, self.notes, self.declared)
 
     @property
     def initializers(self) -> Mapping[str, ir.Value]:

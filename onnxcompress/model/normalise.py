@@ -44,11 +44,16 @@ def normalise(proto: onnx.ModelProto, source: Source) -> Model:
         graph = ir.from_proto(proto)
         if source.path is not None:
             ir.external_data.set_base_dir(graph.graph, source.path.parent)
+        declared = {value.name or "": _copied(value.shape) for value in (*graph.graph.inputs, *graph.graph.outputs)}
         for step in STEPS:
             graph = step(graph, notes)
     except (*DAMAGE, checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{source.name}: not a legal ONNX graph: {first_line(error)}") from error
-    return Model(graph, source, notes=tuple(notes))
+    return Model(graph, source, notes=tuple(notes), declared=declared)
+
+
+def _copied(shape: ir.Shape | None) -> ir.Shape | None:
+    return None if shape is None else ir.Shape(list(shape), [shape.get_denotation(axis) for axis in range(len(shape))])
 
 
 def first_line(error: BaseException) -> str:

@@ -28,6 +28,9 @@ def to_bytes(graph: ir.Model) -> bytes:
 def finished(model: Model) -> ir.Model:
     """A clone as it goes to disk: equal constants merged, nothing unused, IR version and opset as they were."""
     graph = model.ir.clone()
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        if value.name in model.declared:
+            value.shape = model.declared[value.name]
     for each in (common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()):
         each(graph)
     return graph
