@@ -148,7 +148,7 @@ def freedom(channels: Any) -> dict[str, Any]:
 
 
 def answers(original: Path, result: Path) -> str:
-    """'yes' where the result loads in onnxruntime, has the same signature and runs on synthetic inputs; else why not."""
+    """'yes' where the result loads in onnxruntime, has the same signature and runs on synthetic input; else why not."""
     from onnxcompress.compare import check_signatures
     from onnxcompress.data import open_data
     from onnxcompress.errors import OnnxCompressError

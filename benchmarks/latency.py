@@ -92,11 +92,14 @@ def _report(rows: list[dict[str, Any]], target: float) -> None:
     heads = ("model", "threads", "result", "MACs", "time", "original ms", "result ms (p10 to p90)", "runs")
     cells = [
         (
-            row["model"], row["threads"], row["result"], f"{row['macs']:.3f}", f"{row['time']:.3f}",
-            f"{row['original_ms']:.2f}", f"{row['ms']:.2f} ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})", row["runs"],
+            *(row[key] for key in ("model", "threads", "result")),
+            *(f"{row[key]:.3f}" for key in ("macs", "time")),
+            f"{row['original_ms']:.2f}",
+            f"{row['ms']:.2f} ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})",
+            row["runs"],
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     text = (
         f"Pruned to {target:g} of the multiply-adds. *MACs*, *time*: result / original, one sample a run; time is the "
         "median of paired ratios."
