@@ -5,7 +5,7 @@
     print(result.report.headline)
     result.save("small.onnx")
 
-A model is a path, bytes, an onnx.ModelProto, an onnx_ir.Model or a Model. Everything here is imported when it is first used.
+A model is a path, bytes, an onnx.ModelProto, an onnx_ir.Model or a Model. What stands here is imported at first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""inspect: what a model is made of, what it costs, which channels may go together, and which operator froze the rest."""
+"""inspect: what a model is made of, what it costs, which channels go together, which operator froze the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from onnxcompress.runtime.session import open_session
 
 @dataclass(frozen=True)
 class LayerLine:
-    """One weight of one node: shape as [out, in/groups, *kernel]; macs of one sample, None where unknown; share of all macs."""
+    """One weight of one node: shape as [out, in/groups, *kernel]; macs of one sample, None where unknown."""
 
     name: str
     op: str
@@ -37,7 +37,7 @@ class LayerLine:
 
 @dataclass(frozen=True)
 class GroupLine:
-    """Units that may be cut: how many, how many of them for nothing, and (tensor, axis, role) of all that goes with one."""
+    """Units that may be cut, how many of them for nothing, and (tensor, axis, role) of all that goes with one."""
 
     name: str
     units: int
@@ -86,7 +86,8 @@ class Inspection:
         total = free + sum(frozen.channels for frozen in self.frozen)
         if not free:
             return f"{self.name}: no channel can be cut"
-        return f"{self.name}: {free} of {total} channels can be cut ({int(100 * self.free_share)} %), in {len(self.groups)} groups"
+        share = int(100 * self.free_share)  # rounded down: 100 % is all of them
+        return f"{self.name}: {free} of {total} channels can be cut ({share} %), in {len(self.groups)} groups"
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""

@@ -41,7 +41,7 @@ def check_names(given: Iterable[str], known: Iterable[str], kind: str) -> None:
 
 
 def allowed(settings: type, name: str) -> str:
-    """What a field may be, in words: "give a number that is at least 0 and less than 1"; empty where pydantic knows no limit."""
+    """What a field may be, in words: "give a number that is at least 0 and less than 1"; else empty."""
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(settings).json_schema()

@@ -1,4 +1,4 @@
-"""The verbs, the same from Python and from the command line: prune, apply, compare, benchmark (inspect: inspection.py)."""
+"""The verbs, the same from Python and the command line: prune, apply, compare, benchmark (inspect: inspection.py)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def prune(
     refit     repair after each round; default: where there is data
     rounds    cut and repair that often, a part of the amount each time
     dry       plan the first pass and write nothing
-    settings  fields of `passes.Prune`, names of BUDGETS (min_sqnr=20), and fields of `run.How` (batch, threads, limit, labels, ...)
+    settings  fields of `passes.Prune`, names of BUDGETS (min_sqnr=20), fields of `run.How` (batch, threads, limit, ...)
 
     ModelError, DataError, SettingError; unmet budgets raise nothing: see `Result.met`.
     """
@@ -183,7 +183,7 @@ def compare_report(
 
 @dataclass(frozen=True)
 class Runnable:
-    """A model and what a session opens for it: the file as it was given; for a Model, which may be edited, its own bytes."""
+    """A model and what a session opens for it: the file as given; of a Model, which may be edited, its own bytes."""
 
     model: Model
     file: Path | bytes
@@ -224,7 +224,7 @@ def _cost(each: Runnable, data: Data) -> Cost:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Timings of models side by side. cpu: name and instruction sets; data: what was fed; first: what ratios refer to."""
+    """Timings of models side by side. cpu: name and instruction sets; data: what was fed."""
 
     cpu: str
     data: str

@@ -1,1 +1,1 @@
-"""The command line: parse, call, print. options.py makes options from the fields of settings; app.py holds the verbs."""
+"""The command line: parse, call, print. options.py makes options from fields of settings; app.py holds the verbs."""

@@ -17,9 +17,7 @@ class Feeding:
 
     data: Annotated[
         str | None,
-        Field(
-            description=".npz by input name, folder of .npz, .npy or images, or module:function; without: synthetic inputs"
-        ),
+        Field(description=".npz by input name, folder of .npz, .npy or images, or module:function; else synthetic"),
     ] = None
     limit: Annotated[int | None, Field(ge=1, description="samples used at most")] = None
     seed: Annotated[int, Field(ge=0, description="of the split, of what is drawn, of synthetic inputs")] = 0

@@ -1,4 +1,4 @@
-"""Command-line options made from what declares the settings: fields of pydantic dataclasses, and the rows of BUDGETS."""
+"""Command-line options made from what declares the settings: fields of pydantic dataclasses, rows of BUDGETS."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from onnxcompress.budgets import BUDGETS
 from onnxcompress.errors import SettingError
 from onnxcompress.settings import allowed, made
 
+METAVARS = {list[str]: "PATTERN", list[int]: "N"}
+"""What stands for the value of an option in the help, where typer's own word is not for people."""
+
 
 @dataclass(frozen=True)
 class Option:
     """One option of the command line.
 
     name    of the Python parameter        kind      what typer parses
-    field   of the settings class          comma     a text "1,2,3" stands for a tuple; `length` of it, where that is fixed
+    field   of the settings class          comma     a text "1,2,3" stands for a tuple; `length`: if it is fixed
     """
 
     name: str
@@ -39,7 +42,11 @@ class Option:
         """For the signature that typer reads."""
         flags = self.flags or (_flag(self.name, self.kind),)
         info = typer.Option(
-            *flags, help=self.help, rich_help_panel=self.panel, show_default=self.default not in (None, (), [])
+            *flags,
+            metavar="N,N" if self.comma else METAVARS.get(self.kind),
+            help=self.help,
+            rich_help_panel=self.panel,
+            show_default=self.default not in (None, (), []),
         )
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=Annotated[self.kind, info]

@@ -1,4 +1,6 @@
-"""A Page: headline, tables and lines, in the order in which they are shown. Renderers turn it into a terminal's or Markdown's text.
+"""A Page: headline, tables and lines, in the order in which they are shown.
+
+terminal.py and markdown.py turn it into text.
 
 What stands in which column is said here once, a function a kind of page; numbers come from the report as they are.
 """
@@ -57,6 +59,11 @@ def table(
     return Table(title, tuple(columns[i] for i in kept), cells, frozenset(right), len(rows) - len(shown))
 
 
+def _filled(tables: Sequence[Table]) -> tuple[Table, ...]:
+    """Those with rows."""
+    return tuple(each for each in tables if each.rows)
+
+
 def report_page(report: Report) -> Page:
     """Of a run, or of a comparison."""
     tables = [_costs(report)]
@@ -75,7 +82,7 @@ def report_page(report: Report) -> Page:
         lines.append(("data", comparison["data"]))
     lines.append(("time", words.spans(report.seconds)))
     headline = f"the result {report.headline}" if report.plans and comparison is not None else report.headline
-    return Page(headline, report.grade, tuple(each for each in tables if each.rows), tuple(lines))
+    return Page(headline, report.grade, _filled(tables), tuple(lines))
 
 
 def _costs(report: Report) -> Table:
@@ -136,7 +143,7 @@ def _cut(plan: Mapping[str, Any]) -> Table:
         for each in rows
     ]
     return table(
-        "what was cut: units that go together",
+        "cuts: units that go together",
         ("group", "cut", "of", "share", "free"),
         cells,
         ("cut", "of", "share", "free"),
@@ -146,7 +153,7 @@ def _cut(plan: Mapping[str, Any]) -> Table:
 def _refitted(plan: Mapping[str, Any]) -> Table:
     rows = sorted(plan["decisions"], key=lambda each: each["before_db"] - each["after_db"])
     cells = [(each["layer"], words.decibel(each["before_db"]), words.decibel(each["after_db"])) for each in rows]
-    return table("what was refitted: SQNR of the layer", ("layer", "before", "after"), cells, ("before", "after"))
+    return table("refits: SQNR of the layer's output", ("layer", "before", "after"), cells, ("before", "after"))
 
 
 def _plain(plan: Mapping[str, Any]) -> Table:
@@ -194,23 +201,15 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
     frozen = [
         (each.name, str(each.channels), each.why, each.by) for each in sorted(found.frozen, key=lambda f: -f.channels)
     ]
-    return Page(
-        found.headline,
-        None,
-        (
-            table("model", ("", ""), facts, most=None),
-            table("layers", columns, layers, columns[2:], most),
-            table(
-                "channels that can be cut",
-                ("group", "units", "free", "what goes with them"),
-                groups,
-                ("units", "free"),
-                most,
-            ),
-            table("channels that cannot be cut", ("weight", "channels", "why", "by"), frozen, ("channels",), most),
-        ),
-        tuple(("note", note) for note in found.notes),
+    group_columns = ("group", "units", "free", "what goes with them")
+    frozen_columns = ("weight", "channels", "why", "by")
+    tables = (
+        table("model", ("", ""), facts, most=None),
+        table("layers", columns, layers, columns[2:], most),
+        table("channels that can be cut", group_columns, groups, ("units", "free"), most),
+        table("channels that cannot be cut", frozen_columns, frozen, ("channels",), most),
     )
+    return Page(found.headline, None, _filled(tables), tuple(("note", note) for note in found.notes))
 
 
 def _together(members: Sequence[tuple[str, int, str]]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxcompress.plan import Plan
 from tests.cli.conftest import DATA, MODEL, Run
 
 Arguments = Callable[[Path], list[str]]
@@ -45,8 +46,9 @@ def out(folder: Path) -> str:
 
 def plan_of_another(folder: Path) -> list[str]:
     """apply with a plan whose fingerprint is another model's."""
-    text = '{"method": "prune", "settings": {}, "fingerprint": "00", "decisions": [], "arrays": [], "refusals": [], "notes": []}'
-    return ["apply", MODEL, file(folder, text.encode(), "plan.json"), "-o", out(folder)]
+    path = str(folder / "plan.json")
+    Plan("prune", {}, "00").save(path)
+    return ["apply", MODEL, path, "-o", out(folder)]
 
 
 def damaged_plan(folder: Path) -> list[str]:

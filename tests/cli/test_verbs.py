@@ -141,7 +141,9 @@ def test_as_a_command() -> None:
 
 def test_python_takes_bytes_and_arrays(tmp_path: Path) -> None:
     images = np.load(DATA)["image"][:40]
-    result = onnxcompress.prune(Path(MODEL).read_bytes(), data={"image": images}, amount=0.25, min_sqnr=1.0)
-    assert result.met and [plan.method for plan in result.plans] == ["prune", "refit"]
+    result = onnxcompress.prune(
+        Path(MODEL).read_bytes(), data={"image": images}, amount=0.25, refit=False, min_sqnr=0.0
+    )
+    assert result.met and result.plan.method == "prune"
     comparison = onnxcompress.compare(MODEL, result.save(tmp_path / "o.onnx").model, data={"image": images})
     assert comparison.sqnr_db == result.comparison.sqnr_db
