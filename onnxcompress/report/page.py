@@ -182,7 +182,7 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
         *(("output", port) for port in found.outputs),
         ("operators", ", ".join(f"{n} {op}" for op, n in list(found.operators.items())[:MOST_ROWS])),
     ]
-    columns = ("layer", "operator", "out x in x kernel", "parameters", "multiply-adds", "share")
+    columns = ("layer", "operator", "shape", "parameters", "MACs", "share")
     layers = [
         (
             each.name,
@@ -224,28 +224,32 @@ def _together(members: Sequence[tuple[str, int, str]]) -> str:
 
 
 def benchmark_page(found: Benchmark) -> Page:
-    """Of timings."""
-    columns = ("model", "threads", "median", "p10 to p90", "faster", "load", "peak memory", "file size", "runs")
+    """Of timings; the number of threads has a column where there are several."""
+    several = len({each.threads for each in found.timings}) > 1
+    columns = ("model", "threads", "median", "p10-p90", "faster", "load", "peak", "file")
     rows = [
         (
             each.name,
-            str(each.threads),
+            str(each.threads) if several else words.UNKNOWN,
             words.milliseconds(each.median_ms),
-            f"{each.p10_ms:.3g} to {each.p90_ms:.3g}",
+            f"{words.milliseconds(each.p10_ms)}-{words.milliseconds(each.p90_ms)}",
             f"{each.ratio:.2f}x",
             words.milliseconds(each.load_ms),
             words.size(each.peak_bytes),
             words.size(each.file_bytes),
-            str(each.runs),
         )
         for each in found.timings
     ]
+    first = found.timings[0]
+    runs = f"{first.runs} of each model, interleaved" + ("" if several else f", {first.threads} thread(s)")
+    lines = [("runs", runs), ("cpu", found.cpu), ("data", found.data), *(("note", note) for note in found.notes)]
+    lines.append(("peak", "memory of a fresh process that loads and runs the model"))
+    return Page(_fastest(found), None, (table("latency of one run", columns, rows, columns[1:], None),), tuple(lines))
+
+
+def _fastest(found: Benchmark) -> str:
+    """The last model beside the first, under the last number of threads."""
     last, first = found.timings[-1], found.timings[0]
-    alone = last.name == first.name
-    headline = (
-        f"{first.name}: {words.milliseconds(first.median_ms)} a run"
-        if alone
-        else f"{last.name} runs {last.ratio:.2f} times as fast as {first.name}"
-    )
-    lines = [("cpu", found.cpu), ("data", found.data), *(("note", note) for note in found.notes)]
-    return Page(headline, None, (table("latency, interleaved", columns, rows, columns[1:], None),), tuple(lines))
+    if last.name == first.name:
+        return f"{first.name}: {words.milliseconds(first.median_ms)} a run"
+    return f"{last.name} runs {last.ratio:.2f} times as fast as {first.name}"

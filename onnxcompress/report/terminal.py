@@ -44,9 +44,10 @@ def make_console() -> Console:
 
 def _grid(table: Table) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=True, show_edge=False, show_header=any(table.columns))
-    for column in table.columns:
+    for column in table.columns:  # names fold where the terminal is narrow, numbers do not
+        right = column in table.right
         grid.add_column(
-            column, justify="right" if column in table.right else "left", overflow="fold", header_style="dim"
+            column, justify="right" if right else "left", no_wrap=right, overflow="fold", header_style="dim"
         )
     for row in table.rows:
         grid.add_row(*(Text(cell, style="bold red" if cell == "MISSED" else "") for cell in row))

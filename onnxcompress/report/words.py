@@ -66,7 +66,8 @@ def times(before: float | None, after: float | None) -> str:
 
 def milliseconds(value: float) -> str:
     """A latency."""
-    return f"{value:.3g} ms" if value < 1 else f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
+    unit, scaled = ("us", 1e3 * value) if value < 1 else ("ms", value) if value < 1000 else ("s", value / 1000)
+    return f"{_three(scaled)} {unit}"
 
 
 def spans(seconds: Mapping[str, float]) -> str:
