@@ -12,6 +12,7 @@ is an interpreter that has torch, torch-pruning and onnx2torch; without it the r
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.written import table, write
+from benchmarks.written import RESULTS, table, write
 from onnxcompress.compare import compare
 from onnxcompress.data import open_data
 from onnxcompress.errors import OnnxCompressError
@@ -83,16 +84,35 @@ def main() -> int:
     )
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--torch-python", help="interpreter with torch, torch-pruning and onnx2torch")
+    parser.add_argument("--methods", nargs="*", help="as the page calls them; all, if left out")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the rows of the last page that this run does not replace"
+    )
     asked = parser.parse_args()
-    rows: list[Row] = []
+    rows = _last() if asked.keep else []
     for target in asked.macs:
         for name in asked.models:
             case = opened(name, asked.samples)
             for method, make in methods(asked.torch_python).items():
-                rows.append(judged(case, target, method, make))
-                print(rows[-1], flush=True)
+                if asked.methods and method not in asked.methods:
+                    continue
+                row = judged(case, target, method, make)
+                print(row, flush=True)
+                rows = _with(rows, row)
                 _report(rows, asked.samples)
     return 0
+
+
+def _last() -> list[Row]:
+    """Rows of the last page."""
+    page = RESULTS / "fidelity.json"
+    return [Row(**row) for row in json.loads(page.read_text())["rows"]] if page.exists() else []
+
+
+def _with(rows: Sequence[Row], row: Row) -> list[Row]:
+    """The row in the place of the one that asked the same question, or at the end."""
+    same = [(each.model, each.target, each.method) == (row.model, row.target, row.method) for each in rows]
+    return [row if again else each for each, again in zip(rows, same, strict=True)] + ([] if any(same) else [row])
 
 
 Make = Callable[[Case, float], tuple[bytes, str]]
@@ -198,7 +218,7 @@ def onnxsim(case: Case, target: float) -> tuple[bytes, str]:
 
 
 def torch_pruning(case: Case, target: float, python: str | None) -> tuple[bytes, str]:
-    """In the other interpreter, with the simplified file: onnx2torch does not read weights in Constant nodes."""
+    """In the other interpreter, with the simplified file, of which onnx2torch reads more than of the original."""
     if python is None:
         raise ValueError("not run: no --torch-python was given")
     import onnxsim as peer

@@ -26,6 +26,16 @@ def _without_torchvision() -> None:
     sys.modules["torchvision"].ops = sys.modules["torchvision.ops"]  # type: ignore[attr-defined]
 
 
+def with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Constant nodes that hold a tensor become initializers, in place: onnx2torch finds no weights elsewhere."""
+    for node in [node for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        tensor = model.graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        model.graph.node.remove(node)
+    return model
+
+
 def main(model: str, feeds: str, amount: str, out: str) -> int:
     """Prune and export; the exception's text goes to stderr as it is."""
     _without_torchvision()
@@ -33,7 +43,7 @@ def main(model: str, feeds: str, amount: str, out: str) -> int:
     import torch
     import torch_pruning
 
-    proto = onnx.load(model)
+    proto = with_initializers(onnx.load(model))
     network = onnx2torch.convert(proto).eval()
     arrays = np.load(feeds)
     names = [value.name for value in proto.graph.input if value.name in arrays]
