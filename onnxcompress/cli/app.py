@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect as signatures
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -209,6 +211,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command ``onnxcompress``: one line on stderr for whatever goes wrong, and the exit code."""
+    logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it warns of in a damaged model, our own error says
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     sys.exit(_run(arguments))
 
 

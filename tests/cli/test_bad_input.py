@@ -67,6 +67,13 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "not onnx": (lambda folder: ["inspect", file(folder, b"hello, this is text" * 99)], "ONNX"),
     "empty file": (lambda folder: ["inspect", file(folder, b"")], "ONNX"),
     "folder": (lambda folder: ["inspect", str(folder)], "is a folder"),
+    "name in no scope": (
+        lambda folder: [
+            "inspect",
+            file(folder, Path(MODEL).read_bytes().replace(b"stem_bn.scale", b"stem_bn.scalf", 1)),
+        ],
+        "stem_bn.scal",
+    ),
     "second model missing": (lambda folder: ["compare", MODEL, str(folder / "no.onnx")], "no such file"),
     "benchmark missing": (lambda folder: ["benchmark", MODEL, str(folder / "no.onnx")], "no such file"),
     "wrong input name": (wrong_data(picture=IMAGES), "image"),
