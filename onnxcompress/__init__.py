@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnxcompress.model import Model, load, save
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
-    from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune
+    from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune, sparsify
 
 HOMES = {
     "errors": ("BudgetError", "DataError", "ModelError", "OnnxCompressError", "SettingError"),
@@ -29,7 +29,7 @@ HOMES = {
     "model": ("Model", "load", "save"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
-    "verbs": ("Benchmark", "apply", "benchmark", "compare", "prune"),
+    "verbs": ("Benchmark", "apply", "benchmark", "compare", "prune", "sparsify"),
 }
 """Module -> the public names that live in it."""
 
@@ -55,6 +55,7 @@ __all__ = [
     "load",
     "prune",
     "save",
+    "sparsify",
 ]
 
 

@@ -19,6 +19,7 @@ from onnxcompress.data import Data, named_function, open_data
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.files import write_atomic
+from onnxcompress.largest import largest_cut
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
@@ -49,6 +50,7 @@ def prune(
     amount: float = 0.5,
     refit: bool | None = None,
     rounds: int = 1,
+    largest: bool = False,
     dry: bool = False,
     **settings: Any,
 ) -> Result:
@@ -59,6 +61,7 @@ def prune(
     amount    share of the channels that goes, 0 to 1
     refit     repair after each round; default: where there is data
     rounds    cut and repair that often, a part of the amount each time
+    largest   instead of `amount`: the largest cut that still meets the budgets
     dry       plan the first pass and write nothing
     settings  fields of `passes.Prune`, names of BUDGETS (min_sqnr=20), fields of `run.How` (batch, threads, limit, ...)
 
@@ -77,7 +80,22 @@ def prune(
     each: list[Any] = [made(Prune, _share_of(cutter, rounds))]
     if refit or (refit is None and data is not None):
         each.append(made(Refit, {"seed": how.seed}))
+    if largest and (rounds > 1 or dry):
+        raise SettingError("the largest cut is searched by whole runs of one round; leave out --rounds and --dry-run")
+    if largest:
+        return largest_cut(model, each[0], data, budgets=wanted, then=each[1:], how=how)
     return _run(model, each * rounds, data, wanted, how, dry=dry)
+
+
+def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:
+    """Set single weights to zero (magnitude, Wanda, SparseGPT; N:M patterns). The file gets smaller only with an encoding.
+
+    settings  fields of `passes.Sparsify`, names of BUDGETS, fields of `run.How`
+    """
+    from onnxcompress.passes import Sparsify
+
+    cutting, wanted, how = _sorted_out(settings, Sparsify)
+    return _run(model, [made(Sparsify, cutting)], data, wanted, how, dry=dry)
 
 
 def _share_of(whole: Any, rounds: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from onnxcompress.data import ImageSettings
 from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
 from onnxcompress.passes.prune.prune import Prune
+from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.report import benchmark_page, inspection_page, report_page
 from onnxcompress.result import Result
 
@@ -47,9 +48,14 @@ PLANNING = [
         "repair by least squares after each cut (default: where there is --data)",
         "Pruning",
     ),
+    Option(
+        "largest", "largest", bool, False, "the largest cut that still meets the budgets, instead of --amount", "Pruning", ("--largest",)
+    ),
     Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
     Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
 ]
+DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
+SPARSIFYING = options_of(Sparsify, panel="Sparsity")
 LOOKING = options_of(
     Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
 )
@@ -103,8 +109,25 @@ def prune(model: Model, **given: Any) -> None:
     _check(given, model, plan_file)
     with progress(given["quiet"]) as bars:
         result = verbs.prune(
-            model, data=given["data"], refit=given["refit"], rounds=given["rounds"], dry=dry, progress=bars, **settings
+            model, data=given["data"], refit=given["refit"], rounds=given["rounds"], largest=given["largest"], dry=dry,
+            progress=bars, **settings
         )
+    if plan_file is not None:
+        verbs.save_plans(result.plans, plan_file)
+    _finish(result, given, None if dry else output)
+
+
+@verb(OUTPUT, SPARSIFYING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def sparsify(model: Model, **given: Any) -> None:
+    """Set single weights to zero; the file gets smaller only with an encoding that stores zeros well."""
+    settings = {**taken(SPARSIFYING, given), **_running(given), **_budgets(given)}
+    dry, output, plan_file = given["dry_run"], given["output"], given["save_plan"]
+    if not dry and output is None:
+        raise SettingError("no output is named; give -o sparse.onnx, or --dry-run to decide only")
+    instance(Sparsify, SPARSIFYING, given)
+    _check(given, model, plan_file)
+    with progress(given["quiet"]) as bars:
+        result = verbs.sparsify(model, data=given["data"], dry=dry, progress=bars, **settings)
     if plan_file is not None:
         verbs.save_plans(result.plans, plan_file)
     _finish(result, given, None if dry else output)

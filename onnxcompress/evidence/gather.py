@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxcompress.data import Data
 from onnxcompress.evidence.collect import collect
+from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
@@ -37,7 +38,9 @@ def shapes(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
 
 def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     """The walk over both models."""
-    walk = Paired(sources.original, sources.current, sources.data, batch=sources.batch, threads=sources.threads)
+    walk = Paired(
+        sources.original, sources.current, sources.data, batch=sources.batch, threads=sources.threads, progress=sources.progress
+    )
     return dict.fromkeys(needs, walk)
 
 
@@ -57,13 +60,13 @@ PROVIDERS: dict[str, Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]] = 
 
 
 def gather(sources: Sources, needs: Sequence[Need]) -> Evidence:
-    """Meet the needs; those about values that no run reaches are missing."""
+    """Meet the needs; those about values that no run reaches are missing, as are kinds that nobody provides (yet: gradients)."""
     known: dict[Need, Any] = {}
     for kind, provide in PROVIDERS.items():
         mine = [need for need in needs if need.kind == kind]
         if mine:
             known.update(provide(sources, mine))
-    rest = [need for need in needs if need.kind not in PROVIDERS]
+    rest = [need for need in needs if need.kind in KINDS]
     if rest:
         found = collect(
             sources.current, rest, sources.data, batch=sources.batch, memory_limit=sources.memory_limit,

@@ -7,7 +7,7 @@ that every layer is fitted to what the layers before it really feed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -124,12 +124,7 @@ class Paired:
     data: Data
     batch: int = 8
     threads: int = 1
-    memory_limit: int = 1 << 30
-
-    @property
-    def batches(self) -> int:
-        """Number of feeds."""
-        return sum(1 for _ in self.data.batches(self.batch))
+    progress: Callable[[int, int, str], None] | None = None
 
     def walk(self, nodes: Sequence[str]) -> Iterator[Pair]:
         """Stop before each of these nodes of the main graph, in graph order; nodes that only one model has are passed over."""
@@ -137,7 +132,9 @@ class Paired:
         original = _track(self.original, feeds, self.threads)
         current = _track(self.current, feeds, self.threads)
         wanted = [name for name in current.place if name in set(nodes) and name in original.place]
-        for name in wanted:
+        for number, name in enumerate(wanted):
+            if self.progress is not None:
+                self.progress(number, len(wanted), "refit")
             original.advance(original.place[name])
             current.advance(current.place[name])
             yield Pair(name, original, current)
