@@ -266,7 +266,8 @@ def _report(rows: Sequence[Row], samples: int) -> None:
         f"{samples} natural samples a model, three quarters for calibration, the rest held out; figures are of the "
         "held-out ones, on logits. *MACs*, *parameters*: shares of the original. *SQNR*: of the worst output. *Agree*: "
         "same decision (for text readers of each time step). *Task*: score of the original, then of the result "
-        "(accuracy; for text readers exact lines). With few held-out samples a share moves in coarse steps."
+        "(accuracy; for text readers exact lines). With few held-out samples a share moves in coarse steps. "
+        "With --keep in the command, other rows are of earlier runs of the same command."
     ]
     for target in dict.fromkeys(row.target for row in rows):
         parts += [f"## MACs {target:g}", table(HEADS, [_shown(row) for row in rows if row.target == target])]

@@ -15,7 +15,6 @@ from onnxcompress.errors import ModelError
 from onnxcompress.files import write_atomic_together
 
 
-
 @dataclass(frozen=True)
 class Refusal:
     """Something that was not done, and why: a frozen axis, a layer left as it was."""
@@ -97,4 +96,6 @@ def load_plan(path: str | Path) -> Plan:
     except OSError as error:
         raise ModelError(f"{path}: the plan cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a plan of this tool ({type(error).__name__}: {error}); make one with --save-plan") from error
+        raise ModelError(
+            f"{path}: not a plan of this tool ({type(error).__name__}: {error}); make one with --save-plan"
+        ) from error

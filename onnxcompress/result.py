@@ -81,7 +81,10 @@ class Result:
             headline="dry run: nothing was written" if comparison is None else comparison.verdict,
             grade=None if comparison is None else comparison.grade,
             model=self.original.source.name,
-            costs={name: (getattr(self.before, name), getattr(self.after, name)) for name in ("bytes", "parameters", "macs")},
+            costs={
+                name: (getattr(self.before, name), getattr(self.after, name))
+                for name in ("bytes", "parameters", "macs")
+            },
             comparison=None if comparison is None else comparison.to_json(),
             verdicts=tuple(verdict.to_json() for verdict in self.verdicts),
             plans=tuple(plan.to_json() for plan in self.plans),

@@ -74,7 +74,13 @@ def run(
         original = load(model)
         session = open_session(original.source.runnable, threads=how.threads, name=original.source.name)
         feed = open_data(
-            data, session.inputs, seed=how.seed, samples=SYNTHETIC_SAMPLES, images=how.images, limit=how.limit, session=session
+            data,
+            session.inputs,
+            seed=how.seed,
+            samples=SYNTHETIC_SAMPLES,
+            images=how.images,
+            limit=how.limit,
+            session=session,
         )
         shapes = run_shapes(original, next(iter(feed.batches(1))))
     current, made = original, []
@@ -97,7 +103,9 @@ def run(
 
 def _plan(each: Pass, original: Model, current: Model, data: Data, how: How) -> Plan:
     """Gather what the pass wants to know, and let it decide."""
-    sources = Sources(original, current, data.calibration, how.batch, how.threads, how.memory_limit, how.seed, how.progress)
+    sources = Sources(
+        original, current, data.calibration, how.batch, how.threads, how.memory_limit, how.seed, how.progress
+    )
     return each.plan(current, gather(sources, each.needs(current)))
 
 

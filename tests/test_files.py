@@ -113,9 +113,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     ("name", "message"),
     [("no/such/a", "not exist; make it first"), ("folder", "is a folder"), ("", "not a file"), ("\0", "not a file")],
 )
-def test_paths_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
-) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingError, match=message):

@@ -15,8 +15,9 @@ LARGEST = 1e3
 """Of any output of a generated model: beyond it float32 noise would drown a law's tolerance."""
 
 
-QUIET = settings(max_examples=50, deadline=None, database=None, derandomize=True,
-                 suppress_health_check=list(HealthCheck))
+QUIET = settings(
+    max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 def outputs(model: onnx.ModelProto, batch: int = 2) -> list[np.ndarray]:

@@ -27,7 +27,10 @@ class Footprint:
 
     def sizes(self, gone: np.ndarray) -> dict[str, int]:
         """Tensor -> numbers left; gone [units] bool."""
-        return {name: self.fixed[name] * prod(int((~gone[units]).sum()) for units in axes) for name, axes in self.cuts.items()}
+        return {
+            name: self.fixed[name] * prod(int((~gone[units]).sum()) for units in axes)
+            for name, axes in self.cuts.items()
+        }
 
     def parameters(self, gone: np.ndarray) -> int:
         """Numbers left in all tensors."""

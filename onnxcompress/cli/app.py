@@ -49,7 +49,13 @@ PLANNING = [
         "Pruning",
     ),
     Option(
-        "largest", "largest", bool, False, "the largest cut that still meets the budgets, instead of --amount", "Pruning", ("--largest",)
+        "largest",
+        "largest",
+        bool,
+        False,
+        "the largest cut that still meets the budgets, instead of --amount",
+        "Pruning",
+        ("--largest",),
     ),
     Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
     Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
@@ -109,8 +115,14 @@ def prune(model: Model, **given: Any) -> None:
     _check(given, model, plan_file)
     with progress(given["quiet"]) as bars:
         result = verbs.prune(
-            model, data=given["data"], refit=given["refit"], rounds=given["rounds"], largest=given["largest"], dry=dry,
-            progress=bars, **settings
+            model,
+            data=given["data"],
+            refit=given["refit"],
+            rounds=given["rounds"],
+            largest=given["largest"],
+            dry=dry,
+            progress=bars,
+            **settings,
         )
     if plan_file is not None:
         verbs.save_plans(result.plans, plan_file)

@@ -1,7 +1,7 @@
 """Data: what is fed to a model, from where, and which rows are for calibration and which are held out.
 
-    source ──sources.py──▶ pieces ──arrange.py──▶ samples, each one feed ──store.py──▶ Data (views, batches, the split)
-    (arrays.py, images.py, functions.py, synthetic.py read or make the pieces)
+source ──sources.py──▶ pieces ──arrange.py──▶ samples, each one feed ──store.py──▶ Data (views, batches, the split)
+(arrays.py, images.py, functions.py, synthetic.py read or make the pieces)
 """
 
 from __future__ import annotations

@@ -96,8 +96,7 @@ def _view(shape: Shape, port: Port, where: str) -> View:
     if extra == -1 and (first == 1 or not isinstance(first, int)) and _fits(shape, port.shape[1:]):
         return View(1, (1, 1, *shape), joins=first != 1)
     raise DataError(
-        f"{where}: input {port.name!r} takes {port}, an array {_shown(shape)} does not fit; "
-        f"{_advice(shape, port)}"
+        f"{where}: input {port.name!r} takes {port}, an array {_shown(shape)} does not fit; {_advice(shape, port)}"
     )
 
 

@@ -130,9 +130,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     return shape, dtype, file.tell()
 
 
-def _checked(
-    path: Path, name: str, header: tuple[tuple[int, ...], np.dtype[Any], int], size: int
-) -> tuple[int, ...]:
+def _checked(path: Path, name: str, header: tuple[tuple[int, ...], np.dtype[Any], int], size: int) -> tuple[int, ...]:
     shape, dtype, offset = header
     shown = f"{path}: array {name!r}" if name else str(path)
     if dtype.hasobject:
@@ -149,4 +147,3 @@ def _damage(path: Path) -> Iterator[None]:
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise DataError(f"{path}: not a readable {path.suffix or 'array'} file ({reason}); save it again") from error
-

@@ -37,9 +37,9 @@ class ImageSettings:
     mean: Annotated[tuple[float, ...], Field(description="a channel, after scale; one value for all")] = (0.0,)
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(description="a channel, after scale")] = (1.0,)
     scale: Annotated[float, Field(gt=0, description="what a pixel is multiplied by")] = 1 / 255
-    layout: Annotated[
-        Layout | None, Field(description="order of axes; default by where the model has 1, 3 or 4")
-    ] = None
+    layout: Annotated[Layout | None, Field(description="order of axes; default by where the model has 1, 3 or 4")] = (
+        None
+    )
     order: Annotated[Literal["RGB", "BGR"], Field(description="order of the colour channels")] = "RGB"
 
 
@@ -75,9 +75,7 @@ def image_layout(port: Port) -> Layout | None:
     return None
 
 
-def _piece(
-    pillow: ModuleType, path: Path, port: Port, settings: ImageSettings, layout: Layout, channels: int
-) -> Piece:
+def _piece(pillow: ModuleType, path: Path, port: Port, settings: ImageSettings, layout: Layout, channels: int) -> Piece:
     size = _size(_opened(pillow, path, None, channels).size, port, settings, layout)
     shape = {"NCHW": (1, channels, *size), "NHWC": (1, *size, channels)}[layout]
 

@@ -136,9 +136,7 @@ def synthetic_feeds(ports: Sequence[Port], samples: int, seed: int, sizes: Sizes
 def synthetic_pieces(ports: Sequence[Port], samples: int, seed: int, sizes: Sizes) -> list[Piece]:
     """The same as pieces: made when they are asked for, so that they need no memory before."""
     whole = {port.name for port in ports if _first_is_no_batch(port, sizes)}  # one sample, however many rows
-    shapes = {
-        name: (1, *shape) if name in whole else shape for name, shape in feed_shapes(ports, sizes).items()
-    }
+    shapes = {name: (1, *shape) if name in whole else shape for name, shape in feed_shapes(ports, sizes).items()}
 
     def load(index: int) -> Feed:
         feed = _feed(ports, index, seed, sizes)

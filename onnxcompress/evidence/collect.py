@@ -1,6 +1,6 @@
 """Runs over data: every Need of every pass, in as few runs as memory allows.
 
-    needs ─▶ values, each once ─▶ shapes of one run ─▶ waves under the limit ─▶ each a session, and a run over the data
+needs ─▶ values, each once ─▶ shapes of one run ─▶ waves under the limit ─▶ each a session, and a run over the data
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that a pass may want to know, by kind: who provides it. Kinds that are not listed here are sums over activations (kinds.py)."""
+"""Everything that a pass may want to know, by kind: who provides it. All other kinds are sums over activations (kinds.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from onnxcompress.data import Data
 from onnxcompress.evidence.collect import collect
-from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.sensitivity import sensitivities
@@ -39,7 +39,12 @@ def shapes(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
 def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     """The walk over both models."""
     walk = Paired(
-        sources.original, sources.current, sources.data, batch=sources.batch, threads=sources.threads, progress=sources.progress
+        sources.original,
+        sources.current,
+        sources.data,
+        batch=sources.batch,
+        threads=sources.threads,
+        progress=sources.progress,
     )
     return dict.fromkeys(needs, walk)
 
@@ -47,7 +52,12 @@ def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
 def sensitivity(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     """One number a value."""
     found = sensitivities(
-        sources.current, [(n.value, n.axis) for n in needs], sources.data, batch=sources.batch, threads=sources.threads, seed=sources.seed
+        sources.current,
+        [(n.value, n.axis) for n in needs],
+        sources.data,
+        batch=sources.batch,
+        threads=sources.threads,
+        seed=sources.seed,
     )
     return {need: found[need.value] for need in needs if need.value in found}
 

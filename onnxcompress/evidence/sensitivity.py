@@ -24,7 +24,14 @@ GATE = 0.1
 
 
 def sensitivities(
-    model: Model, values: Sequence[tuple[str, int]], data: Data, *, batch: int = 8, batches: int = 1, threads: int = 1, seed: int = 0
+    model: Model,
+    values: Sequence[tuple[str, int]],
+    data: Data,
+    *,
+    batch: int = 8,
+    batches: int = 1,
+    threads: int = 1,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Value name -> noise share at the worst output for each unit of noise share at the value.
 
@@ -63,7 +70,9 @@ def _gated(model: Model, values: Sequence[tuple[str, int]], seed: int) -> tuple[
             size = value.shape[axis]
             if not isinstance(size, int):
                 continue
-            gates[value.name or ""] = _insert(graph, node, value, (axis % len(value.shape), size), np.random.default_rng([seed, len(gates)]))
+            gates[value.name or ""] = _insert(
+                graph, node, value, (axis % len(value.shape), size), np.random.default_rng([seed, len(gates)])
+            )
     return graph, gates
 
 

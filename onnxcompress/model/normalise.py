@@ -94,7 +94,9 @@ def raise_opset(model: ir.Model, notes: list[str]) -> ir.Model:
     if version >= FLOOR:
         return model
     if _bytes(model) > SIMPLIFY_LIMIT:
-        raise ModelError(f"opset {version} with over {SIMPLIFY_LIMIT / 1e9} GB of weights cannot be raised to {FLOOR}; export it at {FLOOR} or later")
+        raise ModelError(
+            f"opset {version} with over {SIMPLIFY_LIMIT / 1e9} GB of weights cannot be raised to {FLOOR}; export it at {FLOOR} or later"
+        )
     unchanged = _hide_last_axis(model) if version < 13 else False
     converted = ir.from_proto(version_converter.convert_version(_in_memory(model), FLOOR))
     if unchanged:

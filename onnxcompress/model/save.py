@@ -31,7 +31,11 @@ def finished(model: Model) -> ir.Model:
     for value in (*graph.graph.inputs, *graph.graph.outputs):
         if value.name in model.declared:
             value.shape = model.declared[value.name]
-    for each in (common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()):
+    for each in (
+        common.DeduplicateHashedInitializersPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+    ):
         each(graph)
     return graph
 
@@ -65,7 +69,13 @@ def _save_external(graph: ir.Model, path: Path) -> Path:
     offset = 0
     for tensor, value in zip(tensors, list(graph.graph.initializers.values()), strict=True):
         value.const_value = ir.ExternalTensor(
-            data_path.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=path.parent
+            data_path.name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=value.name,
+            base_dir=path.parent,
         )
         offset += tensor.nbytes
     message = ir.to_proto(graph).SerializeToString(deterministic=True)

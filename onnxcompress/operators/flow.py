@@ -67,7 +67,8 @@ class Flow:
             return [Track(size, reason=Reason("its rank or origin is not known", value.name or "")) for size in sizes]
         sites = [self.ties.sites.get((value.name or "", axis)) for axis in range(len(sizes))]
         return [
-            Track(size, None if site is None else site.labels, rests=True) for size, site in zip(sizes, sites, strict=True)
+            Track(size, None if site is None else site.labels, rests=True)
+            for size, site in zip(sizes, sites, strict=True)
         ]
 
     def opened(self, index: int) -> list[Track] | None:
@@ -185,7 +186,8 @@ def follow(flow: Flow, case: Case) -> None:
     outputs = [term.expand(len(term.axes) + (stars if term.star else 0)) or () for term in signature.outputs]
     written = {place.letter for places in outputs for place in places}
     settled = {
-        letter: _settle(flow, case, letter, members, letter in written, sizes, len(axes)) for letter, members in letters.items()
+        letter: _settle(flow, case, letter, members, letter in written, sizes, len(axes))
+        for letter, members in letters.items()
     }
     for letter, members in letters.items():
         _bind(flow, case, settled[letter], members, sizes, letter in written)
@@ -273,8 +275,12 @@ def _settle(
     if repeated and wide:  # the constants alone give this axis its width
         for member in data:
             flow.freeze(member.track, "it is repeated by broadcasting")
-        labels = wide[0].track.labels if wide[0].track.labels is not None else flow.ties.fresh(int(str(wide[0].track.size)))
-        return Track(len(labels), labels, rests=_rests(case, members, [False] * len(data) + [True] * len(constants), []))
+        labels = (
+            wide[0].track.labels if wide[0].track.labels is not None else flow.ties.fresh(int(str(wide[0].track.size)))
+        )
+        return Track(
+            len(labels), labels, rests=_rests(case, members, [False] * len(data) + [True] * len(constants), [])
+        )
     track = flow.meet(known)
     if track.labels is None:
         return track

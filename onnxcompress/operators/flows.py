@@ -28,10 +28,12 @@ def concat(flow: Flow) -> None:
     known = [part for part in parts if part is not None]
     axis = flow.view.int("axis", 0) % max(len(known[0]), 1)
     columns = [[part[place] for part in known] for place in range(len(known[0]))]
-    flow.emit([
-        _end_to_end(flow, column, place) if place == axis else _meet_and_bind(flow, column, place)
-        for place, column in enumerate(columns)
-    ])
+    flow.emit(
+        [
+            _end_to_end(flow, column, place) if place == axis else _meet_and_bind(flow, column, place)
+            for place, column in enumerate(columns)
+        ]
+    )
 
 
 def _meet_and_bind(flow: Flow, tracks: list[Track], axis: int) -> Track:
@@ -292,7 +294,9 @@ def constant_of_shape(flow: Flow) -> None:
     fill = flow.node.attributes.get("value")
     zero = fill is None or not np.any(fill.as_tensor().numpy())
     tracks = [
-        Track(size, flow.ties.fresh(size), rests=zero) if isinstance(size, int) and size > 1 else flow.closed(size, "it is filled")
+        Track(size, flow.ties.fresh(size), rests=zero)
+        if isinstance(size, int) and size > 1
+        else flow.closed(size, "it is filled")
         for size in sizes
     ]
     flow.emit(tracks)
@@ -331,7 +335,11 @@ def _tracks_of(flow: Flow, value: ir.Value) -> list[Track] | None:
     sizes = sizes_of(value)
     if sizes is None:
         return None
-    reason = Reason("it is a constant", flow.name) if constant_of(value) is not None else Reason("its origin is not known", flow.name)
+    reason = (
+        Reason("it is a constant", flow.name)
+        if constant_of(value) is not None
+        else Reason("its origin is not known", flow.name)
+    )
     return [Track(size, reason=reason) for size in sizes]
 
 
@@ -360,7 +368,9 @@ def unsqueeze(flow: Flow) -> None:
         return
     rest = iter(tracks)
     count = len(tracks) + len(axes)
-    flow.emit([Track(1, reason=Reason("it has size one", flow.name)) if axis in axes else next(rest) for axis in range(count)])
+    flow.emit(
+        [Track(1, reason=Reason("it has size one", flow.name)) if axis in axes else next(rest) for axis in range(count)]
+    )
 
 
 FLOWS: dict[str, Callable[[Flow], None]] = {

@@ -123,7 +123,14 @@ def _of_node(node: ir.Node) -> list[Layer]:
 
 def _kinds(places: tuple[Axis, ...], signature: Signature, index: int) -> tuple[list[int], list[int], list[int]]:
     """The weight's axes: those that an output has, those that data has, and the rest (kernel)."""
-    fed = {factor for number, term in enumerate(signature.inputs) if number != index for axis in term.axes for factor in axis.factors if term.name == "x"}
+    fed = {
+        factor
+        for number, term in enumerate(signature.inputs)
+        if number != index
+        for axis in term.axes
+        for factor in axis.factors
+        if term.name == "x"
+    }
     shown = {factor for term in signature.outputs for axis in term.axes for factor in axis.factors}
     outs, ins, kernel = [], [], []
     for number, place in enumerate(places):
@@ -140,7 +147,13 @@ def _kinds(places: tuple[Axis, ...], signature: Signature, index: int) -> tuple[
 def _embedding(node: ir.Node) -> list[Layer]:
     """Gather from a constant matrix by computed numbers: [width, rows]."""
     value, values = node.inputs[0], constant_of(node.inputs[0])
-    if value is None or values is None or values.ndim != 2 or values.dtype.kind != "f" or constant_of(node.inputs[1]) is not None:
+    if (
+        value is None
+        or values is None
+        or values.ndim != 2
+        or values.dtype.kind != "f"
+        or constant_of(node.inputs[1]) is not None
+    ):
         return []
     axis = node.attributes.get_int("axis", 0) % 2
     names = (node.inputs[1].name or "", node.outputs[0].name or "")  # type: ignore[union-attr]
@@ -148,7 +161,14 @@ def _embedding(node: ir.Node) -> list[Layer]:
 
 
 def _read(node: ir.Node, weight: int) -> str:
-    return next((v.name or "" for number, v in enumerate(node.inputs) if number != weight and v is not None and constant_of(v) is None), "")
+    return next(
+        (
+            v.name or ""
+            for number, v in enumerate(node.inputs)
+            if number != weight and v is not None and constant_of(v) is None
+        ),
+        "",
+    )
 
 
 def _bias(node: ir.Node, signature: Signature) -> str | None:

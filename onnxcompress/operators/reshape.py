@@ -81,7 +81,9 @@ def align(source: list[Size], target: list[Size], copied: set[int]) -> list[Fact
     return left + flipped
 
 
-def _greedy(source: list[Size], target: list[Size], copied: set[int], *, forward: bool) -> tuple[list[Factor], tuple[int, int]]:
+def _greedy(
+    source: list[Size], target: list[Size], copied: set[int], *, forward: bool
+) -> tuple[list[Factor], tuple[int, int]]:
     """Whole stretches only: factors of an axis are given once the axes on both sides are used up together."""
     done: list[Factor] = []
     open_: list[Factor] = []
@@ -108,7 +110,9 @@ def _greedy(source: list[Size], target: list[Size], copied: set[int], *, forward
             done, open_, settled = done + open_, [], (i, j)
     for places, size_of, side in ((range(i, len(source)), source, "source"), (range(j, len(target)), target, "target")):
         if not open_ and (i == len(source) or j == len(target)) and all(size_of[place] == 1 for place in places):
-            done += [Factor(1, place if side == "source" else None, place if side == "target" else None) for place in places]
+            done += [
+                Factor(1, place if side == "source" else None, place if side == "target" else None) for place in places
+            ]
             settled = (len(source), len(target)) if places else settled
     return done, settled
 
@@ -145,7 +149,9 @@ def _emit(flow: Flow, tracks: list[Track], sizes: tuple[Size, ...], factors: lis
             _, track = live[extra.source]  # type: ignore[index]
             flow.freeze(track, OTHER_FACTOR)
         if not carrying:
-            source = next((tracks[f.source] for f in mine if f.source is not None and tracks[f.source].labels is None), None)
+            source = next(
+                (tracks[f.source] for f in mine if f.source is not None and tracks[f.source].labels is None), None
+            )
             result.append(Track(size, reason=source.reason) if source is not None else flow.closed(size, OTHER_FACTOR))
             continue
         _, track = live[carrying[0].source]  # type: ignore[index]

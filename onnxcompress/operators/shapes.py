@@ -96,7 +96,9 @@ def patch_sizes(flow: Flow, index: int, tracks: list[Track]) -> None:
         else:
             flow.freeze(element, "its size is the size of another axis")
     if given is not None:
-        labelled = {axis: labels for axis, labels in labelled.items() if axis < len(given) and given[axis] not in (0, -1)}
+        labelled = {
+            axis: labels for axis, labels in labelled.items() if axis < len(given) and given[axis] not in (0, -1)
+        }
     if not labelled:
         return
 

@@ -78,7 +78,11 @@ def recurrent(gates: int) -> Callable[[View], Case | None]:
     """LSTM, GRU, RNN: a hidden unit is one row of each gate, one column of the recurrent matrix, one entry of each state."""
 
     def row(view: View) -> Case | None:
-        x, y, state = ("x[t,b,i]", "y[t,D,b,h]", "[D,b,h]") if not view.int("layout", 0) else ("x[b,t,i]", "y[b,t,D,h]", "[b,D,h]")
+        x, y, state = (
+            ("x[t,b,i]", "y[t,D,b,h]", "[D,b,h]")
+            if not view.int("layout", 0)
+            else ("x[b,t,i]", "y[b,t,D,h]", "[b,D,h]")
+        )
         rest = f"lens[b] b0{state} b1{state} peephole[D,(P h)]"
         return Case(
             f"{x} w[D,(K h),i] r[D,(K h),h] b[D,(L h)] {rest} -> {y} last{state} cell{state}",
@@ -99,7 +103,8 @@ def elementwise(zeros: str, names: tuple[str, ...] = ("b",)) -> Callable[[View],
             return None
         axes = letters(max(rank or 0 for rank in ranks))
         terms = [
-            f"{names[min(index, len(names) - 1)]}[{','.join(axes[len(axes) - (rank or 0) :])}]" for index, rank in enumerate(ranks)
+            f"{names[min(index, len(names) - 1)]}[{','.join(axes[len(axes) - (rank or 0) :])}]"
+            for index, rank in enumerate(ranks)
         ]
         return Case(f"{' '.join(terms)} -> y[{','.join(axes)}]", zeros=zeros)
 
@@ -109,7 +114,9 @@ def elementwise(zeros: str, names: tuple[str, ...] = ("b",)) -> Callable[[View],
 def clip(view: View) -> Case:
     """Zero stays zero where the limits enclose it."""
     low, high = view.constant(1), view.constant(2)
-    encloses = (not view.has(1) or (low is not None and low <= 0)) and (not view.has(2) or (high is not None and high >= 0))
+    encloses = (not view.has(1) or (low is not None and low <= 0)) and (
+        not view.has(2) or (high is not None and high >= 0)
+    )
     return Case(UNARY, zeros="keeps" if encloses else "moves")
 
 
@@ -175,7 +182,10 @@ def layer_norm(view: View) -> Case | None:
     names, axis = letters(rank), view.int("axis", -1) % max(rank, 1)
     normed = names[axis:]
     tail = ",".join(normed)
-    return Case(f"x[{','.join(names)}] scale[...{tail}] b[...{tail}] -> y[{','.join(names)}]", inexact=dict.fromkeys(normed, SPREAD))
+    return Case(
+        f"x[{','.join(names)}] scale[...{tail}] b[...{tail}] -> y[{','.join(names)}]",
+        inexact=dict.fromkeys(normed, SPREAD),
+    )
 
 
 def skip_layer_norm(view: View) -> Case:
@@ -343,19 +353,62 @@ SIGNATURES: dict[str, Row] = {
     "Pow": power,
     "Where": elementwise("all", ("condition", "b", "b")),
     **dict.fromkeys(("com.microsoft.BiasGelu", "com.microsoft.FastGelu"), elementwise("all")),
-    **dict.fromkeys(("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Or", "Xor"), elementwise("moves", ("limit",))),
+    **dict.fromkeys(
+        ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Or", "Xor"), elementwise("moves", ("limit",))
+    ),
     "Clip": clip,
     **dict.fromkeys(
         (
-            *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSwish", "Gelu", "Mish", "Swish", "Softsign"),
-            *("Tanh", "Erf", "Abs", "Neg", "Sign", "Sqrt", "Floor", "Ceil", "Round", "Sin", "Sinh", "Asin", "Asinh", "Atan"),
+            *(
+                "Relu",
+                "LeakyRelu",
+                "Elu",
+                "Selu",
+                "Celu",
+                "ThresholdedRelu",
+                "HardSwish",
+                "Gelu",
+                "Mish",
+                "Swish",
+                "Softsign",
+            ),
+            *(
+                "Tanh",
+                "Erf",
+                "Abs",
+                "Neg",
+                "Sign",
+                "Sqrt",
+                "Floor",
+                "Ceil",
+                "Round",
+                "Sin",
+                "Sinh",
+                "Asin",
+                "Asinh",
+                "Atan",
+            ),
             *("Atanh", "Tan", "Identity", "Cast", "CastLike", "Dropout", "Shrink", "IsNaN"),
             *("com.microsoft.Gelu", "com.microsoft.QuickGelu"),
         ),
         KEEPS,
     ),
     **dict.fromkeys(
-        ("Sigmoid", "HardSigmoid", "Exp", "Log", "Reciprocal", "Softplus", "Cos", "Cosh", "Acos", "Acosh", "Not", "IsInf"), MOVES
+        (
+            "Sigmoid",
+            "HardSigmoid",
+            "Exp",
+            "Log",
+            "Reciprocal",
+            "Softplus",
+            "Cos",
+            "Cosh",
+            "Acos",
+            "Acosh",
+            "Not",
+            "IsInf",
+        ),
+        MOVES,
     ),
 }
 

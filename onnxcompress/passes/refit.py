@@ -13,7 +13,6 @@ arXiv:1707.06168, with its multi-branch enhancement.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass as plain
 from dataclasses import field
 from itertools import product
@@ -46,7 +45,9 @@ class Refit:
 
     name: ClassVar[str] = "refit"
 
-    rows: Annotated[int, Field(ge=16, description="rows (positions of samples) at most that one layer is fitted on")] = 16384
+    rows: Annotated[
+        int, Field(ge=16, description="rows (positions of samples) at most that one layer is fitted on")
+    ] = 16384
     seed: Annotated[int, Field(ge=0, description="which positions are drawn")] = 0
 
     def needs(self, model: Model) -> list[Need]:
@@ -81,7 +82,9 @@ class Refit:
         share = max(1, self.rows // len(arrays))
         for number, (x, y) in enumerate(zip(arrays, goal, strict=True)):
             rows, wanted = _rows(node, layer, x, y, share, rng)
-            (judge if len(arrays) > 1 and number % HELD_OUT == HELD_OUT - 1 or number == len(arrays) - 1 > 0 else fit).add(rows, wanted)
+            (
+                judge if (len(arrays) > 1 and number % HELD_OUT == HELD_OUT - 1) or number == len(arrays) - 1 > 0 else fit
+            ).add(rows, wanted)
         if len(arrays) == 1:
             judge = fit
         found = solve(fit, judge, matrix, bias, fixed_bias=layer.bias is None and layer.op == "MatMul")
@@ -101,8 +104,15 @@ class Refit:
             plan.arrays[name] = found.bias.reshape(stored.shape).astype(stored.dtype)
             pair.replace(name, plan.arrays[name])
         plan.decisions.append(
-            {"layer": layer.name, "weight": layer.weight, "bias": name, "new_bias": layer.bias is None and name is not None,
-             "ridge": found.ridge, "before_db": found.before_db, "after_db": found.after_db}
+            {
+                "layer": layer.name,
+                "weight": layer.weight,
+                "bias": name,
+                "new_bias": layer.bias is None and name is not None,
+                "ridge": found.ridge,
+                "before_db": found.before_db,
+                "after_db": found.after_db,
+            }
         )
 
     def apply(self, model: Model, plan: Plan) -> Model:
@@ -185,7 +195,9 @@ def _residual(node: ir.Node, model: Model, pair: Pair) -> tuple[str, str, np.nda
     value, scale, shift = node.outputs[0], np.ones(1), np.zeros(1)
     user = _only_user(value)
     if user is not None and user.op_type == "BatchNormalization":
-        gamma, beta, mean, var = (_stored(pair, v.name or "").astype(np.float64) for v in user.inputs[1:5] if v is not None)
+        gamma, beta, mean, var = (
+            _stored(pair, v.name or "").astype(np.float64) for v in user.inputs[1:5] if v is not None
+        )
         scale = gamma / np.sqrt(var + user.attributes.get_float("epsilon", 1e-5))
         shift = beta - mean * scale
         value, user = user.outputs[0], _only_user(user.outputs[0])
@@ -211,7 +223,7 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 def _rows(
     node: ir.Node, layer: Layer, x: np.ndarray, y: np.ndarray, most: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the layer multiplies at some positions, [rows, in·kernel] (depthwise: [rows, out, kernel]), and the wanted outputs [rows, out]."""
+    """What the layer multiplies at some positions, [rows, in·kernel] (depthwise [rows, out, kernel]), and the goal [rows, out]."""
     if layer.op != "Conv":
         flat, goal = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
         chosen = _drawn(len(flat), most, rng)
@@ -226,7 +238,9 @@ def _drawn(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
 
 
-def _patches(node: ir.Node, x: np.ndarray, places: tuple[np.ndarray, ...], *, depthwise: bool, outputs: int) -> np.ndarray:
+def _patches(
+    node: ir.Node, x: np.ndarray, places: tuple[np.ndarray, ...], *, depthwise: bool, outputs: int
+) -> np.ndarray:
     """[rows, in·kernel]: the inputs under the kernel at each output position (sample, *position); kernel innermost."""
     spatial = x.ndim - 2
     kernel = [int(size) for size in node.inputs[1].shape[2:]]  # type: ignore[union-attr,index]
@@ -329,7 +343,9 @@ def solve(fit: Sums, judge: Sums, weight: np.ndarray, bias: np.ndarray, *, fixed
     return Fit(new.reshape(weight.shape), offset, ridge, _db(signal, present), _db(signal, best))
 
 
-def _ridge(sums: Sums, weight: np.ndarray, bias: np.ndarray, share: float, fixed_bias: bool) -> tuple[np.ndarray, np.ndarray]:
+def _ridge(
+    sums: Sums, weight: np.ndarray, bias: np.ndarray, share: float, fixed_bias: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """W₀ + (C − W₀ G)(G + λ)⁻¹, and the bias that goes with it."""
     gram, cross = (sums.gram, sums.cross) if fixed_bias else sums.centred()
     size = gram.shape[-1]

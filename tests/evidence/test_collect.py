@@ -34,8 +34,12 @@ def opened(name: str, samples: int = SAMPLES) -> tuple[Model, Data]:
 
 def observed(model: Model) -> list[str]:
     """Floating-point tensors of the main graph that something computes."""
-    return [value.name or "" for node in model.ir.graph for value in node.outputs
-            if value.name and value.dtype is not None and value.dtype.is_floating_point() and value.shape]
+    return [
+        value.name or ""
+        for node in model.ir.graph
+        for value in node.outputs
+        if value.name and value.dtype is not None and value.dtype.is_floating_point() and value.shape
+    ]
 
 
 def activations(model: Model, data: Data, batch: int = 4) -> dict[str, list[np.ndarray]]:
@@ -183,8 +187,12 @@ def test_sizes_that_differ_from_sample_to_sample() -> None:
 def test_values_in_bodies_are_left_out_and_said_so() -> None:
     model, data = opened("if_branches")
     inner = next(
-        value.name or "" for node in model.ir.graph if node.op_type == "If"
-        for body in [node.attributes["then_branch"].as_graph()] for each in body for value in each.outputs
+        value.name or ""
+        for node in model.ir.graph
+        if node.op_type == "If"
+        for body in [node.attributes["then_branch"].as_graph()]
+        for each in body
+        for value in each.outputs
     )
     outer = Need("gram", observed(model)[0])
     found = collect(model, [Need("gram", inner), outer, Need("gram", "w1")], data)
@@ -194,10 +202,12 @@ def test_values_in_bodies_are_left_out_and_said_so() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_name_the_tensor(bad: float) -> None:
-    model = load(onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> '
-        "g (float[N,2] x) => (float[N,2] y) { h = Sqrt(x)  l = Log(h)  y = Neg(l) }"
-    ))
+    model = load(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]> '
+            "g (float[N,2] x) => (float[N,2] y) { h = Sqrt(x)  l = Log(h)  y = Neg(l) }"
+        )
+    )
     x = np.ones((6, 2), np.float32)
     x[4] = -1 if np.isnan(bad) else 0
     data = open_data({"x": x}, open_session(model.serialized).inputs)
@@ -205,11 +215,14 @@ def test_numbers_that_are_not_finite_name_the_tensor(bad: float) -> None:
         collect(model, [Need("range", "h"), Need("moments", "l")], data, batch=2)
 
 
-@pytest.mark.parametrize(("need", "error", "says"), [
-    (Need("gramm", "x"), SettingError, "no kind of evidence is called 'gramm'; the nearest name is 'gram'"),
-    (Need("gram", "xx"), ModelError, "no value of the graph is called 'xx'"),
-    (Need("gram", "x", 4), SettingError, "value 'x' has 4 axes"),
-])
+@pytest.mark.parametrize(
+    ("need", "error", "says"),
+    [
+        (Need("gramm", "x"), SettingError, "no kind of evidence is called 'gramm'; the nearest name is 'gram'"),
+        (Need("gram", "xx"), ModelError, "no value of the graph is called 'xx'"),
+        (Need("gram", "x", 4), SettingError, "value 'x' has 4 axes"),
+    ],
+)
 def test_wishes_that_cannot_be(need: Need, error: type[Exception], says: str) -> None:
     model, data = opened("conv_chain")
     with pytest.raises(error, match=says):

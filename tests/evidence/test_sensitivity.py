@@ -29,7 +29,10 @@ def test_a_branch_counts_by_its_share_of_the_sum() -> None:
         [numpy_helper.from_array(eye, "w"), numpy_helper.from_array(3 * eye, "v")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    data = open_data({"x": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)}, open_session(proto.SerializeToString()).inputs)
+    data = open_data(
+        {"x": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)},
+        open_session(proto.SerializeToString()).inputs,
+    )
     found = sensitivities(load(proto), [("small", -1), ("large", -1)], data)
     assert found["small"] == pytest.approx(1 / 16, rel=1e-3)
     assert found["large"] == pytest.approx(9 / 16, rel=1e-3)

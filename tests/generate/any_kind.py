@@ -25,8 +25,10 @@ def _gelu(g: Graph, t: Flow) -> str:
 
 
 ACTIVATIONS: dict[str, Callable[[Graph, Flow], str]] = {
-    **{name: lambda g, t, name=name: g.op(name, t.name)  # type: ignore[misc]
-       for name in ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Selu", "Softplus")},
+    **{
+        name: lambda g, t, name=name: g.op(name, t.name)  # type: ignore[misc]
+        for name in ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Elu", "Selu", "Softplus")
+    },
     "Clip": lambda g, t: g.op("Clip", t.name, 0.0, 6.0),
     "PRelu": lambda g, t: g.op("PRelu", t.name, t.along(g.scale(t.channels) - np.float32(0.5))),
     "SiLU": lambda g, t: g.op("Mul", t.name, g.op("Sigmoid", t.name)),
@@ -120,8 +122,11 @@ def concat_branches(g: Graph, t: Flow, draw: st.DrawFn) -> Flow:
         if sum(part.channels for part in parts) + branch.channels <= MOST:
             parts.append(branch)
     parts = parts or [t]
-    joined = g.op("Concat", *[part.name for part in parts], axis=draw(st.sampled_from([t.axis, -1 - len(t.size)]))
-                  if t.kind == "image" else t.axis)
+    joined = g.op(
+        "Concat",
+        *[part.name for part in parts],
+        axis=draw(st.sampled_from([t.axis, -1 - len(t.size)])) if t.kind == "image" else t.axis,
+    )
     return t.to(joined, sum(part.channels for part in parts))
 
 
@@ -201,6 +206,6 @@ def reduce_channels(g: Graph, t: Flow, draw: st.DrawFn) -> Flow:
 def maxout(g: Graph, t: Flow, draw: st.DrawFn) -> Flow:
     """The larger of each two neighbouring channels, by Reshape and ReduceMax."""
     half, axis = t.channels // 2, t.axis
-    shape = [-1, *t.shape[1:axis], half, 2, *t.shape[axis + 1:]]
+    shape = [-1, *t.shape[1:axis], half, 2, *t.shape[axis + 1 :]]
     pairs = g.op("Reshape", t.name, [int(entry) for entry in shape])
     return t.to(g.reduce("ReduceMax", pairs, [axis + 1], keepdims=0), half)

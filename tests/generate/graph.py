@@ -43,8 +43,13 @@ class Flow:
         return vector.reshape(-1, *[1] * len(self.size)) if self.kind == "image" else vector
 
     def to(self, name: str, channels: int | None = None, size: tuple[int, ...] | None = None, kind: str = "") -> Flow:
-        return replace(self, name=name, channels=channels or self.channels, kind=kind or self.kind,
-                       size=self.size if size is None else size)
+        return replace(
+            self,
+            name=name,
+            channels=channels or self.channels,
+            kind=kind or self.kind,
+            size=self.size if size is None else size,
+        )
 
 
 class Graph:
@@ -123,13 +128,16 @@ BLOCKS: dict[str, dict[str, Block]] = {"image": {}, "sequence": {}, "vector": {}
 """kind of tensor -> block name -> Block, simplest first: hypothesis shrinks towards the front"""
 
 
-def block(*kinds: str, fits: Callable[[Flow], bool] = lambda t: True, keeps: bool = True,
-          inner: bool = True) -> Callable[[Build], Build]:
+def block(
+    *kinds: str, fits: Callable[[Flow], bool] = lambda t: True, keeps: bool = True, inner: bool = True
+) -> Callable[[Build], Build]:
     """Enter a function into BLOCKS under its own name, for each of `kinds`."""
+
     def enter(build: Build) -> Build:
         for kind in kinds:
             BLOCKS[kind][build.__name__] = Block(build, fits, keeps, inner)
         return build
+
     return enter
 
 

@@ -106,8 +106,11 @@ def global_context(g: Graph, t: Flow, draw: st.DrawFn) -> Flow:
     """A pooled vector spread over the image again, by broadcasting, Expand to a computed shape, or Tile."""
     pooled = g.op("GlobalAveragePool", t.name)
     way = draw(st.sampled_from(["broadcast", "expand", "tile"]))
-    spread = {"broadcast": lambda: pooled, "expand": lambda: g.op("Expand", pooled, g.op("Shape", t.name)),
-              "tile": lambda: g.op("Tile", pooled, [1, 1, *t.size])}[way]()
+    spread = {
+        "broadcast": lambda: pooled,
+        "expand": lambda: g.op("Expand", pooled, g.op("Shape", t.name)),
+        "tile": lambda: g.op("Tile", pooled, [1, 1, *t.size]),
+    }[way]()
     return t.to(g.op("Add", t.name, spread))
 
 

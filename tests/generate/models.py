@@ -19,8 +19,18 @@ VOCABULARY = 7
 SIZES = ((4, 4), (8, 8), (8,), (4, 4, 4))
 LENGTH = 5
 
-PATHS = (("image",), ("vector",), ("sequence",), ("tokens",), ("image", "vector"), ("sequence", "vector"),
-         ("tokens", "vector"), ("image", "sequence"), ("image", "sequence", "vector"), ("sequence", "image"))
+PATHS = (
+    ("image",),
+    ("vector",),
+    ("sequence",),
+    ("tokens",),
+    ("image", "vector"),
+    ("sequence", "vector"),
+    ("tokens", "vector"),
+    ("image", "sequence"),
+    ("image", "sequence", "vector"),
+    ("sequence", "image"),
+)
 """Kinds of tensor that a model goes through; `tokens` are integers that become a sequence by an embedding."""
 
 
@@ -43,8 +53,11 @@ BRIDGES: dict[tuple[str, str], list[Bridge]] = {
         lambda g, t: t.to(g.reduce("ReduceMax", t.name, list(range(2, 2 + len(t.size))), 0), size=(), kind="vector"),
     ],
     ("image", "sequence"): [
-        lambda g, t: t.to(g.op("Transpose", g.op("Reshape", t.name, [0, t.channels, -1]), perm=[0, 2, 1]),
-                          size=(int(np.prod(t.size)),), kind="sequence"),
+        lambda g, t: t.to(
+            g.op("Transpose", g.op("Reshape", t.name, [0, t.channels, -1]), perm=[0, 2, 1]),
+            size=(int(np.prod(t.size)),),
+            kind="sequence",
+        ),
     ],
     ("sequence", "vector"): [
         lambda g, t: t.to(g.reduce("ReduceMean", t.name, [1], 0), size=(), kind="vector"),
@@ -62,8 +75,7 @@ def start(g: Graph, kind: str, draw: st.DrawFn) -> tuple[onnx.ValueInfoProto, Fl
         channels = draw(st.integers(2, 8))
         table = g.weight(VOCABULARY, channels, fan_in=1)
         return source, Flow(g.op("Gather", table, "x"), "sequence", channels, (LENGTH,))
-    size = {"image": draw(st.sampled_from(SIZES)) if kind == "image" else (), "sequence": (LENGTH,),
-            "vector": ()}[kind]
+    size = {"image": draw(st.sampled_from(SIZES)) if kind == "image" else (), "sequence": (LENGTH,), "vector": ()}[kind]
     t = Flow("x", kind, draw(st.integers(2, 4)), size)
     source = helper.make_tensor_value_info("x", TensorProto.FLOAT, t.shape)
     return source, linear(g, t, draw(st.integers(2, 8)))

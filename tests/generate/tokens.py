@@ -116,9 +116,16 @@ def recurrent(g: Graph, t: Flow, draw: st.DrawFn) -> Flow:
     op_type = draw(st.sampled_from(list(GATES)))
     hidden, two = draw(st.integers(2, 5)), draw(st.booleans())
     rows, ways = GATES[op_type] * hidden, 1 + two
-    y = g.op(op_type, g.op("Transpose", t.name, perm=[1, 0, 2]), g.weight(ways, rows, t.channels, fan_in=t.channels),
-             g.weight(ways, rows, hidden, fan_in=hidden), g.weight(ways, 2 * rows, fan_in=10), hidden_size=hidden,
-             direction="bidirectional" if two else "forward", **_reset(op_type))
+    y = g.op(
+        op_type,
+        g.op("Transpose", t.name, perm=[1, 0, 2]),
+        g.weight(ways, rows, t.channels, fan_in=t.channels),
+        g.weight(ways, rows, hidden, fan_in=hidden),
+        g.weight(ways, 2 * rows, fan_in=10),
+        hidden_size=hidden,
+        direction="bidirectional" if two else "forward",
+        **_reset(op_type),
+    )
     if not two:
         return t.to(g.op("Transpose", g.op("Squeeze", y, [1]), perm=[1, 0, 2]), hidden)
     turned = g.op("Transpose", y, perm=[2, 0, 1, 3])

@@ -34,7 +34,9 @@ def test_every_criterion_cuts_the_share_of_every_group(criterion: str) -> None:
         assert len(decision["cut"]) == decision["of"] // 2
 
 
-@pytest.mark.parametrize("criterion", ["apoz", "activation_mean", "activation_variance", "backward", "osscar", "thinet", "lasso"])
+@pytest.mark.parametrize(
+    "criterion", ["apoz", "activation_mean", "activation_variance", "backward", "osscar", "thinet", "lasso"]
+)
 def test_criteria_that_look_at_data_run_through_the_loop(criterion: str) -> None:
     result = run(DIGITS, [Prune(criterion=criterion, amount=0.25)], DATA)
     assert result.after.parameters < result.before.parameters
@@ -45,9 +47,11 @@ def test_criteria_that_look_at_data_run_through_the_loop(criterion: str) -> None
 @pytest.mark.parametrize("criterion", ["l2", "backward"])
 def test_targets_are_reached_and_counted_on_the_cut_model(target: dict[str, float], criterion: str) -> None:
     result = run(DIGITS, [Prune(criterion=criterion, round_to=1, **target)], DATA)
-    (name, share), = target.items()
+    ((name, share),) = target.items()
     left = (
-        result.after.macs / result.before.macs if name == "target_macs" else result.after.parameters / result.before.parameters
+        result.after.macs / result.before.macs
+        if name == "target_macs"
+        else result.after.parameters / result.before.parameters
     )
     assert 0.6 * share < left <= share
 
@@ -65,7 +69,9 @@ def test_keep_protects_and_an_unknown_name_offers_the_nearest() -> None:
         Prune(keep=("stme.weight",)).plan(model, {})
 
 
-@pytest.mark.parametrize(("name", "kind"), [("duplicate_filters", "duplicate"), ("zero_filters", "zero"), ("unread_units", "unread")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("duplicate_filters", "duplicate"), ("zero_filters", "zero"), ("unread_units", "unread")]
+)
 def test_free_cuts_do_not_change_the_output(name: str, kind: str) -> None:
     proto = ZOO[name]()
     model = load(proto)

@@ -62,7 +62,12 @@ def test_perfect_weights_are_left_alone() -> None:
 
 def test_error_is_the_sum_of_squares() -> None:
     rng = np.random.default_rng(2)
-    x, y, w, b = rng.standard_normal((40, 5)), rng.standard_normal((40, 3)), rng.standard_normal((3, 5)), rng.standard_normal(3)
+    x, y, w, b = (
+        rng.standard_normal((40, 5)),
+        rng.standard_normal((40, 3)),
+        rng.standard_normal((3, 5)),
+        rng.standard_normal(3),
+    )
     sums = Sums()
     sums.add(x[:10], y[:10])
     sums.add(x[10:], y[10:])
@@ -76,8 +81,25 @@ def test_repair_brings_a_pruned_model_back() -> None:
     assert repaired.sqnr_db > bare.sqnr_db + 6  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["conv_bn", "residual_identity", "residual_downsample", "depthwise", "conv1d", "conv3d", "mlp_gemm",
-                                  "mlp_matmul", "unet", "squeeze_excite", "inception", "attention_static", "layer_norm", "lstm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv_bn",
+        "residual_identity",
+        "residual_downsample",
+        "depthwise",
+        "conv1d",
+        "conv3d",
+        "mlp_gemm",
+        "mlp_matmul",
+        "unet",
+        "squeeze_excite",
+        "inception",
+        "attention_static",
+        "layer_norm",
+        "lstm",
+    ],
+)
 def test_every_layer_only_gets_better_on_held_out_rows(name: str) -> None:
     proto = ZOO[name]()
     model = load(proto)

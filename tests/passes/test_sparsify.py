@@ -38,7 +38,9 @@ def test_one_threshold_over_the_model() -> None:
     result = run(DIGITS, [Sparsify(per="model", amount=0.8)], DATA)
     shares = [decision["zeros"] / decision["of"] for decision in result.plan.decisions]
     assert max(shares) - min(shares) > 0.1  # layers differ, the whole does not
-    assert sum(d["zeros"] for d in result.plan.decisions) / sum(d["of"] for d in result.plan.decisions) == pytest.approx(0.8, abs=0.01)
+    assert sum(d["zeros"] for d in result.plan.decisions) / sum(
+        d["of"] for d in result.plan.decisions
+    ) == pytest.approx(0.8, abs=0.01)
 
 
 def test_contradicting_settings_are_refused() -> None:

@@ -1,8 +1,8 @@
 """Free cuts: units that go without any change of the output, found in the weights alone.
 
-    unread      every weight that reads the unit is zero
-    zero        everything that writes it is zero, and zero it stays on the way to its readers
-    duplicate   written exactly like another unit of its group; the readers' weights of both are added into one
+unread      every weight that reads the unit is zero
+zero        everything that writes it is zero, and zero it stays on the way to its readers
+duplicate   written exactly like another unit of its group; the readers' weights of both are added into one
 """
 
 from __future__ import annotations

@@ -47,15 +47,29 @@ class Prune:
         Literal["sum", "mean", "max", "product"], Field(description="how the scores of a unit's slices become one")
     ] = "mean"
     normalise: Annotated[
-        Literal["none", "sum", "mean", "max", "l2", "range", "standard"], Field(description="scale of scores under --ranking global")
+        Literal["none", "sum", "mean", "max", "l2", "range", "standard"],
+        Field(description="scale of scores under --ranking global"),
     ] = "mean"
-    target_params: Annotated[Share, Field(description="share of the parameters that is left; instead of --amount")] = None
-    target_macs: Annotated[Share, Field(description="share of the multiply-adds that is left; instead of --amount")] = None
-    target_size: Annotated[Share, Field(description="share of the weights' bytes that is left; instead of --amount")] = None
-    round_to: Annotated[int, Field(ge=1, le=256, description="channel counts become multiples of this, for the runtime's blocked kernels")] = 8
+    target_params: Annotated[Share, Field(description="share of the parameters that is left; instead of --amount")] = (
+        None
+    )
+    target_macs: Annotated[Share, Field(description="share of the multiply-adds that is left; instead of --amount")] = (
+        None
+    )
+    target_size: Annotated[
+        Share, Field(description="share of the weights' bytes that is left; instead of --amount")
+    ] = None
+    round_to: Annotated[
+        int,
+        Field(ge=1, le=256, description="channel counts become multiples of this, for the runtime's blocked kernels"),
+    ] = 8
     keep: Annotated[tuple[str, ...], Field(description="weights, by name or pattern, whose channels all stay")] = ()
-    inexact: Annotated[bool, Field(description="also cut along axes where that changes what is left (norms, softmax, means)")] = False
-    inner: Annotated[bool, Field(description="cut the inner factor of a product: dimensions of all heads instead of heads")] = False
+    inexact: Annotated[
+        bool, Field(description="also cut along axes where that changes what is left (norms, softmax, means)")
+    ] = False
+    inner: Annotated[
+        bool, Field(description="cut the inner factor of a product: dimensions of all heads instead of heads")
+    ] = False
     seed: Annotated[int, Field(ge=0, description="for criteria that draw")] = 0
 
     def __post_init__(self) -> None:
@@ -85,7 +99,12 @@ class Prune:
             group
             for group in groups
             if group.size > 1
-            and not any(fnmatch.fnmatchcase(m.tensor, pattern) for m in group.members if m.role == "write" for pattern in self.keep)
+            and not any(
+                fnmatch.fnmatchcase(m.tensor, pattern)
+                for m in group.members
+                if m.role == "write"
+                for pattern in self.keep
+            )
         ]
 
     def needs(self, model: Model) -> list[Need]:
@@ -100,7 +119,9 @@ class Prune:
         """Free cuts first; then as many units as the amount or target asks for, the least important of each group."""
         groups, channels = self.groups(model), self.channels(model)
         if not groups:
-            raise ModelError(f"{model.source.name}: no channel can be removed: {_why_nothing(channels)}; see 'onnxcompress inspect'")
+            raise ModelError(
+                f"{model.source.name}: no channel can be removed: {_why_nothing(channels)}; see 'onnxcompress inspect'"
+            )
         free = {group.name: free_cuts(model, channels, group) for group in groups}
         shapes = evidence.get(SHAPES, {})
         print_ = footprint(model, channels, macs_by_layer(model, shapes))
@@ -122,7 +143,9 @@ class Prune:
         budget = Budgeted(groups, print_, self.target_params, self.target_macs, self.target_size)
         if self.criterion in SELECTIONS:
             return choose_by_reconstruction(model, groups, evidence, budget, free, self)
-        scores = score_groups(model, self.channels(model), groups, CRITERIA[self.criterion], evidence, self.aggregate, self.seed)
+        scores = score_groups(
+            model, self.channels(model), groups, CRITERIA[self.criterion], evidence, self.aggregate, self.seed
+        )
         for name, gone in free.items():
             scores[name] = np.where(gone, scores[name].min() - 1 - np.abs(scores[name].min()), scores[name])
 
@@ -175,7 +198,10 @@ def _settings(settings: Prune) -> dict[str, object]:
 
 
 def _notes(free: Mapping[str, FreeCuts]) -> list[str]:
-    counts = {kind: sum(int(flags.sum()) for flags in (getattr(cuts, kind) for cuts in free.values())) for kind in ("unread", "zero")}
+    counts = {
+        kind: sum(int(flags.sum()) for flags in (getattr(cuts, kind) for cuts in free.values()))
+        for kind in ("unread", "zero")
+    }
     counts["duplicate"] = sum(int((cuts.into >= 0).sum()) for cuts in free.values())
     total = sum(counts.values())
     if not total:

@@ -83,7 +83,9 @@ def _unit_evidence(
         axis = channel_axis(channels, value, group)
         moments = evidence.get(Need("moments", value, -1 if axis is None else axis))
         if moments is not None:
-            found.append([getattr(moments, name)[positions].mean(axis=1) for name in ("mean", "mean_square", "zero_share")])
+            found.append(
+                [getattr(moments, name)[positions].mean(axis=1) for name in ("mean", "mean_square", "zero_share")]
+            )
     if not found:
         return None
     mean, mean_square, zero_share = np.mean(found, axis=0)

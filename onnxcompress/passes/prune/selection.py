@@ -103,18 +103,29 @@ def _target(layer: Layer, model: Model, columns: int) -> np.ndarray:
 
 
 def choose_by_reconstruction(
-    model: Model, groups: Sequence[Group], evidence: Evidence, budget: Budgeted, free: Mapping[str, np.ndarray], settings: Prune
+    model: Model,
+    groups: Sequence[Group],
+    evidence: Evidence,
+    budget: Budgeted,
+    free: Mapping[str, np.ndarray],
+    settings: Prune,
 ) -> dict[str, np.ndarray]:
     """Group -> bool [units], True where a unit stays."""
     channels = settings.channels(model)
     readers = {group.name: Readers(model, channels, group, evidence) for group in groups}
     if not any(each.grams for each in readers.values()):
-        raise SettingError(f"criterion {settings.criterion!r} needs data to look at activations; give --data, or choose 'l2'")
+        raise SettingError(
+            f"criterion {settings.criterion!r} needs data to look at activations; give --data, or choose 'l2'"
+        )
     fallback = score_groups(model, channels, groups, CRITERIA["l2"], {}, "mean", settings.seed)
     if budget.target is None:
         counts = {group.name: kept_count(group.size, settings.amount, 1, settings.round_to) for group in groups}
     else:
-        curves = {name: each.reach * each.curve(len(each.positions[0]) - 1).errors for name, each in readers.items() if each.grams}
+        curves = {
+            name: each.reach * each.curve(len(each.positions[0]) - 1).errors
+            for name, each in readers.items()
+            if each.grams
+        }
         counts = shared_out(budget, curves, settings.round_to)
     kept = {}
     for group in groups:

@@ -15,7 +15,15 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, layers
-from onnxcompress.passes.prune.weights import keep_global, keep_pattern, keep_per_matrix, keep_per_row, magnitude, sparsegpt, wanda
+from onnxcompress.passes.prune.weights import (
+    keep_global,
+    keep_pattern,
+    keep_per_matrix,
+    keep_per_row,
+    magnitude,
+    sparsegpt,
+    wanda,
+)
 from onnxcompress.plan import Plan, Refusal
 
 PATTERN = re.compile(r"(\d+):(\d+)")
@@ -29,17 +37,23 @@ class Sparsify:
 
     amount: Annotated[float, Field(ge=0, lt=1, description="share of the weights that becomes zero")] = 0.5
     criterion: Annotated[
-        Literal["magnitude", "wanda", "sparsegpt"], Field(description="what a weight is worth; the last two look at data")
+        Literal["magnitude", "wanda", "sparsegpt"],
+        Field(description="what a weight is worth; the last two look at data"),
     ] = "magnitude"
     per: Annotated[
-        Literal["row", "matrix", "model"], Field(description="where the share is counted; model: one threshold, magnitude only")
+        Literal["row", "matrix", "model"],
+        Field(description="where the share is counted; model: one threshold, magnitude only"),
     ] = "matrix"
-    pattern: Annotated[str | None, Field(description="N:M, at most N of M neighbours stay; instead of amount", pattern=r"^\d+:\d+$")] = None
+    pattern: Annotated[
+        str | None, Field(description="N:M, at most N of M neighbours stay; instead of amount", pattern=r"^\d+:\d+$")
+    ] = None
     keep: Annotated[tuple[str, ...], Field(description="weights, by name or pattern, that stay as they are")] = ()
 
     def __post_init__(self) -> None:
         if self.per == "model" and (self.criterion != "magnitude" or self.pattern):
-            raise SettingError("per 'model' ranks magnitudes of all layers together; leave out criterion and pattern, or choose 'matrix'")
+            raise SettingError(
+                "per 'model' ranks magnitudes of all layers together; leave out criterion and pattern, or choose 'matrix'"
+            )
 
     @property
     def share(self) -> float | tuple[int, int]:
@@ -53,12 +67,18 @@ class Sparsify:
         for pattern in self.keep:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in once):
                 raise SettingError(f"--keep {pattern!r} matches no weight; {nearest(pattern, once)}")
-        return [layer for name, layer in once.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)]
+        return [
+            layer
+            for name, layer in once.items()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
+        ]
 
     def needs(self, model: Model) -> list[Need]:
         """Moments for Wanda, Gram matrices for SparseGPT, of what the layers are fed."""
         kinds = {"magnitude": (), "wanda": ("moments",), "sparsegpt": ("moments", "gram")}[self.criterion]
-        return list(dict.fromkeys(Need(kind, layer.reads, _axis(layer)) for layer in self.layers(model) for kind in kinds))
+        return list(
+            dict.fromkeys(Need(kind, layer.reads, _axis(layer)) for layer in self.layers(model) for kind in kinds)
+        )
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Masks, and for SparseGPT the weights that make up for what went."""
@@ -68,7 +88,11 @@ class Sparsify:
             raise ModelError(f"{model.source.name}: it has no weighted layer")
         stored = {layer.weight: layer.matrix(model.array(layer.weight)).astype(np.float64) for layer in chosen}
         flat = {name: matrix.reshape(len(matrix), -1) for name, matrix in stored.items()}
-        masks = keep_global({name: magnitude(rows) for name, rows in flat.items()}, self.amount) if self.per == "model" else {}
+        masks = (
+            keep_global({name: magnitude(rows) for name, rows in flat.items()}, self.amount)
+            if self.per == "model"
+            else {}
+        )
         for layer in chosen:
             name = layer.weight
             new, why = (flat[name] * masks[name], "") if masks else self._one(layer, flat[name], stored[name], evidence)
@@ -91,7 +115,11 @@ class Sparsify:
             fits = moments is not None and len(moments.mean_square) == matrix.shape[1] and layer.groups == 1
             scores = wanda(rows, np.repeat(moments.mean_square, rows.shape[1] // matrix.shape[1])) if fits else scores
             used = "wanda" if fits else "magnitude"
-            why = "" if used == self.criterion else f"{self.criterion} needs what this layer is fed, a column a weight; {used} was used"
+            why = (
+                ""
+                if used == self.criterion
+                else f"{self.criterion} needs what this layer is fed, a column a weight; {used} was used"
+            )
         if isinstance(self.share, tuple):
             return rows * keep_pattern(scores, *self.share), why
         keep = keep_per_row if self.per == "row" or self.criterion != "magnitude" else keep_per_matrix
