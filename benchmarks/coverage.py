@@ -43,7 +43,8 @@ def main() -> int:
     parser.add_argument("--worker", nargs=3, metavar=("TOOL", "MODEL", "OUT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
-        print(json.dumps(worker(*asked.worker, asked.amount, asked.runs)))
+        tool, model, out = asked.worker
+        print(json.dumps(worker(tool, model, out, asked.amount, asked.runs)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         rows = [row(name, path, Path(folder), asked) for name, path in _paths(asked.models, Path(folder))]

@@ -226,7 +226,7 @@ def torch_pruning(case: Case, target: float, python: str | None) -> tuple[bytes,
     with tempfile.TemporaryDirectory() as folder:
         model, feeds, out = (Path(folder) / name for name in ("model.onnx", "feeds.npz", "out.onnx"))
         onnx.save(peer.simplify(onnx.load_from_string(case.content))[0], model)
-        np.savez(feeds, **case.feed)
+        np.savez(feeds, allow_pickle=False, **case.feed)
         script = str(Path(__file__).with_name("torch_pruning_peer.py"))
 
         def at(amount: float) -> bytes:
