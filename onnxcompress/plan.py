@@ -71,7 +71,7 @@ class Plan:
         files: dict[str | Path, bytes] = {target: json.dumps(self.to_json(), indent=2).encode()}
         if self.arrays:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **self.arrays)
+            np.savez_compressed(buffer, **self.arrays)  # type: ignore[arg-type]
             files[target.with_suffix(".npz")] = buffer.getvalue()
         write_atomic_together(files)  # type: ignore[arg-type]
 

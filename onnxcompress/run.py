@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
@@ -131,12 +133,8 @@ def _costs(original: Model, current: Model, data: Data, shapes: Any) -> tuple[Co
 
 def _on_disk(model: Model) -> int:
     """The file with its external data; bytes as they are."""
-    outside = sum(
-        tensor.const_value.length or 0
-        for tensor in model.initializers.values()
-        if hasattr(tensor.const_value, "length") and model.source.path is not None
-    )
-    return model.source.size + outside
+    stored = [value.const_value for value in model.initializers.values()]
+    return model.source.size + sum(tensor.nbytes for tensor in stored if isinstance(tensor, ir.ExternalTensor))
 
 
 class Clock:

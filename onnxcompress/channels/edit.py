@@ -40,8 +40,8 @@ def cut(model: Model, channels: Channels, removed: np.ndarray) -> Model:
     origin = dict(model.origin)
     for name, axes in slices.items():
         _stamp(origin, name, axes)
-    for name, axes in _activations(channels, keep).items():
-        _stamp(origin, name, axes)
+    for name, lost in _activations(channels, keep).items():
+        _stamp(origin, name, lost)
     _reshape_values(graph, channels, keep)
     return model.edited(graph, origin)
 
@@ -86,8 +86,9 @@ def _reshape_values(graph: ir.Model, channels: Channels, keep) -> None:  # type:
     lost = _activations(channels, keep)
     for node in walk(graph):
         for value in node.outputs:
-            if value.name in lost and value.shape is not None:
+            gone = lost.get(value.name or "")
+            if gone is not None and value.shape is not None:
                 sizes = list(value.shape)
-                for axis, indices in lost[value.name].items():
+                for axis, indices in gone.items():
                     sizes[axis] = len(indices)
                 value.shape = ir.Shape(sizes)

@@ -52,7 +52,7 @@ def footprint(model: Model, channels: Channels, macs: Mapping[tuple[str, str], i
         if tensor is None or not tensor.dtype.is_floating_point():
             continue
         sites = by_tensor.get(name, {})
-        shape = [int(size) for size in tensor.shape]
+        shape = [int(str(size)) for size in tensor.shape]
         fixed[name] = prod(size for axis, size in enumerate(shape) if axis not in sites)
         cuts[name] = tuple(sites.values())
     rate: dict[str, float] = {}

@@ -70,7 +70,7 @@ def run_shapes(
     shapes = {name: np.shape(array) for name, array in feeds.items()}
     for name, value in model.initializers.items():
         if value.const_value is not None:
-            shapes[name] = value.const_value.shape.numpy()
+            shapes[name] = tuple(value.const_value.shape.numpy())
     graph = model.ir.clone()
     kept = _with_shape_nodes(graph, wanted)
     with tempfile.TemporaryDirectory() as folder:

@@ -61,7 +61,7 @@ def _gated(model: Model, values: Sequence[tuple[str, int]], seed: int) -> tuple[
     """The graph with a gate at every value; value name -> name of its gate input."""
     graph = model.ir.clone()
     axes = dict(values)
-    gates = {}
+    gates: dict[str, str] = {}
     for node in list(graph.graph):
         for value in node.outputs:
             axis = axes.get(value.name or "")

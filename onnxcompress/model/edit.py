@@ -92,7 +92,7 @@ def set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[i
         for place, number in elements.items():
             changed.reshape(-1)[place] = number
         if len(list(value.uses())) == 1 and value.name in model.graph.initializers:
-            set_constant(model, value.name, changed)
+            set_constant(model, value.name or "", changed)
         else:
             node.replace_input_with(index, new_constant(model, f"{value.name}.cut", changed))
         return

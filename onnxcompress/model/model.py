@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx_ir as ir
+from onnx_ir import Model as Graph
+from onnx_ir import Shape, Value
 
 T = TypeVar("T")
 
@@ -57,11 +58,11 @@ class Model:
     notes    what the door saw and could not do, for the report
     """
 
-    ir: ir.Model
+    ir: Graph
     source: Source
     origin: Mapping[str, Origin] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    declared: Mapping[str, ir.Shape | None] = field(default_factory=dict)
+    declared: Mapping[str, Shape | None] = field(default_factory=dict)
     _memory: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def remember(self, key: str, compute: Callable[[Model], T]) -> T:
@@ -70,12 +71,12 @@ class Model:
             self._memory[key] = compute(self)
         return self._memory[key]
 
-    def edited(self, graph: ir.Model, origin: Mapping[str, Origin] | None = None) -> Model:
+    def edited(self, graph: Graph, origin: Mapping[str, Origin] | None = None) -> Model:
         """The Model around an edited clone of this one's graph."""
         return Model(graph, self.source, self.origin if origin is None else origin, self.notes, self.declared)
 
     @property
-    def initializers(self) -> Mapping[str, ir.Value]:
+    def initializers(self) -> Mapping[str, Value]:
         """Every constant tensor by name; the door lifted those of If and Loop bodies to the main graph."""
         return self.ir.graph.initializers
 

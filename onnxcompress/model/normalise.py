@@ -187,11 +187,11 @@ def tie_equal_matrices(model: ir.Model, notes: list[str]) -> ir.Model:
         values = constant_of(value)
         if values is None or _is_vector(values) or value.is_graph_output() or values.dtype.kind != "f":
             continue
-        key = (str(values.dtype), values.shape, hashlib.sha256(np.ascontiguousarray(values)).digest())
+        key = (str(values.dtype), values.shape, hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest())
         first = seen.setdefault(key, value)
         if first is not value:
             value.replace_all_uses_with(first)
-            model.graph.initializers.pop(value.name)
+            model.graph.initializers.pop(value.name or "")
     return model
 
 
@@ -219,7 +219,7 @@ def infer_shapes(model: ir.Model, notes: list[str]) -> ir.Model:
     """Shapes and types of all values, as far as ONNX's inference with data propagation knows them."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.shape, value.type = ir.Shape(value.const_value.shape), ir.TensorType(value.const_value.dtype)
+            value.shape, value.type = ir.Shape(value.const_value.numpy().shape), ir.TensorType(value.const_value.dtype)
     common.RemoveUnusedNodesPass()(model)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     return model

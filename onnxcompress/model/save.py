@@ -29,8 +29,8 @@ def finished(model: Model) -> ir.Model:
     """A clone as it goes to disk: equal constants merged, nothing unused, IR version and opset as they were."""
     graph = model.ir.clone()
     for value in (*graph.graph.inputs, *graph.graph.outputs):
-        if value.name in model.declared:
-            value.shape = model.declared[value.name]
+        if (name := value.name or "") in model.declared:
+            value.shape = model.declared[name]
     for each in (
         common.DeduplicateHashedInitializersPass(),
         common.RemoveUnusedNodesPass(),
@@ -73,8 +73,8 @@ def _save_external(graph: ir.Model, path: Path) -> Path:
             offset,
             tensor.nbytes,
             tensor.dtype,
-            shape=tensor.shape,
-            name=value.name,
+            shape=ir.Shape(tensor.numpy().shape),
+            name=value.name or "",
             base_dir=path.parent,
         )
         offset += tensor.nbytes

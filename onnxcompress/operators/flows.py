@@ -26,7 +26,7 @@ def concat(flow: Flow) -> None:
         flow.refuse("the ranks of its inputs are not known")
         return
     known = [part for part in parts if part is not None]
-    axis = flow.view.int("axis", 0) % max(len(known[0]), 1)
+    axis = flow.view.number("axis", 0) % max(len(known[0]), 1)
     columns = [[part[place] for part in known] for place in range(len(known[0]))]
     flow.emit(
         [
@@ -84,7 +84,7 @@ def split(flow: Flow) -> None:
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return
-    axis = flow.view.int("axis", 0) % max(len(tracks), 1)
+    axis = flow.view.number("axis", 0) % max(len(tracks), 1)
     track = tracks[axis]
     sizes = _split_sizes(flow, track, count)
     if track.labels is None or sizes is None:
@@ -124,7 +124,7 @@ def gather(flow: Flow) -> None:
     if data is None or indices is None:
         flow.refuse("the rank of its input is not known")
         return
-    axis = flow.view.int("axis", 0) % max(len(data), 1)
+    axis = flow.view.number("axis", 0) % max(len(data), 1)
     chosen = flow.view.constant(1)
     if chosen is None or flow.is_constant(0):
         names = letters(len(data))

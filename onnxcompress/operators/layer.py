@@ -132,7 +132,9 @@ def _kinds(places: tuple[Axis, ...], signature: Signature, index: int) -> tuple[
         if term.name == "x"
     }
     shown = {factor for term in signature.outputs for axis in term.axes for factor in axis.factors}
-    outs, ins, kernel = [], [], []
+    outs: list[int] = []
+    ins: list[int] = []
+    kernel: list[int] = []
     for number, place in enumerate(places):
         letter = place.letter or (place.factors[0] if place.factors else "1")
         if letter == "1" or (letter in fed and letter not in shown):

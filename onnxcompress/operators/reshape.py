@@ -37,7 +37,7 @@ def reshape(flow: Flow) -> None:
         return
     sizes = known_sizes(flow, 1, sizes)
     given = ints_of(input_of(flow.node, 1))
-    copied = {axis for axis, size in enumerate(given or []) if size == 0 and not flow.view.int("allowzero", 0)}
+    copied = {axis for axis, size in enumerate(given or []) if size == 0 and not flow.view.number("allowzero", 0)}
     _follow(flow, tracks, sizes, copied)
     patch_sizes(flow, 1, flow.known[flow.node.outputs[0]])
 
@@ -48,7 +48,7 @@ def flatten(flow: Flow) -> None:
     if tracks is None:
         flow.refuse("the rank of its input is not known")
         return
-    axis = flow.view.int("axis", 1) % (len(tracks) + 1)
+    axis = flow.view.number("axis", 1) % (len(tracks) + 1)
     factors = [Factor(track.size, place, int(place >= axis)) for place, track in enumerate(tracks)]
     _emit(flow, tracks, sizes or (None, None), factors)
 

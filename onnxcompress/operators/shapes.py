@@ -117,7 +117,7 @@ def shape(flow: Flow) -> None:
     if tracks is None:
         flow.emit([flow.closed(None, "it is a shape")])
         return
-    sizes = tracks[flow.view.int("start", 0) : flow.node.attributes.get_int("end")]
+    sizes = tracks[flow.view.number("start", 0) : flow.node.attributes.get_int("end")]
     flow.ties.elements[flow.node.outputs[0]] = list(sizes)
     flow.emit([flow.closed(len(sizes), "it is a shape")])
 

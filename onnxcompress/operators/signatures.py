@@ -21,7 +21,7 @@ EXTREME = "a zero in its place still counts in the extreme"
 
 def conv(view: View) -> Case | None:
     """Dense; depthwise, where whole groups go; grouped, where cuts are alike inside every group."""
-    weight, x, group = view.shape(1), view.shape(0), view.int("group", 1)
+    weight, x, group = view.shape(1), view.shape(0), view.number("group", 1)
     if group == 1:
         return Case("x[n,i,*s] w[o,i,*k] b[o] -> y[n,o,*t]")
     if weight is None or x is None:
@@ -33,7 +33,7 @@ def conv(view: View) -> Case | None:
 
 def conv_transpose(view: View) -> Case | None:
     """The same three, with the input channel first in the weight."""
-    group, weight = view.int("group", 1), view.shape(1)
+    group, weight = view.number("group", 1), view.shape(1)
     if group == 1:
         return Case("x[n,i,*s] w[i,o,*k] b[o] -> y[n,o,*t]")
     if weight is not None and weight[0] == group:
@@ -43,7 +43,7 @@ def conv_transpose(view: View) -> Case | None:
 
 def gemm(view: View) -> Case:
     """transA is 0 since the door."""
-    weight = "o,i" if view.int("transB", 0) else "i,o"
+    weight = "o,i" if view.number("transB", 0) else "i,o"
     return Case(f"x[n,i] w[{weight}] b[...n,o] -> y[n,o]")
 
 
@@ -80,7 +80,7 @@ def recurrent(gates: int) -> Callable[[View], Case | None]:
     def row(view: View) -> Case | None:
         x, y, state = (
             ("x[t,b,i]", "y[t,D,b,h]", "[D,b,h]")
-            if not view.int("layout", 0)
+            if not view.number("layout", 0)
             else ("x[b,t,i]", "y[b,t,D,h]", "[b,D,h]")
         )
         rest = f"lens[b] b0{state} b1{state} peephole[D,(P h)]"
@@ -134,12 +134,14 @@ def reduction(*, adds_up: bool, why: str = "") -> Callable[[View], Case | None]:
         rank = view.rank(0)
         if rank is None:
             return None
-        none = [] if view.int("noop_with_empty_axes", 0) else None
+        none: list[int] | None = [] if view.number("noop_with_empty_axes", 0) else None
         axes = axes_of(view.node, rank, none)
         if axes is None:
             return None
         names = letters(rank)
-        kept = [("1" if view.int("keepdims", 1) else "") if place in axes else name for place, name in enumerate(names)]
+        kept = [
+            ("1" if view.number("keepdims", 1) else "") if place in axes else name for place, name in enumerate(names)
+        ]
         return Case(
             f"x[{','.join(names)}] -> y[{','.join(name for name in kept if name)}]",
             zeros="keeps",
@@ -155,8 +157,8 @@ def arg_reduction(view: View) -> Case | None:
     rank = view.rank(0)
     if rank is None:
         return None
-    names, axis = letters(rank), view.int("axis", 0) % max(rank, 1)
-    kept = [("1" if view.int("keepdims", 1) else "") if place == axis else name for place, name in enumerate(names)]
+    names, axis = letters(rank), view.number("axis", 0) % max(rank, 1)
+    kept = [("1" if view.number("keepdims", 1) else "") if place == axis else name for place, name in enumerate(names)]
     return Case(f"x[{','.join(names)}] -> y[{','.join(name for name in kept if name)}]", zeros="moves", adds_up=False)
 
 
@@ -168,7 +170,7 @@ def along(default: int, *, why: str, zeros: str = "moves") -> Callable[[View], C
         if rank is None:
             return None
         names = letters(rank)
-        axis = view.int("axis", default) % max(rank, 1)
+        axis = view.number("axis", default) % max(rank, 1)
         return Case(f"x[{','.join(names)}] -> y[{','.join(names)}]", zeros=zeros, inexact={names[axis]: why})
 
     return row
@@ -179,7 +181,7 @@ def layer_norm(view: View) -> Case | None:
     rank = view.rank(0)
     if rank is None:
         return None
-    names, axis = letters(rank), view.int("axis", -1) % max(rank, 1)
+    names, axis = letters(rank), view.number("axis", -1) % max(rank, 1)
     normed = names[axis:]
     tail = ",".join(normed)
     return Case(
@@ -197,7 +199,7 @@ def skip_layer_norm(view: View) -> Case:
 
 def group_norm(view: View) -> Case | None:
     """Whole groups go without a change to the others. Up to opset 20 the scale had an entry a group, since then one a channel."""
-    groups = view.int("num_groups", 1)
+    groups = view.number("num_groups", 1)
     shape, scale = view.shape(0), view.shape(1)
     if shape is None or scale is None:
         return None
@@ -220,19 +222,19 @@ def transpose(view: View) -> Case | None:
 
 def depth_to_space(view: View) -> Case:
     """The block stands outside (DCR) or inside (CRD) the channel."""
-    block = view.int("blocksize", 1) ** 2
+    block = view.number("blocksize", 1) ** 2
     channel = "(c B)" if view.text("mode", "DCR") == "CRD" else "(B c)"
     return Case(f"x[n,{channel},*s] -> y[n,c,*t]", sizes={"B": block}, zeros="keeps")
 
 
 def space_to_depth(view: View) -> Case:
     """The block stands outside the channel."""
-    return Case("x[n,c,*s] -> y[n,(B c),*t]", sizes={"B": view.int("blocksize", 1) ** 2}, zeros="keeps")
+    return Case("x[n,c,*s] -> y[n,(B c),*t]", sizes={"B": view.number("blocksize", 1) ** 2}, zeros="keeps")
 
 
 def fused_attention(view: View) -> Case | None:
     """com.microsoft Attention: one weight for q, k and v; a head is a block of columns of each."""
-    weight, heads = view.shape(1), view.int("num_heads", 0)
+    weight, heads = view.shape(1), view.number("num_heads", 0)
     uneven = view.ints("qkv_hidden_sizes", [])
     if weight is None or not heads or uneven or any(view.has(index) for index in (4, 5, 6)):
         return None
@@ -247,7 +249,7 @@ def fused_attention(view: View) -> Case | None:
 
 def multi_head_attention(view: View) -> Case | None:
     """com.microsoft MultiHeadAttention with separate q, k, v of rank three."""
-    heads = view.int("num_heads", 0)
+    heads = view.number("num_heads", 0)
     q, k, v = view.shape(0), view.shape(1), view.shape(2)
     if not heads or any(shape is None or len(shape) != 3 or not isinstance(shape[2], int) for shape in (q, k, v)):
         return None
@@ -268,7 +270,7 @@ def multi_head_attention(view: View) -> Case | None:
 
 def attention(view: View) -> Case | None:
     """Attention of opset 23, heads in an axis of their own or inside the last one; past and present are not covered."""
-    rank, q, kv = view.rank(0), view.int("q_num_heads", 0), view.int("kv_num_heads", 0)
+    rank, q, kv = view.rank(0), view.number("q_num_heads", 0), view.number("kv_num_heads", 0)
     if any(view.has(index) for index in range(3, len(view.node.inputs))):
         return None
     if rank == 4 and view.shape(0)[1] == view.shape(1)[1]:  # type: ignore[index]
@@ -303,7 +305,9 @@ SIGNATURES: dict[str, Row] = {
     "LSTM": recurrent(4),
     "GRU": recurrent(3),
     "RNN": recurrent(1),
-    "com.microsoft.FusedMatMul": lambda view: None if view.int("transA", 0) or view.int("transB", 0) else matmul(view),
+    "com.microsoft.FusedMatMul": lambda view: (
+        None if view.number("transA", 0) or view.number("transB", 0) else matmul(view)
+    ),
     "com.microsoft.FusedConv": conv,
     # -- normalizations
     "BatchNormalization": "x[n,c,*s] scale[c] b[c] mean[c] var[c] -> y[n,c,*s]",

@@ -81,7 +81,7 @@ class View:
         """Is input `index` given?"""
         return input_of(self.node, index) is not None
 
-    def int(self, name: str, default: int) -> int:
+    def number(self, name: str, default: int) -> int:
         """An integer attribute."""
         return self.node.attributes.get_int(name, default)
 
@@ -99,7 +99,7 @@ class View:
 def sizes_of(value: ir.Value) -> tuple[Size, ...] | None:
     """The sizes of a value as numbers, symbols or None."""
     if value.const_value is not None:
-        return tuple(int(size) for size in value.const_value.shape)
+        return tuple(int(size) for size in value.const_value.shape)  # type: ignore[arg-type]
     if value.shape is None:
         return None
     return tuple(size if isinstance(size, int) else size.value for size in value.shape)

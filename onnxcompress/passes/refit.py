@@ -59,7 +59,7 @@ class Refit:
         paired: Paired = evidence[Paired.NEED]
         plan = Plan(self.name, dict(vars(self)), model.fingerprint)
         nodes = {node.name or "": node for node in walk(model.ir)}
-        todo = {}
+        todo: dict[str, Layer] = {}
         for layer in layers(model):
             why = _unsuited(layer, nodes[layer.name], model)
             if why:
@@ -83,7 +83,9 @@ class Refit:
         for number, (x, y) in enumerate(zip(arrays, goal, strict=True)):
             rows, wanted = _rows(node, layer, x, y, share, rng)
             (
-                judge if (len(arrays) > 1 and number % HELD_OUT == HELD_OUT - 1) or number == len(arrays) - 1 > 0 else fit
+                judge
+                if (len(arrays) > 1 and number % HELD_OUT == HELD_OUT - 1) or number == len(arrays) - 1 > 0
+                else fit
             ).add(rows, wanted)
         if len(arrays) == 1:
             judge = fit
@@ -229,9 +231,9 @@ def _rows(
         chosen = _drawn(len(flat), most, rng)
         return flat[chosen].astype(np.float64), goal[chosen].astype(np.float64)
     places = y.shape[0] * int(np.prod(y.shape[2:]))
-    chosen = np.unravel_index(_drawn(places, most, rng), (y.shape[0], *y.shape[2:]))
-    goal = np.moveaxis(y, 1, -1)[chosen].astype(np.float64)
-    return _patches(node, x, chosen, depthwise=layer.groups > 1, outputs=goal.shape[1]), goal
+    at = np.unravel_index(_drawn(places, most, rng), (y.shape[0], *y.shape[2:]))
+    goal = np.moveaxis(y, 1, -1)[at].astype(np.float64)
+    return _patches(node, x, at, depthwise=layer.groups > 1, outputs=goal.shape[1]), goal
 
 
 def _drawn(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -243,7 +245,7 @@ def _patches(
 ) -> np.ndarray:
     """[rows, in·kernel]: the inputs under the kernel at each output position (sample, *position); kernel innermost."""
     spatial = x.ndim - 2
-    kernel = [int(size) for size in node.inputs[1].shape[2:]]  # type: ignore[union-attr,index]
+    kernel = [int(str(size)) for size in node.inputs[1].shape[2:]]  # type: ignore[union-attr,index]
     strides = node.attributes.get_ints("strides") or [1] * spatial
     dilations = node.attributes.get_ints("dilations") or [1] * spatial
     pads = node.attributes.get_ints("pads") or [0] * (2 * spatial)

@@ -113,7 +113,8 @@ class Sparsify:
         scores = magnitude(rows)
         if self.criterion != "magnitude":
             fits = moments is not None and len(moments.mean_square) == matrix.shape[1] and layer.groups == 1
-            scores = wanda(rows, np.repeat(moments.mean_square, rows.shape[1] // matrix.shape[1])) if fits else scores
+            if fits and moments is not None:
+                scores = wanda(rows, np.repeat(moments.mean_square, rows.shape[1] // matrix.shape[1]))
             used = "wanda" if fits else "magnitude"
             why = (
                 ""
