@@ -82,6 +82,16 @@ def new_constant(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
     return value
 
 
+def set_vector(model: ir.Model, node: ir.Node, index: int, values: np.ndarray) -> None:
+    """Give a constant input new values: in place where this node alone reads it, else as a constant of its own."""
+    value = node.inputs[index]
+    assert value is not None
+    if len(list(value.uses())) == 1 and value.name in model.graph.initializers:
+        set_constant(model, value.name or "", values)
+    else:
+        node.replace_input_with(index, new_constant(model, f"{value.name}.cut", values.astype(np.int64)))
+
+
 def set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[int, int]) -> None:
     """Change elements of an integer vector input, whether it is a constant or computed by Concat of pieces."""
     value = node.inputs[index]
@@ -91,10 +101,7 @@ def set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[i
         changed = constant.copy()
         for place, number in elements.items():
             changed.reshape(-1)[place] = number
-        if len(list(value.uses())) == 1 and value.name in model.graph.initializers:
-            set_constant(model, value.name or "", changed)
-        else:
-            node.replace_input_with(index, new_constant(model, f"{value.name}.cut", changed))
+        set_vector(model, node, index, changed)
         return
     node.replace_input_with(index, _pieces(model, node, value, elements))
 

@@ -75,9 +75,19 @@ def order(model: ir.Model, notes: list[str]) -> ir.Model:
         common.NameFixPass(),
     ):
         each(model)
-    for number, node in enumerate(walk(model)):
-        node.name = node.name or f"{node.op_type}_{number}"
+    _name_nodes(model)
     return model
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Every node has a name that no other has, in any body: plans and patches find nodes by it."""
+    taken: set[str] = set()
+    for number, node in enumerate(walk(model)):
+        name = node.name or f"{node.op_type}_{number}"
+        while name in taken:
+            name = f"{name}_{number}"
+        node.name = name
+        taken.add(name)
 
 
 def validate(model: ir.Model, notes: list[str]) -> ir.Model:
@@ -222,6 +232,7 @@ def infer_shapes(model: ir.Model, notes: list[str]) -> ir.Model:
             value.shape, value.type = ir.Shape(value.const_value.numpy().shape), ir.TensorType(value.const_value.dtype)
     common.RemoveUnusedNodesPass()(model)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    _name_nodes(model)
     return model
 
 

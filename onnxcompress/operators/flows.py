@@ -11,7 +11,16 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model.edit import axes_of, bodies_of, constant_of, input_of, ints_of, new_constant, set_elements
+from onnxcompress.model.edit import (
+    axes_of,
+    bodies_of,
+    constant_of,
+    input_of,
+    ints_of,
+    new_constant,
+    set_elements,
+    set_vector,
+)
 from onnxcompress.operators.flow import Flow, follow
 from onnxcompress.operators.reshape import flatten, reshape
 from onnxcompress.operators.shapes import patch_sizes, shape, size
@@ -100,10 +109,11 @@ def split(flow: Flow) -> None:
     def apply(graph: ir.Model, node: ir.Node, keep: Keep) -> None:
         left = np.array([int(keep(labels).sum()) for labels in parts], np.int64)
         node.attributes.pop("num_outputs", None)
-        constant = new_constant(graph, f"{node.name}.split", left)
-        if len(node.inputs) < 2:
+        if input_of(node, 1) is None:
             node.resize_inputs(2)
-        node.replace_input_with(1, constant)
+            node.replace_input_with(1, new_constant(graph, f"{node.name}.split", left))
+        else:
+            set_vector(graph, node, 1, left)
 
     flow.patch(apply)
 
@@ -152,7 +162,7 @@ def gather(flow: Flow) -> None:
     def apply(graph: ir.Model, node: ir.Node, keep: Keep) -> None:
         place = np.cumsum(keep(whole)) - 1
         left = chosen[keep(picked)] % len(whole)
-        node.replace_input_with(1, new_constant(graph, f"{node.name}.indices", place[left].astype(np.int64)))
+        set_vector(graph, node, 1, place[left])
 
     flow.patch(apply)
 

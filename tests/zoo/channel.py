@@ -101,7 +101,11 @@ NORMALIZED = table(
     ),
     between("lrn", "o = LRN<size=3>(a)", frozen={"w1": "LRN"}),
     between("l2_norm", "o = LpNormalization<axis=1, p=2>(a)"),
-    between("mean_variance_norm", "o = MeanVarianceNormalization<axes=[0,2,3]>(a)", free=FREE),
+    between(
+        "mean_variance_norm",
+        "o = MeanVarianceNormalization<axes=[0,2,3]>(a)",
+        frozen={"w1": "MeanVarianceNormalization"},
+    ),
     between("softmax_channels", "s = Softmax<axis=1>(a) o = Mul(a, s)", frozen={"w1": "Softmax"}),
     between("softmax_spatial", "s = Softmax<axis=3>(a) o = Mul(a, s)", free=FREE),
     between(

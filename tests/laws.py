@@ -1,0 +1,74 @@
+"""What every pass must keep, as functions that the tests call on zoo, generated and real models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from onnxcompress.channels import analyse, cut, zero
+from onnxcompress.model import Model, load
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.model.spec import violations
+from onnxcompress.runtime.session import open_session
+
+CUT_EQUALS_ZEROED = 1e-4
+"""Of each output's largest value."""
+
+SAME = 1e-5
+"""A normalised model beside the original: rounding of fused operators."""
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def distance(found: Feeds, wanted: Feeds, scale: Feeds) -> float:
+    """The largest difference over all outputs, as a share of each one's largest value (in `wanted` or `scale`)."""
+    worst = 0.0
+    for name, y in wanted.items():
+        assert found[name].shape == y.shape, f"{name}: {found[name].shape} beside {y.shape}"
+        if y.dtype.kind != "f":
+            continue
+        top = max(
+            float(np.abs(y.astype(np.float64)).max(initial=0)),
+            float(np.abs(scale[name].astype(np.float64)).max(initial=0)),
+        )
+        worst = max(worst, float(np.abs(found[name].astype(np.float64) - y).max(initial=0)) / max(top, 1e-12))
+    return worst
+
+
+def draw(model: Model, share: float, seed: int) -> np.ndarray:
+    """Units of every group that go: about `share`, never all."""
+    rng = np.random.default_rng(seed)
+    groups = [group for group in analyse(model).groups if group.size > 1]
+    chosen = [
+        rng.permutation(group.units)[: min(max(1, round(group.size * share)), group.size - 1)] for group in groups
+    ]
+    return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+
+
+def check_door(proto: onnx.ModelProto, feeds: Feeds, tolerance: float = SAME) -> Model:
+    """Normalising changes nothing and establishes the invariants."""
+    model = load(proto)
+    assert not violations(model)
+    before = open_session(proto.SerializeToString()).run(feeds)
+    after = open_session(to_bytes(finished(model))).run(feeds)
+    assert distance(after, before, before) <= tolerance
+    return model
+
+
+def check_cut(model: Model, feeds: Feeds, share: float, seed: int, tolerance: float = CUT_EQUALS_ZEROED) -> Model:
+    """A cut model equals the original with the same units zeroed, keeps its signature, and is made the same twice."""
+    channels, gone = analyse(model), draw(model, share, seed)
+    narrow, zeroed = cut(model, channels, gone), zero(model, channels, gone)
+    assert not violations(narrow)
+    data = to_bytes(finished(narrow))
+    assert data == to_bytes(finished(cut(model, channels, gone)))
+    onnx.checker.check_model(data)
+    signature = [(v.name, str(v.type), str(v.shape)) for v in (*model.ir.graph.inputs, *model.ir.graph.outputs)]
+    assert signature == [
+        (v.name, str(v.type), str(v.shape)) for v in (*narrow.ir.graph.inputs, *narrow.ir.graph.outputs)
+    ]
+    whole = open_session(model.serialized).run(feeds)
+    assert distance(open_session(data).run(feeds), open_session(to_bytes(zeroed.ir)).run(feeds), whole) <= tolerance
+    return narrow
