@@ -221,8 +221,8 @@ def _peak() -> int:
 CUT = (
     "Structured pruning, amount {amount}, L2, no data; models from smallest to largest. *Smaller*: parameters of the "
     "original / of the result. *Simplify alone*: what onnxsim's simplify takes away before it prunes (it folds "
-    "BatchNorms into convolutions; where it fails, the file is pruned as it is). *Answers*: the result loads in onnxruntime, has the original's signature (names, "
-    "types, ranks) and runs."
+    "BatchNorms into convolutions; where it fails, the file is pruned as it is). *Answers*: the result loads in "
+    "onnxruntime, has the original's signature (names, types, ranks) and runs."
 )
 CUT_HEADS = ("model", "parameters", "smaller: ours", "onnxsim", "simplify alone", "answers: ours", "onnxsim")
 
