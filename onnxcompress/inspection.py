@@ -18,7 +18,6 @@ from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer, parameters
 from onnxcompress.operators.layer import Shapes, layers
 from onnxcompress.passes.prune.free import free_cuts
-from onnxcompress.runtime.clock import size_on_disk
 from onnxcompress.runtime.session import open_session
 
 
@@ -111,11 +110,11 @@ def inspect(
     lines = _layers(loaded, shapes)
     free = sum(group.size for group in channels.groups)
     kept = sum(frozen.channels for frozen in channels.frozen)
-    path, (proto, _) = loaded.source.path, read(loaded.source.runnable)
+    proto, _ = read(loaded.source.runnable)
     known = [line.macs for line in lines if line.macs is not None]
     return Inspection(
         name=loaded.source.name,
-        bytes=loaded.source.size if path is None else size_on_disk(path),
+        bytes=loaded.source.size,
         parameters=parameters(loaded),
         macs=sum(known) if shapes else None,
         opset=next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), 0),

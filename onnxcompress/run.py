@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
-
 from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
@@ -125,16 +123,10 @@ def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
 
 
 def _costs(original: Model, current: Model, data: Data, shapes: Any) -> tuple[Cost, Cost]:
-    before = cost(original, shapes, on_disk=_on_disk(original))
+    before = cost(original, shapes, on_disk=original.source.size)
     if current is original:
         return before, before
     return before, cost(current, run_shapes(current, next(iter(data.batches(1)))))
-
-
-def _on_disk(model: Model) -> int:
-    """The file with its external data; bytes as they are."""
-    stored = [value.const_value for value in model.initializers.values()]
-    return model.source.size + sum(tensor.nbytes for tensor in stored if isinstance(tensor, ir.ExternalTensor))
 
 
 class Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -29,8 +30,8 @@ def load(model: Loadable) -> Model:
     if isinstance(model, Model):
         return model
     proto, source = read(model)
-    check_external(proto, source)
-    return normalise(proto, source)
+    outside = check_external(proto, source)
+    return normalise(proto, replace(source, size=source.size + outside))
 
 
 def read(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> tuple[onnx.ModelProto, Source]:
@@ -84,8 +85,9 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from tensors(body)
 
 
-def check_external(proto: onnx.ModelProto, source: Source) -> None:
-    """Refuse external data that is missing, too short, or outside the model's folder."""
+def check_external(proto: onnx.ModelProto, source: Source) -> int:
+    """Bytes of external data. ModelError where it is missing, too short, or outside the model's folder."""
+    total = 0
     for tensor in tensors(proto.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -104,3 +106,5 @@ def check_external(proto: onnx.ModelProto, source: Source) -> None:
             raise ModelError(f"{where} has an unreadable place in {location!r}: {entries}") from error
         if offset < 0 or length < 0 or offset + length > file.stat().st_size:
             raise ModelError(f"{where} needs bytes {offset} to {offset + length} of {location!r}, which is shorter")
+        total += length
+    return total

@@ -22,6 +22,9 @@ from onnxcompress.model.model import Model, Source
 FLOOR = 17
 """The lowest opset that passes see. The door raises to it and never lowers; an encoding may raise further when it writes."""
 
+OLDEST_IR = 8
+"""The IR version of opset 17. Below 4 every initializer had to be an input too, which the converter still insists on."""
+
 SIMPLIFY_LIMIT = 1_500_000_000
 """Bytes of weights above which the C++ steps, which copy the whole message, are left out."""
 
@@ -44,12 +47,26 @@ def normalise(proto: onnx.ModelProto, source: Source) -> Model:
         graph = ir.from_proto(proto)
         if source.path is not None:
             ir.external_data.set_base_dir(graph.graph, source.path.parent)
+        _map_external(graph)
         declared = {value.name or "": _copied(value.shape) for value in (*graph.graph.inputs, *graph.graph.outputs)}
         for step in STEPS:
             graph = step(graph, notes)
-    except (*DAMAGE, checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        *DAMAGE,
+        checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        version_converter.ConvertError,
+    ) as error:
         raise ModelError(f"{source.name}: not a legal ONNX graph: {first_line(error)}") from error
     return Model(graph, source, notes=tuple(notes), declared=declared)
+
+
+def _map_external(model: ir.Model) -> None:
+    """External tensors become arrays that the system maps into memory, so that no later step needs to know of files."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:
@@ -75,6 +92,7 @@ def order(model: ir.Model, notes: list[str]) -> ir.Model:
         common.NameFixPass(),
     ):
         each(model)
+    model.ir_version = max(model.ir_version or 0, OLDEST_IR)
     _name_nodes(model)
     return model
 
@@ -197,6 +215,8 @@ def tie_equal_matrices(model: ir.Model, notes: list[str]) -> ir.Model:
         values = constant_of(value)
         if values is None or _is_vector(values) or value.is_graph_output() or values.dtype.kind != "f":
             continue
+        if (values == values.flat[0]).all():
+            continue  # not yet trained, or a mask: equal by accident
         key = (str(values.dtype), values.shape, hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest())
         first = seen.setdefault(key, value)
         if first is not value:
