@@ -17,6 +17,9 @@ from onnxcompress.operators.view import ZEROS, Case, View, sizes_of
 ROLE_OF_TERM = {"w": "", "r": "", "b": "bias", "bias": "bias", "scale": "scale"}
 """Name of a constant's term -> its role; weights write or read by where their letter stands, all other names are carried."""
 
+LONGEST = 1 << 26
+"""Positions of the longest axis that is labelled (a Flatten of 64 million numbers); a longer one is closed."""
+
 TOGETHER = "positions along it go together"
 
 

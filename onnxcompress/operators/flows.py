@@ -21,7 +21,7 @@ from onnxcompress.model.edit import (
     set_elements,
     set_vector,
 )
-from onnxcompress.operators.flow import Flow, follow
+from onnxcompress.operators.flow import LONGEST, Flow, follow
 from onnxcompress.operators.reshape import flatten, reshape
 from onnxcompress.operators.shapes import patch_sizes, shape, size
 from onnxcompress.operators.ties import Keep, Reason, Track
@@ -150,6 +150,9 @@ def gather(flow: Flow) -> None:
     if track.labels is None or chosen.ndim > 1:
         flow.freeze(track, "it is selected by a table of numbers")
         flow.emit([*data[:axis], *[flow.closed(t.size, "selected") for t in indices], *data[axis + 1 :]])
+        return
+    if np.any((chosen < -len(track.labels)) | (chosen >= len(track.labels))):
+        flow.refuse("it takes positions that do not exist")
         return
     picked = track.labels[chosen]
     if chosen.ndim == 0:
@@ -287,7 +290,7 @@ def tile(flow: Flow) -> None:
     for axis, track in enumerate(tracks):
         times = repeats[axis] if repeats is not None else None
         size = sizes[axis] if sizes is not None else None
-        if times is not None and track.labels is not None:
+        if times is not None and track.labels is not None and len(track.labels) * times <= LONGEST:
             labels = np.tile(track.labels, times)
             result.append(replace(track, labels=labels, size=len(labels)))
         else:
@@ -305,7 +308,7 @@ def constant_of_shape(flow: Flow) -> None:
     zero = fill is None or not np.any(fill.as_tensor().numpy())
     tracks = [
         Track(size, flow.ties.fresh(size), rests=zero)
-        if isinstance(size, int) and size > 1
+        if isinstance(size, int) and 1 < size <= LONGEST
         else flow.closed(size, "it is filled")
         for size in sizes
     ]

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from onnxcompress.model.edit import input_of, ints_of
-from onnxcompress.operators.flow import Flow, spread
+from onnxcompress.operators.flow import LONGEST, Flow, spread
 from onnxcompress.operators.shapes import known_sizes, patch_sizes
 from onnxcompress.operators.ties import Track
 from onnxcompress.operators.view import Size, sizes_of
@@ -163,7 +163,7 @@ def _laid_out(flow: Flow, track: Track, size: Size, mine: list[Factor], carrying
     parts = [factor.size for factor in mine]
     if len(mine) == 1:
         return replace(track, size=carrying.size)
-    if not all(isinstance(part, int) for part in parts) or track.labels is None:
+    if not all(isinstance(part, int) for part in parts) or track.labels is None or prod(parts) > LONGEST:  # type: ignore[arg-type]
         flow.freeze(track, "it is merged with an axis of unknown size")
         return flow.closed(size, "it is merged with an axis of unknown size")
     labels = spread(track.labels, parts, mine.index(carrying))  # type: ignore[arg-type]

@@ -217,6 +217,8 @@ def transpose(view: View) -> Case | None:
         return None
     names = letters(rank)
     order = view.ints("perm", list(range(rank))[::-1])
+    if sorted(order) != list(range(rank)):
+        return None
     return Case(f"x[{','.join(names)}] -> y[{','.join(names[place] for place in order)}]", zeros="keeps")
 
 

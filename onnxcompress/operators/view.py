@@ -92,8 +92,8 @@ class View:
 
     def text(self, name: str, default: str) -> str:
         """A string attribute."""
-        found = self.node.attributes.get_string(name)
-        return default if found is None else found
+        found = self.node.attributes.get(name)
+        return found.value if found is not None and isinstance(found.value, str) else default
 
 
 def sizes_of(value: ir.Value) -> tuple[Size, ...] | None:
