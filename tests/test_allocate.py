@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise, product
 
 import numpy as np
@@ -104,14 +103,11 @@ def test_a_gap_that_is_allowed_is_not_exceeded():
     assert error(allocate(candidates, budget, maximum_gap=0.02)) <= 1.02 * error(allocate(candidates, budget)) + 1e-12
 
 
-def test_a_large_problem_takes_a_moment():
+def test_a_large_problem_stays_within_the_budget_and_repeats():
     candidates = curves(3, 1000, 20)
     budget = 0.3 * sum(c.cost for c in candidates) / 20
-    start = time.perf_counter()
     chosen = allocate(candidates, budget)
     assert len(chosen) == 1000 and cost(chosen) <= budget
-    assert time.perf_counter() - start < 5  # measured: 0.2 s
-
     assert chosen == allocate(list(candidates), budget)
 
 
