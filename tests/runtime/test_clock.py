@@ -33,7 +33,7 @@ def chain(matmuls: int, width: int = 256) -> onnx.ModelProto:
 FEEDS = {"x0": np.ones((64, 256), np.float32)}
 
 
-def test_more_work_takes_more_time(tmp_path: Path) -> None:
+def test_two_models_are_timed_in_turn(tmp_path: Path) -> None:
     path = tmp_path / "long.onnx"
     path.write_bytes(chain(16).SerializeToString())
     shares: list[float] = []
