@@ -129,6 +129,9 @@ def walk_labels(model: Model, settings: Settings) -> tuple[Ties, dict[ir.Value, 
         for track in known.get(value, []):
             if track.labels is not None:
                 ties.freeze(track.labels, Reason("it is an output of the model", value.name or ""))
+    for site in ties.sites.values():
+        if len(site.labels) != model.initializers[site.tensor].shape[site.axis]:  # type: ignore[index]
+            ties.freeze(site.labels, Reason("its size is not the one that the graph expects", site.node))
     return ties, known
 
 
@@ -138,14 +141,28 @@ def _walk(graph: ir.Graph, ties: Ties, known: dict[ir.Value, list[Track]], setti
             for body in bodies_of(attribute):
                 _walk(body, ties, known, settings)
         flow = Flow(node, ties, known, settings)
-        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        if name in FLOWS:
-            FLOWS[name](flow)
-        elif (case := case_of(flow.view)) is not None:
-            follow(flow, case)
-        else:
-            flow.refuse(f"{name} has no row for this setting")
-        follow_sizes(flow)
+        try:
+            _follow_one(flow)
+        except MISFITS:
+            for value in node.outputs:
+                known.pop(value, None)
+            flow.refuse("its inputs and attributes contradict each other")
+
+
+MISFITS = (LookupError, TypeError, ValueError, ArithmeticError, StopIteration, MemoryError)
+"""What a row meets where a graph passes ONNX's checker and still contradicts itself: axes that do not exist, sizes below zero."""
+
+
+def _follow_one(flow: Flow) -> None:
+    node = flow.node
+    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    if name in FLOWS:
+        FLOWS[name](flow)
+    elif (case := case_of(flow.view)) is not None:
+        follow(flow, case)
+    else:
+        flow.refuse(f"{name} has no row for this setting")
+    follow_sizes(flow)
 
 
 def components(ties: Ties) -> np.ndarray:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnx import checker
 
 from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
+from onnxcompress.model.edit import constant_of
 from onnxcompress.model.model import Model
 from onnxcompress.model.normalise import first_line
 
@@ -37,7 +39,39 @@ def finished(model: Model) -> ir.Model:
         common.RemoveUnusedOpsetsPass(),
     ):
         each(graph)
+    _transposed_once(graph)
     return graph
+
+
+SMALLEST_TWIN = 1024
+"""Bytes of a matrix below which the Transpose node would take as much room as it saves."""
+
+
+def _transposed_once(graph: ir.Model) -> None:
+    """A matrix that is another one transposed (a tied embedding, folded at the door) becomes a Transpose of it, as exporters write it.
+
+    onnxruntime folds the node again when it loads the file, so only the file is smaller.
+    """
+    by_shape: dict[tuple, list[ir.Value]] = {}
+    for value in list(graph.graph.initializers.values()):
+        values = constant_of(value)
+        if values is None or values.ndim != 2 or values.dtype.kind != "f" or values.nbytes < SMALLEST_TWIN:
+            continue
+        twins = by_shape.get((values.dtype, *values.shape[::-1]), ())
+        twin = next((each for each in twins if _is_transpose(values, constant_of(each))), None)
+        if twin is None or value.is_graph_output():
+            by_shape.setdefault((values.dtype, *values.shape), []).append(value)
+            continue
+        node = ir.node("Transpose", [twin], {"perm": [1, 0]}, name=f"{value.name}.transposed")
+        value.replace_all_uses_with(node.outputs[0])
+        graph.graph.initializers.pop(value.name or "")
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = value.name, value.type, value.shape
+        graph.graph.insert_before(graph.graph[0], node)
+
+
+def _is_transpose(one: np.ndarray, other: np.ndarray | None) -> bool:
+    """Bit for bit; the first row tells most others apart without reading them whole."""
+    return other is not None and one[0].tobytes() == other[:, 0].tobytes() and one.tobytes() == other.T.tobytes()
 
 
 def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None) -> Path:

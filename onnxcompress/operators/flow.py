@@ -150,6 +150,8 @@ class Flow:
 
 def spread(labels: np.ndarray, sizes: Sequence[int], live: int) -> np.ndarray:
     """The labels of a product axis when only factor `live` carries any: the inverse of `project`."""
+    if prod(sizes) > LONGEST:
+        raise ValueError(f"an axis of {prod(sizes)} positions is longer than {LONGEST}")
     shape = [1] * len(sizes)
     shape[live] = sizes[live]
     return np.broadcast_to(labels.reshape(shape), sizes).reshape(-1)

@@ -134,10 +134,11 @@ def reduction(*, adds_up: bool, why: str = "") -> Callable[[View], Case | None]:
         rank = view.rank(0)
         if rank is None:
             return None
-        none: list[int] | None = [] if view.number("noop_with_empty_axes", 0) else None
-        axes = axes_of(view.node, rank, none)
+        axes = axes_of(view.node, rank, [])
         if axes is None:
             return None
+        if not axes and not view.number("noop_with_empty_axes", 0):
+            axes = list(range(rank))  # an empty list means the same as none
         names = letters(rank)
         kept = [
             ("1" if view.number("keepdims", 1) else "") if place in axes else name for place, name in enumerate(names)
