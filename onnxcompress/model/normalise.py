@@ -48,6 +48,7 @@ def normalise(proto: onnx.ModelProto, source: Source) -> Model:
         if source.path is not None:
             ir.external_data.set_base_dir(graph.graph, source.path.parent)
         _map_external(graph)
+        _forget_negative_sizes(graph)
         declared = {value.name or "": _copied(value.shape) for value in (*graph.graph.inputs, *graph.graph.outputs)}
         for step in STEPS:
             graph = step(graph, notes)
@@ -67,6 +68,15 @@ def _map_external(model: ir.Model) -> None:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+
+
+def _forget_negative_sizes(model: ir.Model) -> None:
+    """A declared size below zero is not known, as onnxruntime reads it too; ONNX's shape inference would abort on some."""
+    bodies = {node.graph for node in walk(model)} | {model.graph}
+    values = [v for body in bodies if body is not None for v in (*body.inputs, *body.outputs)]
+    for value in (*values, *(output for node in walk(model) for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([None if isinstance(n, int) and n < 0 else n for n in value.shape])
 
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:
@@ -178,6 +188,9 @@ def constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
     common.NameFixPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     common.RemoveUnusedNodesPass()(model)
+    for node in walk(model):
+        if node.op_type == "Constant" and not node.domain:
+            raise ModelError(f"Constant {node.name!r} holds no dense tensor, which is all that is read; export it again")
     return model
 
 
