@@ -210,7 +210,7 @@ def _axes(flow: Flow, signature: Signature) -> tuple[dict[int, list[tuple[Axis, 
     for index, term in enumerate(signature.inputs):
         if input_of(flow.node, index) is None:
             continue
-        tracks = flow.tracks(index)
+        tracks = flow.tracks(index) or _tracks_by_weight(flow, signature, index)
         places = None if tracks is None else term.expand(len(tracks))
         if tracks is None or places is None:
             return None
@@ -220,6 +220,18 @@ def _axes(flow: Flow, signature: Signature) -> tuple[dict[int, list[tuple[Axis, 
         if any(track.size != 1 for track in flow.tracks(index) or []):
             return None  # an input that the row does not know
     return axes, stars
+
+
+def _tracks_by_weight(flow: Flow, signature: Signature, index: int) -> list[Track] | None:
+    """Closed axes for an input of unknown rank (it comes from an operator without a row): a weight's star tells how many."""
+    term = signature.inputs[index]
+    weight = next((place for place, each in enumerate(signature.inputs) if each.name == "w" and each.star), None)
+    kernel = None if weight is None else flow.tracks(weight)
+    if flow.tracks(index) is not None or term.star is None or weight is None or kernel is None:
+        return flow.tracks(index)
+    count = len(term.axes) + len(kernel) - len(signature.inputs[weight].axes)
+    value = input_of(flow.node, index)
+    return [Track(None, reason=Reason("its rank or origin is not known", value.name or "" if value else ""))] * count
 
 
 def _sizes(axes: dict[int, list[tuple[Axis, Track]]], case: Case) -> dict[str, int]:

@@ -365,7 +365,7 @@ def squeeze(flow: Flow) -> None:
     every = [axis for axis, track in enumerate(tracks) if track.size == 1]
     axes = axes_of(flow.node, len(tracks), every) or every
     certain = axes is not every or all(isinstance(track.size, int) for track in tracks)
-    if input_of(flow.node, 1) is not None and ints_of(flow.node.inputs[1]) is None or not certain:
+    if (input_of(flow.node, 1) is not None and ints_of(flow.node.inputs[1]) is None) or not certain:
         flow.refuse("its axes are computed")
         return
     for axis in axes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from generate import feeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from zoo import ZOO
+from laws import check_cut
+from zoo import NOT_RUNNABLE, ZOO
 
 from onnxcompress.channels import analyse
 from onnxcompress.errors import ModelError
@@ -83,6 +85,27 @@ def test_classic_graphs_of_old_opsets_load(path: Path) -> None:
 def test_what_is_no_model_is_refused(data: bytes) -> None:
     with pytest.raises(ModelError):
         load(data)
+
+
+def test_an_operator_that_onnx_does_not_know_is_named() -> None:
+    with pytest.raises(ModelError, match="Brelu"):
+        load(NOT_RUNNABLE["unknown_operator"]())
+
+
+def test_a_tied_embedding_is_stored_once(tmp_path: Path) -> None:
+    """onnxsim folds the Transpose of the shared matrix; the file holds it once all the same, and is read back alike."""
+    sample = replace(ZOO["embedding_tied"], weights=dict(emb=(300, 64), w1=(64, 9), w2=(9, 64)))
+    proto = sample()
+    model = load(proto)
+    path = save(model, tmp_path / "tied.onnx")
+    assert path.stat().st_size < 1.1 * proto.ByteSize()
+    inputs = feeds(proto, 0)
+    wanted = open_session(proto.SerializeToString()).run(inputs)
+    for name, y in open_session(path).run(inputs).items():
+        np.testing.assert_allclose(y, wanted[name], rtol=1e-5, atol=1e-5)
+    narrow = check_cut(model, inputs, 0.5, 0)
+    assert save(narrow, tmp_path / "narrow.onnx").stat().st_size < 0.6 * proto.ByteSize()
+    assert [g.size for g in analyse(load(path)).groups] == [g.size for g in analyse(model).groups]
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""Damaged models on their way through the door, the analysis and a cut: a Model or one line of ModelError, never anything else.
+
+Where a damaged model still runs, it must keep the law too: a graph that nobody meant is a good test of the rows.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from generate import feeds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from laws import CUT_EQUALS_ZEROED, distance, draw
+from mutations import MUTATIONS, mutated, shuffled
+from zoo import NOT_RUNNABLE, REPAIRABLE, ZOO
+
+from onnxcompress.channels import analyse, cut, zero
+from onnxcompress.errors import DataError, ModelError
+from onnxcompress.model import Model, load
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.model.spec import violations
+from onnxcompress.runtime.session import open_session
+
+DIGITS = onnx.load(Path(__file__).parents[2] / "sample_models" / "digits.onnx")
+WHOLE = {**ZOO, **NOT_RUNNABLE, **REPAIRABLE, "digits": lambda: DIGITS}
+LARGEST_INPUT = 1e6
+"""Bytes; a mutated size may ask for more than a test should feed."""
+
+
+def through(data: bytes) -> tuple[Model, Model, Model] | None:
+    """Loaded, cut and zeroed; None where the door refuses the bytes. The analysis and the cut refuse nothing."""
+    try:
+        model = load(data)
+    except ModelError as error:
+        assert "\n" not in str(error)
+        return None
+    channels, gone = analyse(model), draw(model, 0.5, 0)
+    narrow, zeroed = cut(model, channels, gone), zero(model, channels, gone)
+    assert not violations(model) and not violations(narrow)
+    return model, narrow, zeroed
+
+
+def check_law(proto: onnx.ModelProto, model: Model, narrow: Model, zeroed: Model) -> None:
+    """Cut equals zeroed, for a model that runs and stays finite."""
+    inputs = feeds(proto, 0)
+    if sum(array.nbytes for array in inputs.values()) > LARGEST_INPUT:
+        return
+    try:
+        whole = open_session(model.serialized).run(inputs)
+        wanted = open_session(to_bytes(zeroed.ir)).run(inputs)
+    except (ModelError, DataError):
+        return
+    floats = [y for y in (*whole.values(), *wanted.values()) if y.dtype.kind == "f"]
+    if all(np.isfinite(y).all() for y in floats) and not any(y.dtype == np.float16 for y in floats):
+        found = open_session(to_bytes(finished(narrow))).run(inputs)
+        assert distance(found, wanted, whole) <= CUT_EQUALS_ZEROED
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted(WHOLE)), seed=st.integers(0, 1 << 32), times=st.integers(1, 3))
+def test_damaged_graphs(name: str, seed: int, times: int) -> None:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(WHOLE[name]())
+    mutated(proto, random.Random(seed), times)
+    made = through(proto.SerializeToString())
+    if made is not None and name != "cast_fp16":
+        check_law(proto, *made)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(sorted(WHOLE)), seed=st.integers(0, 1 << 32), times=st.integers(1, 6))
+def test_damaged_bytes(name: str, seed: int, times: int) -> None:
+    through(shuffled(WHOLE[name]().SerializeToString(), random.Random(seed), times))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_every_mutation_changes_something(mutation) -> None:  # type: ignore[no-untyped-def]
+    changed = 0
+    for seed in range(20):
+        proto = ZOO["attention_static"]()
+        before = proto.SerializeToString()
+        mutation(proto, random.Random(seed))
+        changed += proto.SerializeToString() != before
+    assert changed
+
+
+def test_sizes_below_zero_are_unknown() -> None:
+    """ONNX's shape inference would abort the whole process on a Slice of such an axis."""
+    proto = ZOO["focus_slices"]()
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = -2
+    assert analyse(load(proto)).groups
+
+
+def test_a_constant_without_a_value_is_refused() -> None:
+    proto = ZOO["conv_chain"]()
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["nothing"]))
+    proto.graph.node[1].input[0] = "nothing"
+    with pytest.raises(ModelError):
+        load(proto)
+
+
+def test_a_split_into_more_outputs_than_it_says_is_refused() -> None:
+    """ONNX's shape inference would abort the whole process on it."""
+    proto = ZOO["split_num_outputs"]()
+    split = next(node for node in proto.graph.node if node.op_type == "Split")
+    next(attribute for attribute in split.attribute if attribute.name == "num_outputs").i = 1
+    with pytest.raises(ModelError, match="num_outputs is 1"):
+        load(proto)
