@@ -124,8 +124,8 @@ def validate(model: ir.Model, notes: list[str]) -> ir.Model:
         raise ModelError("it imports no version of the standard operators")
     common.CheckerPass()(model)
     for node in walk(model):
-        fault = CRASHES.get(node.op_type if not node.domain else "", lambda node: None)(node)
-        if fault:
+        faults = [] if node.domain else [check(node) for name, check in CRASHES if name in ("", node.op_type)]
+        for fault in filter(None, faults):
             raise ModelError(f"{node.op_type} {node.name!r}: {fault}; export it again")
     return model
 
@@ -135,8 +135,19 @@ def _split_counts(node: ir.Node) -> str | None:
     return None if parts == len(node.outputs) else f"num_outputs is {parts}, and it has {len(node.outputs)}"
 
 
-CRASHES: dict[str, Callable[[ir.Node], str | None]] = {"Split": _split_counts}
-"""Operator -> what is wrong with a node that ONNX's checker lets pass and its shape inference then ends the process on (onnx 1.23)."""
+def _left_out(node: ir.Node) -> str | None:
+    """One of any number of equal inputs cannot be left out, as an optional one can."""
+    if None not in node.inputs or not onnx.defs.has(node.op_type):
+        return None
+    last = len(onnx.defs.get_schema(node.op_type).inputs) - 1
+    formal = onnx.defs.get_schema(node.op_type).inputs[last]
+    variadic = formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+    return "one of its inputs has no name" if variadic and None in node.inputs[last:] else None
+
+
+CRASHES: tuple[tuple[str, Callable[[ir.Node], str | None]], ...] = (("Split", _split_counts), ("", _left_out))
+"""Operator ("": any) and what is wrong with a node that ONNX's checker lets pass, and that then ends the whole process in the shape
+inference of onnx 1.23 or in a run of onnxruntime 1.32."""
 
 
 def raise_opset(model: ir.Model, notes: list[str]) -> ir.Model:

@@ -47,8 +47,9 @@ def test_external_data_is_read_from_anywhere(tmp_path: Path) -> None:
     proto = ZOO["conv_chain"]()
     inputs = feeds(proto, 0)
     wanted = open_session(proto.SerializeToString()).run(inputs)
-    for name, y in open_session(model.serialized).run(inputs).items():
-        np.testing.assert_allclose(y, wanted[name], rtol=1e-5, atol=1e-6)
+    for runnable in (model.serialized, model.source.runnable):
+        for name, y in open_session(runnable).run(inputs).items():
+            np.testing.assert_allclose(y, wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def test_missing_short_and_strange_external_data(tmp_path: Path) -> None:

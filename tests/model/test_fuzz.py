@@ -113,3 +113,11 @@ def test_a_split_into_more_outputs_than_it_says_is_refused() -> None:
     next(attribute for attribute in split.attribute if attribute.name == "num_outputs").i = 1
     with pytest.raises(ModelError, match="num_outputs is 1"):
         load(proto)
+
+
+def test_one_of_many_inputs_left_out_is_refused() -> None:
+    """onnxruntime would end the whole process when it runs."""
+    proto = ZOO["split_num_outputs"]()
+    next(node for node in proto.graph.node if node.op_type == "Max").input.append("")
+    with pytest.raises(ModelError, match="no name"):
+        load(proto)
