@@ -39,7 +39,8 @@ def reshape(flow: Flow) -> None:
     given = ints_of(input_of(flow.node, 1))
     copied = {axis for axis, size in enumerate(given or []) if size == 0 and not flow.view.number("allowzero", 0)}
     _follow(flow, tracks, sizes, copied)
-    patch_sizes(flow, 1, flow.known[flow.node.outputs[0]])
+    lent = {axis: tracks[axis] for axis in copied if axis < len(tracks)}
+    patch_sizes(flow, 1, flow.known[flow.node.outputs[0]], lent)
 
 
 def flatten(flow: Flow) -> None:

@@ -6,6 +6,8 @@ that is computed with (a head count from a width, a scale from a dimension) woul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -79,10 +81,11 @@ def known_sizes(flow: Flow, index: int, sizes: tuple[Size, ...]) -> tuple[Size, 
     )
 
 
-def patch_sizes(flow: Flow, index: int, tracks: list[Track]) -> None:
+def patch_sizes(flow: Flow, index: int, tracks: list[Track], copied: Mapping[int, Track] | None = None) -> None:
     """Where a labelled axis has its size written in a shape input, a cut writes the new size.
 
-    0, -1 and the axis's own Shape adapt by themselves and are left alone. A size of another labelled axis freezes it.
+    -1 and the axis's own Shape adapt by themselves and are left alone. A size of another labelled axis freezes it.
+    copied  output axis written as 0 -> the input axis that lends it its size; it adapts where both carry the same labels
     """
     value = input_of(flow.node, index)
     given = ints_of(value)
@@ -95,10 +98,13 @@ def patch_sizes(flow: Flow, index: int, tracks: list[Track]) -> None:
             labelled.pop(axis)
         else:
             flow.freeze(element, "its size is the size of another axis")
+    for axis, lender in (copied or {}).items():
+        if lender.labels is labelled.get(axis):
+            labelled.pop(axis, None)
+        elif axis not in labelled:
+            flow.freeze(lender, "its size is the size of another axis")
     if given is not None:
-        labelled = {
-            axis: labels for axis, labels in labelled.items() if axis < len(given) and given[axis] not in (0, -1)
-        }
+        labelled = {axis: labels for axis, labels in labelled.items() if axis < len(given) and given[axis] != -1}
     if not labelled:
         return
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -115,3 +117,11 @@ def test_a_mean_over_channels_freezes_them(axes: str) -> None:
         model = load(each)
         assert not analyse(model).groups
         check_cut(model, feeds(each, 0), 0.5, 0)
+
+
+def test_a_zero_that_copies_another_axis_is_written_out() -> None:
+    """Reshape's 0 lends the size of the input axis at the same place, here a row of pixels that is as long as there are channels."""
+    sample = ZOO["shuffle_grouped"]
+    weights = {**sample.weights, "split": [-1, 2, 0, 8, 8], "merge": [-1, 8, 8, 8]}
+    proto = replace(sample, weights=weights)()
+    check_cut(load(proto), feeds(proto, 0), 0.5, 0)
