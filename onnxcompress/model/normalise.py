@@ -31,8 +31,10 @@ SIMPLIFY_LIMIT = 1_500_000_000
 UNWANTED = (
     *("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "fuse_attention"),
     *("fuse_mul_into_conv", "fuse_preceding_mul_into_conv", "fuse_matmul_into_conv", "eliminate_duplicate_initializer"),
+    "fuse_pad_into_pool",
 )
-"""onnxsim's rewrites that hide layers or their names: Reshape-Gemm-Reshape around MatMul, merged projections, equal vectors tied."""
+"""onnxsim's rewrites that hide layers or their names: Reshape-Gemm-Reshape around MatMul, merged projections, equal vectors tied.
+Pads as wide as a pooling window are not legal there, but onnxsim 0.8 fuses them too."""
 
 DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError, OverflowError)
 """What the libraries below raise when a message parses but is not a legal graph."""
@@ -145,7 +147,25 @@ def _left_out(node: ir.Node) -> str | None:
     return "one of its inputs has no name" if variadic and None in node.inputs[last:] else None
 
 
-CRASHES: tuple[tuple[str, Callable[[ir.Node], str | None]], ...] = (("Split", _split_counts), ("", _left_out))
+POSITIVE = ("strides", "dilations", "kernel_shape", "group", "blocksize", "num_groups", "num_heads", "hidden_size")
+"""Attributes that the libraries divide by."""
+
+
+def _not_positive(node: ir.Node) -> str | None:
+    for name in POSITIVE:
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS):
+            values = [attribute.as_int()] if attribute.type == ir.AttributeType.INT else list(attribute.as_ints())
+            if min(values, default=1) < 1:
+                return f"{name} is {values}, and must be positive"
+    return None
+
+
+CRASHES: tuple[tuple[str, Callable[[ir.Node], str | None]], ...] = (
+    ("Split", _split_counts),
+    ("", _left_out),
+    ("", _not_positive),
+)
 """Operator ("": any) and what is wrong with a node that ONNX's checker lets pass, and that then ends the whole process in the shape
 inference of onnx 1.23 or in a run of onnxruntime 1.32."""
 

@@ -101,7 +101,9 @@ def test_an_operator_that_onnx_does_not_know_is_named() -> None:
 def test_a_tied_embedding_is_stored_once(tmp_path: Path) -> None:
     """onnxsim folds the Transpose of the shared matrix; the file holds it once all the same, and is read back alike."""
     sample = ZOO["embedding_tied"]
-    sample = replace(sample, graph=sample.graph.replace("L,11", "L,300"), weights=dict(emb=(300, 64), w1=(64, 9), w2=(9, 64)))
+    sample = replace(
+        sample, graph=sample.graph.replace("L,11", "L,300"), weights=dict(emb=(300, 64), w1=(64, 9), w2=(9, 64))
+    )
     proto = sample()
     model = load(proto)
     path = save(model, tmp_path / "tied.onnx")

@@ -121,3 +121,12 @@ def test_one_of_many_inputs_left_out_is_refused() -> None:
     next(node for node in proto.graph.node if node.op_type == "Max").input.append("")
     with pytest.raises(ModelError, match="no name"):
         load(proto)
+
+
+def test_a_stride_of_zero_is_refused() -> None:
+    """onnxsim would divide by it."""
+    proto = ZOO["conv_chain"]()
+    conv = next(node for node in proto.graph.node if node.op_type == "Conv")
+    conv.attribute.append(onnx.helper.make_attribute("strides", [2, 0]))
+    with pytest.raises(ModelError, match="strides"):
+        load(proto)
