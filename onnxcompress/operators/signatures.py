@@ -183,11 +183,9 @@ def layer_norm(view: View) -> Case | None:
     if rank is None:
         return None
     names, axis = letters(rank), view.number("axis", -1) % max(rank, 1)
-    normed = names[axis:]
-    tail = ",".join(normed)
+    every = ",".join(names)
     return Case(
-        f"x[{','.join(names)}] scale[...{tail}] b[...{tail}] -> y[{','.join(names)}]",
-        inexact=dict.fromkeys(normed, SPREAD),
+        f"x[{every}] scale[...{every}] b[...{every}] -> y[{every}]", inexact=dict.fromkeys(names[axis:], SPREAD)
     )
 
 
