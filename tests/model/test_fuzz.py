@@ -6,6 +6,8 @@ Where a damaged model still runs, it must keep the law too: a graph that nobody 
 from __future__ import annotations
 
 import random
+import resource
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
@@ -29,8 +31,20 @@ from onnxcompress.runtime.session import open_session
 
 DIGITS = onnx.load(Path(__file__).parents[2] / "sample_models" / "digits.onnx")
 WHOLE = {**ZOO, **NOT_RUNNABLE, **REPAIRABLE, "digits": lambda: DIGITS}
+MEMORY = 8 << 30
+"""Bytes of address space while damaged models run; two workers share a machine."""
+
 LARGEST = 1e6
 """Numbers in one value; a mutated size may ask for more than a test should compute."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory() -> Iterator[None]:
+    """A mutated pad can ask onnxruntime for terabytes when the model runs: that must fail, not take the machine with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def through(data: bytes) -> tuple[Model, Model, Model] | None:
