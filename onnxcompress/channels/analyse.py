@@ -33,7 +33,7 @@ class Member:
 class Group:
     """Interchangeable units: each occupies equally many positions of the same tensor axes.
 
-    name     the weight that writes the channels (the first in graph order)
+    name     the weight that writes the channels (the first in graph order), numbered where several groups share it
     units    [n] component numbers, ascending by position
     members  the tensor axes that they occupy
     """
@@ -206,10 +206,12 @@ def _groups(ties: Ties, unit: np.ndarray, frozen: np.ndarray) -> tuple[Group, ..
             order.setdefault(group, units)
             aligned = positions[np.argsort(units)][np.searchsorted(np.sort(units), order[group])]
             occupied.setdefault(group, []).append(Member(site.tensor, site.axis, site.role, site.node, aligned))
+    # what no weight produces is not a channel
+    produced = {group: members for group, members in occupied.items() if any(m.role == "write" for m in members)}
+    names = _names(list(produced.values()))
     return tuple(
-        Group(_name(members), order[group], tuple(members))
-        for group, members in occupied.items()
-        if any(member.role == "write" for member in members)  # what no weight produces is not a channel
+        Group(name, order[group], tuple(members))
+        for name, (group, members) in zip(names, produced.items(), strict=True)
     )
 
 
@@ -227,8 +229,13 @@ def _by_group(site: Site, unit: np.ndarray, number: np.ndarray) -> list[tuple[in
     return found
 
 
-def _name(members: list[Member]) -> str:
-    return next((member.tensor for member in members if member.role == "write"), members[0].tensor)
+def _names(groups: list[list[Member]]) -> list[str]:
+    """The first weight that writes each group; a weight split over several groups has them numbered, since plans name them."""
+    weights = [next(member.tensor for member in members if member.role == "write") for members in groups]
+    return [
+        weight if weights.count(weight) == 1 else f"{weight}#{weights[: place + 1].count(weight)}"
+        for place, weight in enumerate(weights)
+    ]
 
 
 def _reasons(ties: Ties, unit: np.ndarray, frozen: np.ndarray) -> tuple[Frozen, ...]:

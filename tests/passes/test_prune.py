@@ -97,6 +97,21 @@ def test_a_saved_plan_replays_to_the_same_bytes_and_only_on_its_model(tmp_path: 
         Prune().apply(load(ZOO["conv_chain"]()), plans[0])
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_every_model_of_the_zoo_is_planned_and_cut(name: str) -> None:
+    """Group by group: a weight whose channels are split over several groups is not mistaken for one."""
+    model, settings = load(ZOO[name]()), Prune(round_to=1)
+    groups = settings.groups(model)
+    assert len({group.name for group in settings.channels(model).groups}) == len(settings.channels(model).groups)
+    if not groups:
+        return
+    plan = settings.plan(model, {})
+    assert {decision["group"]: decision["of"] for decision in plan.decisions}.items() <= {
+        g.name: g.size for g in groups
+    }.items()
+    assert parameters(settings.apply(model, plan)) < parameters(model)
+
+
 def test_nothing_to_cut_is_a_clear_error() -> None:
     with pytest.raises(ModelError, match="no channel can be removed"):
         Prune().plan(load(ZOO["nothing_free"]()), {})
