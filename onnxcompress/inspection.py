@@ -11,7 +11,7 @@ from onnxcompress.channels import Channels, Group, analyse
 from onnxcompress.compare import json_safe
 from onnxcompress.data import open_data
 from onnxcompress.errors import DataError, ModelError
-from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.load import read
 from onnxcompress.operators import Settings
@@ -149,7 +149,7 @@ def _seen(
         )
     try:
         opened = open_data(data, session.inputs, samples=1, images=images, session=session)
-        return ports, run_shapes(model, next(iter(opened.batches(1)))), ()
+        return ports, first_shapes(model, opened), ()
     except (ModelError, DataError) as error:
         if data is not None:
             raise

@@ -11,15 +11,14 @@ from typing import Any
 from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
-from onnxcompress.evidence.expose import run_shapes
-from onnxcompress.evidence.gather import Sources, gather
+from onnxcompress.evidence.gather import Sources, first_shapes, gather
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
-from onnxcompress.runtime.session import open_session
+from onnxcompress.runtime.session import Session, open_session
 
 Progress = Callable[[int, int, str], None]
 """done, total, what."""
@@ -73,16 +72,7 @@ def run(
     with clock("load"):
         original = load(model)
         session = open_session(original.source.runnable, threads=how.threads, name=original.source.name)
-        feed = open_data(
-            data,
-            session.inputs,
-            seed=how.seed,
-            samples=SYNTHETIC_SAMPLES,
-            images=how.images,
-            limit=how.limit,
-            session=session,
-        )
-        shapes = run_shapes(original, next(iter(feed.batches(1))))
+        feed = opened(session, data, how)
     current, made = original, []
     for number, each in enumerate(passes):
         with clock(each.name):
@@ -91,7 +81,7 @@ def run(
             if dry:
                 break
             current = each.apply(current, plan)
-    before, after = _costs(original, current, feed, shapes)
+    before, after = _costs(original, current, feed)
     if dry:
         return Result(original, original, tuple(made), before, before, notes=feed.notes, seconds=clock.seconds)
     with clock("compare"):
@@ -99,6 +89,19 @@ def run(
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
     verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
     return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
+
+
+def opened(session: Session, data: Any, how: How) -> Data:
+    """The data of a run, checked against the model that is loaded."""
+    return open_data(
+        data,
+        session.inputs,
+        seed=how.seed,
+        samples=SYNTHETIC_SAMPLES,
+        images=how.images,
+        limit=how.limit,
+        session=session,
+    )
 
 
 def _plan(each: Pass, original: Model, current: Model, data: Data, how: How) -> Plan:
@@ -122,11 +125,9 @@ def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
     )
 
 
-def _costs(original: Model, current: Model, data: Data, shapes: Any) -> tuple[Cost, Cost]:
-    before = cost(original, shapes, on_disk=original.source.size)
-    if current is original:
-        return before, before
-    return before, cost(current, run_shapes(current, next(iter(data.batches(1)))))
+def _costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:
+    before = cost(original, first_shapes(original, data), on_disk=original.source.size)
+    return before, before if current is original else cost(current, first_shapes(current, data))
 
 
 class Clock:

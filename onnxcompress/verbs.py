@@ -15,9 +15,9 @@ from onnxcompress import budgets as gates
 from onnxcompress.budgets import BUDGETS
 from onnxcompress.compare import Comparison, json_safe
 from onnxcompress.compare import compare as compare_runs
-from onnxcompress.data import Data, named_function, open_data
+from onnxcompress.data import Data, named_function
 from onnxcompress.errors import ModelError, SettingError
-from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.files import write_atomic
 from onnxcompress.largest import largest_cut
 from onnxcompress.model import Loadable, Model, load
@@ -25,7 +25,7 @@ from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.plan import Plan, load_plan
 from onnxcompress.result import Report, Result
-from onnxcompress.run import SYNTHETIC_SAMPLES, How, run
+from onnxcompress.run import How, opened, run
 from onnxcompress.runtime import clock
 from onnxcompress.runtime.cpu import cpu
 from onnxcompress.runtime.session import open_session
@@ -222,20 +222,12 @@ def _compared(one: Runnable, two: Runnable, judging: Data, how: How) -> Comparis
 
 def _judging(one: Runnable, data: Any, whole: bool, how: How) -> Data:
     session = open_session(one.file, threads=how.threads, name=one.model.source.name)
-    opened = open_data(
-        data,
-        session.inputs,
-        seed=how.seed,
-        samples=SYNTHETIC_SAMPLES,
-        images=how.images,
-        limit=how.limit,
-        session=session,
-    )
-    return opened if whole else opened.held_out
+    found = opened(session, data, how)
+    return found if whole else found.held_out
 
 
 def _cost(each: Runnable, data: Data) -> Cost:
-    shapes = run_shapes(each.model, next(iter(data.batches(1))))
+    shapes = first_shapes(each.model, data)
     size = len(each.file) if isinstance(each.file, bytes) else clock.size_on_disk(each.file)
     return cost(each.model, shapes, on_disk=size)
 

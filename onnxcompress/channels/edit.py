@@ -10,9 +10,10 @@ import onnx_ir as ir
 from onnxcompress.channels.analyse import Channels
 from onnxcompress.model import Model, Origin
 from onnxcompress.model.edit import set_constant, walk
+from onnxcompress.operators.ties import Keep
 
 
-def keep_mask(channels: Channels, removed: np.ndarray):  # type: ignore[no-untyped-def]
+def keep_mask(channels: Channels, removed: np.ndarray) -> Keep:
     """Labels -> which of them stay, when the units `removed` go."""
     gone = np.zeros(int(channels.unit.max(initial=-1)) + 1, bool)
     gone[removed] = True
@@ -40,9 +41,10 @@ def cut(model: Model, channels: Channels, removed: np.ndarray) -> Model:
     origin = dict(model.origin)
     for name, axes in slices.items():
         _stamp(origin, name, axes)
-    for name, lost in _activations(channels, keep).items():
+    narrowed = _activations(channels, keep)
+    for name, lost in narrowed.items():
         _stamp(origin, name, lost)
-    _reshape_values(graph, channels, keep)
+    _reshape_values(graph, narrowed)
     return model.edited(graph, origin)
 
 
@@ -60,13 +62,13 @@ def zero(model: Model, channels: Channels, removed: np.ndarray) -> Model:
     return model.edited(graph)
 
 
-def _patch(graph: ir.Model, channels: Channels, keep) -> None:  # type: ignore[no-untyped-def]
+def _patch(graph: ir.Model, channels: Channels, keep: Keep) -> None:
     nodes = {node.name: node for node in walk(graph)}
     for patch in channels.ties.patches:
         patch.apply(graph, nodes[patch.node], keep)
 
 
-def _activations(channels: Channels, keep) -> Mapping[str, Mapping[int, np.ndarray]]:  # type: ignore[no-untyped-def]
+def _activations(channels: Channels, keep: Keep) -> Mapping[str, Mapping[int, np.ndarray]]:
     """Value name -> axis -> indices kept, for values that lose some."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for name, tracks in channels.tracks.items():
@@ -81,9 +83,8 @@ def _stamp(origin: dict[str, Origin], name: str, axes: Mapping[int, np.ndarray])
         origin[name] = origin.get(name, Origin(name)).cut(axis, indices)
 
 
-def _reshape_values(graph: ir.Model, channels: Channels, keep) -> None:  # type: ignore[no-untyped-def]
+def _reshape_values(graph: ir.Model, lost: Mapping[str, Mapping[int, np.ndarray]]) -> None:
     """Recorded shapes follow; a shape that depended on a cut axis in an unknown way was frozen before."""
-    lost = _activations(channels, keep)
     for node in walk(graph):
         for value in node.outputs:
             gone = lost.get(value.name or "")

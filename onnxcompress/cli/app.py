@@ -107,39 +107,28 @@ def verb(*options: Option | Sequence[Option]) -> Callable[[Callable[..., None]],
 @verb(OUTPUT, PRUNING, PLANNING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
 def prune(model: Model, **given: Any) -> None:
     """Remove whole channels, repair what is left, and compare the result with the original."""
-    settings = {**taken(PRUNING, given), **_running(given), **_budgets(given)}
-    dry, output, plan_file = given["dry_run"], given["output"], given["save_plan"]
-    if not dry and output is None:
-        raise SettingError("no output is named; give -o small.onnx, or --dry-run to decide only")
-    instance(Prune, PRUNING, given)
-    _check(given, model, plan_file)
-    with progress(given["quiet"]) as bars:
-        result = verbs.prune(
-            model,
-            data=given["data"],
-            refit=given["refit"],
-            rounds=given["rounds"],
-            largest=given["largest"],
-            dry=dry,
-            progress=bars,
-            **settings,
-        )
-    if plan_file is not None:
-        verbs.save_plans(result.plans, plan_file)
-    _finish(result, given, None if dry else output)
+    ways = {name: given[name] for name in ("refit", "rounds", "largest")}
+    _compress(verbs.prune, Prune, PRUNING, model, given, **ways)
 
 
 @verb(OUTPUT, SPARSIFYING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
 def sparsify(model: Model, **given: Any) -> None:
     """Set single weights to zero; the file gets smaller only with an encoding that stores zeros well."""
-    settings = {**taken(SPARSIFYING, given), **_running(given), **_budgets(given)}
+    _compress(verbs.sparsify, Sparsify, SPARSIFYING, model, given)
+
+
+def _compress(
+    function: Callable[..., Result], settings_of: type, own: Sequence[Option], model: str, given: Given, **ways: Any
+) -> None:
+    """What every verb that makes a smaller model does: check all that can be checked, run, write the plan and the result."""
+    settings = {**taken(own, given), **_running(given), **_budgets(given)}
     dry, output, plan_file = given["dry_run"], given["output"], given["save_plan"]
     if not dry and output is None:
-        raise SettingError("no output is named; give -o sparse.onnx, or --dry-run to decide only")
-    instance(Sparsify, SPARSIFYING, given)
+        raise SettingError("no output is named; give -o small.onnx, or --dry-run to decide only")
+    instance(settings_of, own, given)
     _check(given, model, plan_file)
     with progress(given["quiet"]) as bars:
-        result = verbs.sparsify(model, data=given["data"], dry=dry, progress=bars, **settings)
+        result = function(model, data=given["data"], dry=dry, progress=bars, **ways, **settings)
     if plan_file is not None:
         verbs.save_plans(result.plans, plan_file)
     _finish(result, given, None if dry else output)

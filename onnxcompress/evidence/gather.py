@@ -30,10 +30,14 @@ class Sources:
     progress: Callable[[int, int, str], None] | None = None
 
 
+def first_shapes(model: Model, data: Data) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of all values on the first sample."""
+    return run_shapes(model, next(iter(data.batches(1))))
+
+
 def shapes(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     """Shapes of all values in one run."""
-    found = run_shapes(sources.current, next(iter(sources.data.batches(1))))
-    return dict.fromkeys(needs, found)
+    return dict.fromkeys(needs, first_shapes(sources.current, sources.data))
 
 
 def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:

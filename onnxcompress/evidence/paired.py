@@ -103,6 +103,10 @@ class Pair:
                 return self.original.run(nodes, [value])[value]
         return self.original.store[value]
 
+    def constant(self, name: str) -> np.ndarray:
+        """The present values of a constant of the current model."""
+        return np.array(onnx.numpy_helper.to_array(self.current.constants[name]))
+
     def replace(self, name: str, values: np.ndarray) -> None:
         """Use these values of a constant from here on."""
         self.current.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -103,7 +103,7 @@ class Flow:
         if track.labels is not None:
             self.ties.freeze(track.labels, Reason(why, by or self.name))
 
-    def patch(self, apply) -> None:  # type: ignore[no-untyped-def]
+    def patch(self, apply: Callable[[ir.Model, ir.Node, Keep], None]) -> None:
         """Register what this node needs when something is cut: apply(graph, node, keep)."""
         self.ties.patches.append(Patch(self.node.name or "", apply))
 

@@ -73,9 +73,9 @@ class Refit:
     def _fit(self, model: Model, layer: Layer, node: ir.Node, pair: Pair, plan: Plan) -> None:
         """One stop: gather rows, solve, and let the rest of the walk use the new weights where they are better."""
         goal = _goal(model, layer, node, pair)
-        weight = _stored(pair, layer.weight)
+        weight = pair.constant(layer.weight)
         matrix = layer.matrix(weight).astype(np.float64)
-        bias = np.zeros(len(matrix)) if layer.bias is None else _stored(pair, layer.bias).reshape(-1).astype(np.float64)
+        bias = np.zeros(len(matrix)) if layer.bias is None else pair.constant(layer.bias).reshape(-1).astype(np.float64)
         fit, judge = Sums(), Sums()
         rng = np.random.default_rng(self.seed)
         arrays = pair.read(layer.reads)
@@ -102,7 +102,7 @@ class Refit:
             pair.add_input(name, found.bias.astype(weight.dtype))
             plan.arrays[name] = found.bias.astype(weight.dtype)
         elif name is not None:
-            stored = _stored(pair, name)
+            stored = pair.constant(name)
             plan.arrays[name] = found.bias.reshape(stored.shape).astype(stored.dtype)
             pair.replace(name, plan.arrays[name])
         plan.decisions.append(
@@ -155,12 +155,6 @@ def _unsuited(layer: Layer, node: ir.Node, model: Model) -> str:
     return ""
 
 
-def _stored(pair: Pair, name: str) -> np.ndarray:
-    import onnx
-
-    return np.array(onnx.numpy_helper.to_array(pair.current.constants[name]))
-
-
 def _goal(model: Model, layer: Layer, node: ir.Node, pair: Pair) -> Arrays:
     """[batches] of what the layer should put out: the original's output, or what a residual sum behind it lacks."""
     own = layer.writes
@@ -198,7 +192,7 @@ def _residual(node: ir.Node, model: Model, pair: Pair) -> tuple[str, str, np.nda
     user = _only_user(value)
     if user is not None and user.op_type == "BatchNormalization":
         gamma, beta, mean, var = (
-            _stored(pair, v.name or "").astype(np.float64) for v in user.inputs[1:5] if v is not None
+            pair.constant(v.name or "").astype(np.float64) for v in user.inputs[1:5] if v is not None
         )
         scale = gamma / np.sqrt(var + user.attributes.get_float("epsilon", 1e-5))
         shift = beta - mean * scale

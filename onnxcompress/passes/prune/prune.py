@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -21,6 +20,7 @@ from onnxcompress.operators.cost import macs_by_layer
 from onnxcompress.passes.prune.amounts import Budgeted, amounts_for
 from onnxcompress.passes.prune.criteria import CRITERIA, choose_global, choose_local, normalise
 from onnxcompress.passes.prune.free import FreeCuts, free_cuts, merged
+from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.prune.scores import needs_of, score_groups
 from onnxcompress.passes.prune.selection import SELECTIONS, choose_by_reconstruction, gram_needs
 from onnxcompress.plan import Plan, Refusal
@@ -90,22 +90,12 @@ class Prune:
 
     def groups(self, model: Model) -> list[Group]:
         """Groups that may be cut: more than one unit, and not protected by name."""
-        groups = self.channels(model).groups
-        names = {member.tensor for group in groups for member in group.members if member.role == "write"}
-        for pattern in self.keep:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                raise SettingError(f"--keep {pattern!r} matches no weight that could be cut; {nearest(pattern, names)}")
-        return [
-            group
-            for group in groups
-            if group.size > 1
-            and not any(
-                fnmatch.fnmatchcase(m.tensor, pattern)
-                for m in group.members
-                if m.role == "write"
-                for pattern in self.keep
-            )
-        ]
+        written = {
+            group.name: {member.tensor for member in group.members if member.role == "write"}
+            for group in self.channels(model).groups
+        }
+        kept = protected(self.keep, set().union(*written.values()), "weight that could be cut")
+        return [group for group in self.channels(model).groups if group.size > 1 and not written[group.name] & kept]
 
     def needs(self, model: Model) -> list[Need]:
         """Shapes for a MAC target, activations or Gram matrices for the criteria that look at them."""

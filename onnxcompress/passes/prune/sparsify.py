@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from typing import Annotated, ClassVar, Literal
 
@@ -10,11 +9,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.errors import ModelError, SettingError, nearest
+from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.prune.weights import (
     keep_global,
     keep_pattern,
@@ -64,14 +64,8 @@ class Sparsify:
     def layers(self, model: Model) -> list[Layer]:
         """Every weight once, embeddings and protected ones left out."""
         once = {layer.weight: layer for layer in layers(model) if layer.op != "Gather"}
-        for pattern in self.keep:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in once):
-                raise SettingError(f"--keep {pattern!r} matches no weight; {nearest(pattern, once)}")
-        return [
-            layer
-            for name, layer in once.items()
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
-        ]
+        kept = protected(self.keep, once, "weight")
+        return [layer for name, layer in once.items() if name not in kept]
 
     def needs(self, model: Model) -> list[Need]:
         """Moments for Wanda, Gram matrices for SparseGPT, of what the layers are fed."""
