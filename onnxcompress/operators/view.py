@@ -14,6 +14,9 @@ from onnxcompress.model.edit import constant_of, input_of
 Size = int | str | None
 """A known size, a symbol, or nothing known."""
 
+SPREAD = "removing one entry changes the others"
+"""Why an axis is inexact along which a softmax or norm goes."""
+
 
 @dataclass(frozen=True)
 class Case:
