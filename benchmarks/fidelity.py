@@ -89,6 +89,9 @@ def main() -> int:
         "--keep", action="store_true", help="keep the rows of the last page that this run does not replace"
     )
     asked = parser.parse_args()
+    unknown = set(asked.methods or ()) - methods(asked.torch_python).keys()
+    if unknown:
+        parser.error(f"no method is called {sorted(unknown)}; there are {sorted(methods(asked.torch_python))}")
     rows = _last() if asked.keep else []
     for target in asked.macs:
         for name in asked.models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +27,7 @@ def conditions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": " ".join(["python -m", f"benchmarks.{script}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{script}", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "cpu": str(cpu()),
         "versions": ", ".join(
