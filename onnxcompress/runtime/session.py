@@ -149,6 +149,7 @@ def open_session(
     outputs: Sequence[str] | None = None,
     name: str | None = None,
     profile: Path | None = None,
+    optimised_to: Path | None = None,
 ) -> Session:
     """Load a model for running on the CPU.
 
@@ -158,6 +159,7 @@ def open_session(
     outputs    what `Session.run` returns where it is not asked for less; default all
     name       how errors call the model; default its path
     profile    beginning of the file name of onnxruntime's profile; None for no profile
+    optimised_to  where onnxruntime writes the graph that it will execute, for this CPU
 
     ModelError, one line with file and reason, where onnxruntime does not load it.
     """
@@ -165,7 +167,7 @@ def open_session(
     shown = name or (f"model of {len(given)} bytes" if isinstance(given, bytes) else given)
     try:
         made = onnxruntime.InferenceSession(
-            given, _options(threads, optimise, profile), providers=["CPUExecutionProvider"]
+            given, _options(threads, optimise, profile, optimised_to), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions have no parent of their own
         raise ModelError(f"{shown}: onnxruntime does not load it: {plain_reason(error)}") from error
@@ -181,7 +183,9 @@ def plain_reason(error: BaseException) -> str:
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 
 
-def _options(threads: int, optimise: bool, profile: Path | None) -> onnxruntime.SessionOptions:
+def _options(
+    threads: int, optimise: bool, profile: Path | None, optimised_to: Path | None
+) -> onnxruntime.SessionOptions:
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -195,6 +199,8 @@ def _options(threads: int, optimise: bool, profile: Path | None) -> onnxruntime.
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    if optimised_to is not None:
+        options.optimized_model_filepath = str(optimised_to)
     return options
 
 

@@ -1,0 +1,57 @@
+"""Evidence by trying: a pass shows a graph that it might make, and onnxruntime says how it answers and how long it takes.
+
+What a rewrite costs in time cannot be added up from its parts (kernels fuse, layouts change between them), so the whole
+graph is run beside the original. Only calibration samples are used; the held-out ones judge the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxcompress.compare import Comparison, compare
+from onnxcompress.data import Data
+from onnxcompress.evidence.need import Need
+from onnxcompress.model import Model
+from onnxcompress.model.save import to_bytes
+from onnxcompress.runtime import clock
+from onnxcompress.runtime.profile import NodeTime, profile
+
+FEEDS = 4
+"""Different inputs that are timed in turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Runs graphs on calibration samples, beside the original."""
+
+    NEED: ClassVar[Need] = Need("trial", "")
+
+    original: Model
+    data: Data
+    batch: int = 8
+    threads: int = 1
+
+    def compare(self, graph: ir.Model) -> Comparison:
+        """How the graph answers beside the original. ModelError where it does not load or run."""
+        return compare(
+            self.original.source.runnable, to_bytes(graph), self.data, batch=self.batch, threads=self.threads
+        )
+
+    def milliseconds(self, graphs: Mapping[str, ir.Model], seconds: float) -> dict[str, float]:
+        """Name -> median time of one sample; interleaved runs, each paired with the first graph's, whose median it is scaled by.
+
+        seconds  for all graphs together
+        """
+        models = {name: to_bytes(graph) for name, graph in graphs.items()}
+        feeds = list(islice(self.data.batches(1), FEEDS))
+        timings = clock.measure(models, feeds, threads=self.threads, seconds=seconds, memory=False)
+        return {timing.name: timings[0].median_ms / timing.ratio for timing in timings}
+
+    def profile(self, graph: ir.Model, runs: int = 20) -> list[NodeTime]:
+        """Time of each node as onnxruntime executes it, the slowest first."""
+        return profile(to_bytes(graph), next(iter(self.data.batches(1))), threads=self.threads, runs=runs)
