@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxcompress.checkup import Checkup, check
     from onnxcompress.errors import BudgetError, DataError, ModelError, OnnxCompressError, SettingError
     from onnxcompress.inspection import Inspection, inspect
     from onnxcompress.model import Model, load, save
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune, sparsify
 
 HOMES = {
+    "checkup": ("Checkup", "check"),
     "errors": ("BudgetError", "DataError", "ModelError", "OnnxCompressError", "SettingError"),
     "inspection": ("Inspection", "inspect"),
     "model": ("Model", "load", "save"),
@@ -38,6 +40,7 @@ HOME_OF = {name: home for home, names in HOMES.items() for name in names}
 __all__ = [
     "Benchmark",
     "BudgetError",
+    "Checkup",
     "DataError",
     "Inspection",
     "Model",
@@ -50,6 +53,7 @@ __all__ = [
     "__version__",
     "apply",
     "benchmark",
+    "check",
     "compare",
     "inspect",
     "load",

@@ -14,6 +14,7 @@ import typer
 
 import onnxcompress
 from onnxcompress import verbs
+from onnxcompress.checkup import check as checked
 from onnxcompress.cli.common import BUDGETING, FEEDING, IMAGES, JUDGING, OUTPUT, WRITING, Feeding, Judging, Writing
 from onnxcompress.cli.options import Option, instance, options_of, taken
 from onnxcompress.cli.output import check_outputs, progress, show
@@ -22,7 +23,7 @@ from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
-from onnxcompress.report import benchmark_page, inspection_page, report_page
+from onnxcompress.report import benchmark_page, checkup_page, inspection_page, report_page
 from onnxcompress.result import Result
 
 DONE, MISSED, BAD, INTERRUPTED = 0, 1, 2, 130
@@ -172,6 +173,15 @@ def inspect(model: Model, **given: Any) -> None:
     images = instance(ImageSettings, IMAGES, given)
     found = inspected(model, data=given["data"], inexact=given["inexact"], inner=given["inner"], images=images)
     show(inspection_page(found, whole=given["all_rows"]), found.to_json(), to=given["json"], quiet=given["quiet"])
+
+
+@verb(WRITING)
+def check(model: Model, **given: Any) -> None:
+    """Find what is wrong with a quantized file: does it load, do its nodes fuse, does it answer the same on every CPU."""
+    _check(given, model, None)
+    found = checked(model)
+    show(checkup_page(found), found.to_json(), to=given["json"], quiet=given["quiet"])
+    _gate([f"{each.what}; {each.advice}" for each in found.findings if each.severe])
 
 
 @verb(TIMING, BENCH_DATA, WRITING, IMAGES)

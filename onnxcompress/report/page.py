@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxcompress.checkup import Checkup
 from onnxcompress.inspection import Inspection
 from onnxcompress.report import words
 from onnxcompress.result import Report
@@ -221,6 +222,19 @@ def _together(members: Sequence[tuple[str, int, str]]) -> str:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             parts.append(f"{words_} {tensors[0]}{more}")
     return ", ".join(parts)
+
+
+def checkup_page(found: Checkup) -> Page:
+    """What is wrong with a quantized file, and what to do."""
+    rows = [
+        (each.kind, "fault" if each.severe else "slow", each.what, ", ".join(each.where[:3]), each.advice)
+        for each in found.findings
+    ]
+    operators = ", ".join(f"{count} {op}" for op, count in sorted(found.operators.items(), key=lambda o: -o[1]))
+    lines = (("runs as", operators),) if operators else ()
+    grade = 2 if found.severe else 1 if found.findings or not found.quantized else 0
+    columns = ("what", "grade", "found", "where", "what to do")
+    return Page(found.headline, grade, _filled([table("findings", columns, rows, most=None)]), lines)
 
 
 def benchmark_page(found: Benchmark) -> Page:

@@ -1,0 +1,257 @@
+"""check: what is wrong with a quantized file, whoever wrote it: does it load, do its nodes fuse, does it answer the same on every CPU.
+
+FAULTS is the table: a row finds one kind of fault in the file as it stands, or in the graph that onnxruntime makes of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcompress.compare import json_safe
+from onnxcompress.errors import ModelError
+from onnxcompress.model.load import check_external, read
+from onnxcompress.runtime.session import open_session
+
+PAIR = {"QuantizeLinear", "DequantizeLinear"}
+
+INTEGER_FORM = {
+    *("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"),
+    *("Sigmoid", "LeakyRelu", "Softmax", "Where"),
+}
+"""Operators that onnxruntime has an integer kernel for: left in float between DequantizeLinear and QuantizeLinear they cost time."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault.
+
+    kind    the row of FAULTS             severe  it does not load, or answers differently elsewhere; else it is only slow
+    where   names of nodes or tensors     what, advice  a sentence each
+    """
+
+    kind: str
+    what: str
+    advice: str
+    where: tuple[str, ...] = ()
+    severe: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """A file and what onnxruntime makes of it on this CPU."""
+
+    proto: onnx.ModelProto
+    runnable: Path | bytes
+    name: str
+
+    @cached_property
+    def loaded(self) -> tuple[onnx.ModelProto | None, str]:
+        """The graph that is executed, and no error; or None and the reason."""
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+            target = Path(folder) / "optimised.onnx"
+            try:
+                open_session(self.runnable, name=self.name, optimised_to=target)
+            except ModelError as error:
+                return None, str(error)
+            return onnx.load(target), ""
+
+    @property
+    def executed(self) -> Iterable[onnx.NodeProto]:
+        """Nodes of the main graph as onnxruntime executes them."""
+        graph = self.loaded[0]
+        return [] if graph is None else graph.graph.node
+
+    @cached_property
+    def constants(self) -> dict[str, onnx.TensorProto]:
+        """Stored tensors of the main graph, by name."""
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer} | {
+            node.output[0]: attribute.t
+            for node in self.proto.graph.node
+            if node.op_type == "Constant"
+            for attribute in node.attribute
+            if attribute.name == "value"
+        }
+
+    @cached_property
+    def opset(self) -> int:
+        """Of the standard operators."""
+        return next((each.version for each in self.proto.opset_import if each.domain in ("", "ai.onnx")), 1)
+
+    def values(self, name: str) -> np.ndarray | None:
+        """A constant's values; None where it is computed or lies in an external file."""
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        return onnx.numpy_helper.to_array(tensor)
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was looked at, and the findings: severe ones first."""
+
+    name: str
+    quantized: int
+    operators: dict[str, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def severe(self) -> bool:
+        """Is there a finding that makes the file unusable or its answers depend on the CPU?"""
+        return any(finding.severe for finding in self.findings)
+
+    @property
+    def headline(self) -> str:
+        """The first line."""
+        if not self.quantized:
+            return f"{self.name}: nothing in it is quantized"
+        severe = sum(finding.severe for finding in self.findings)
+        if not self.findings:
+            return f"{self.name}: no fault found in {self.quantized} quantized nodes"
+        return f"{self.name}: {severe} faults, {len(self.findings) - severe} things that cost time"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON value."""
+        return json_safe({**dataclasses.asdict(self), "headline": self.headline})  # type: ignore[no-any-return]
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+
+def does_not_load(seen: Examined) -> Iterator[Finding]:
+    """onnxruntime's own words; an operator without a kernel (ConvInteger with int8 inputs, say) comes out here."""
+    graph, reason = seen.loaded
+    if graph is None:
+        yield Finding("load", reason, "write it again at the opset and with the types that onnxruntime has", (), True)
+
+
+def axis_before_13(seen: Examined) -> Iterator[Finding]:
+    """Per-channel scales need QuantizeLinear-13."""
+    where = [
+        node.name or node.output[0]
+        for node in seen.proto.graph.node
+        if node.op_type in PAIR and seen.opset < 13 and _size(seen, node, 1) > 1
+    ]
+    if where:
+        what = f"{len(where)} nodes have a scale a channel, which opset {seen.opset} does not know"
+        yield Finding("opset", what, "raise the model to opset 13 or later before it is quantized", tuple(where), True)
+
+
+def block_before_21(seen: Examined) -> Iterator[Finding]:
+    """Blocks, and types below 8 bits, need opset 21."""
+    small = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+    where = [
+        node.name or node.output[0]
+        for node in seen.proto.graph.node
+        if node.op_type in PAIR
+        and seen.opset < 21
+        and (
+            any(attribute.name == "block_size" for attribute in node.attribute)
+            or any(name in seen.constants and seen.constants[name].data_type in small for name in node.input)
+        )
+    ]
+    if where:
+        what = f"{len(where)} nodes use blocks or 4 bits, which opset {seen.opset} does not know"
+        yield Finding("opset", what, "raise the model to opset 21", tuple(where), True)
+
+
+def bad_scales(seen: Examined) -> Iterator[Finding]:
+    """A scale that is zero, negative, infinite or NaN makes everything behind it so."""
+    where = []
+    for node in seen.proto.graph.node:
+        if node.op_type in PAIR and len(node.input) > 1:
+            values = seen.values(node.input[1])
+            if values is not None and not ((values > 0) & np.isfinite(values)).all():
+                where.append(node.input[1])
+    if where:
+        what = f"{len(where)} scales are zero, negative or not finite"
+        yield Finding("scale", what, "calibrate again, and look at the data for NaN", tuple(where), True)
+
+
+def left_in_float(seen: Examined) -> Iterator[Finding]:
+    """Q/DQ pairs that did not fuse: the node runs in float, and its neighbours convert back and forth."""
+    made = {name: node for node in seen.executed for name in node.output}
+    found = [
+        node
+        for node in seen.executed
+        if node.op_type in INTEGER_FORM
+        and not node.domain.startswith("com.microsoft")
+        and "DequantizeLinear" in [_made_by(made, name) for name in node.input]
+    ]
+    if found:
+        counts = Counter(node.op_type for node in found)
+        which = ", ".join(f"{count} {op}" for op, count in counts.most_common())
+        what = f"{len(found)} nodes ({which}) run in float between DequantizeLinear and QuantizeLinear"
+        advice = "quantize all inputs and the output of a node (its bias to int32 with scale x · w), or none of them"
+        yield Finding("unfused", what, advice, tuple(node.name or node.output[0] for node in found))
+
+
+def norms_between(seen: Examined) -> Iterator[Finding]:
+    """A BatchNormalization that was not folded before quantizing is computed in float, with a conversion on each side."""
+    made = {name: node for node in seen.executed for name in node.output}
+    where = [
+        node.name or node.output[0]
+        for node in seen.executed
+        if node.op_type == "BatchNormalization" and _made_by(made, node.input[0]) == "DequantizeLinear"
+    ]
+    if where:
+        what = f"{len(where)} BatchNormalization nodes run in float between quantized layers"
+        yield Finding("norm", what, "fold them into their convolutions before quantizing", tuple(where))
+
+
+def signed_activations(seen: Examined) -> Iterator[Finding]:
+    """onnxruntime's fast x86 kernels multiply uint8 by int8; int8 activations are converted, or run several times slower."""
+    where = []
+    for node in seen.proto.graph.node:
+        zero = seen.constants.get(node.input[2]) if node.op_type == "QuantizeLinear" and len(node.input) > 2 else None
+        if zero is not None and zero.data_type == onnx.TensorProto.INT8 and node.input[0] not in seen.constants:
+            where.append(node.name or node.output[0])
+    if where:
+        what = f"{len(where)} activations are int8"
+        yield Finding("signed", what, "use uint8 activations with int8 weights on x86", tuple(where))
+
+
+FAULTS: tuple[Callable[[Examined], Iterator[Finding]], ...] = (
+    does_not_load,
+    axis_before_13,
+    block_before_21,
+    bad_scales,
+    left_in_float,
+    norms_between,
+    signed_activations,
+)
+
+
+def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None) -> Checkup:
+    """Look for the faults of FAULTS in a quantized file as it stands. ModelError where it cannot be read."""
+    proto, source = read(model)
+    check_external(proto, source)
+    seen = Examined(proto, source.runnable, source.name)
+    findings = [finding for row in FAULTS for finding in row(seen)]
+    counted = Counter(node.op_type for node in seen.executed)
+    quantized = sum(_is_integer(node) for node in [*seen.proto.graph.node, *seen.executed])
+    return Checkup(source.name, quantized, dict(counted), tuple(sorted(findings, key=lambda each: not each.severe)))
+
+
+def _made_by(made: dict[str, onnx.NodeProto], name: str) -> str:
+    return made[name].op_type if name in made else ""
+
+
+def _size(seen: Examined, node: onnx.NodeProto, index: int) -> int:
+    values = seen.values(node.input[index]) if len(node.input) > index else None
+    return 1 if values is None else values.size
+
+
+def _is_integer(node: onnx.NodeProto) -> bool:
+    return node.op_type in PAIR or node.op_type.startswith(
+        ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "MatMulNBits")
+    )

@@ -1,0 +1,115 @@
+"""check: each row of FAULTS finds its fault, and a sound file has none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxcompress import ModelError, check
+
+DIGITS = Path(__file__).parents[1] / "sample_models" / "digits.onnx"
+RNG = np.random.default_rng(0)
+
+
+def quantized(
+    *,
+    opset: int = 17,
+    zero: type = np.uint8,
+    per_channel: bool = True,
+    scale: float = 0.02,
+    norm: bool = False,
+    output: bool = True,
+) -> onnx.ModelProto:
+    """x -> Q -> DQ -> Conv -> (BatchNormalization) -> Q -> DQ -> y, with an int8 weight."""
+    levels = RNG.integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
+    constants = {
+        "x_scale": np.float32(scale), "x_zero": zero(0 if zero is np.int8 else 128),
+        "w": levels, "w_scale": np.full(8, 0.01, np.float32) if per_channel else np.float32(0.01),
+        "w_zero": np.zeros(8, np.int8) if per_channel else np.int8(0),
+        "y_scale": np.float32(0.1), "y_zero": zero(0 if zero is np.int8 else 128),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["xq"], name="quantize_x"),
+        helper.make_node("DequantizeLinear", ["xq", "x_scale", "x_zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["wd"], name="weight", axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["c"], name="conv"),
+    ]
+    last = "c"
+    if norm:
+        constants |= {name: np.ones(8, np.float32) for name in ("gamma", "beta", "mean", "var")}
+        nodes += [
+            helper.make_node("QuantizeLinear", ["c", "y_scale", "y_zero"], ["cq"]),
+            helper.make_node("DequantizeLinear", ["cq", "y_scale", "y_zero"], ["cd"]),
+            helper.make_node("BatchNormalization", ["cd", "gamma", "beta", "mean", "var"], ["n"], name="norm"),
+        ]
+        last = "n"
+    if output:
+        nodes += [
+            helper.make_node("QuantizeLinear", [last, "y_scale", "y_zero"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "y_scale", "y_zero"], ["y"]),
+        ]
+    else:
+        nodes.append(helper.make_node("Erf", [last], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "quantized",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def kinds(model: onnx.ModelProto) -> dict[str, bool]:
+    return {finding.kind: finding.severe for finding in check(model).findings}
+
+
+def test_a_sound_file() -> None:
+    found = check(quantized())
+    assert not found.findings
+    assert not found.severe
+    assert found.operators["QLinearConv"] == 1
+    assert "no fault" in found.headline
+
+
+def test_scales_a_channel_before_opset_13() -> None:
+    found = kinds(quantized(opset=12))
+    assert found["opset"]
+    assert found["load"]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_scales_that_are_no_scales(scale: float) -> None:
+    assert kinds(quantized(scale=scale))["scale"]
+
+
+def test_a_node_that_does_not_fuse() -> None:
+    found = check(quantized(output=False))
+    (finding,) = found.findings
+    assert (finding.kind, finding.severe, finding.where) == ("unfused", False, ("conv",))
+    assert "1 Conv" in finding.what
+
+
+def test_a_norm_between_quantized_layers() -> None:
+    assert kinds(quantized(norm=True)) == {"norm": False}
+
+
+def test_signed_activations() -> None:
+    assert "signed" in kinds(quantized(zero=np.int8))
+
+
+def test_an_operator_that_onnxruntime_does_not_know() -> None:
+    model = quantized()
+    model.graph.node[3].domain = "nowhere"
+    model.opset_import.add(domain="nowhere", version=1)
+    assert kinds(model)["load"]
+
+
+def test_a_float_model_and_a_damaged_one() -> None:
+    assert "nothing in it is quantized" in check(DIGITS).headline
+    with pytest.raises(ModelError):
+        check(b"no model")
