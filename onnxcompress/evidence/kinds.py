@@ -2,14 +2,14 @@
 
 A kind is a frozen dataclass of sums (and minima, maxima), a function that measures rows [n, channels] into it, and how
 each of its fields is joined with that of more rows. Joining is all that is done to it: batches, parts of the data and
-processes add up alike. What follows from the sums (means, shares) are properties. To add a kind, e.g. a histogram with
-fixed bins: the dataclass, the function, its row in KINDS.
+processes add up alike. What follows from the sums (means, shares) are properties. To add a kind: the dataclass, the
+function, its row in KINDS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,76 @@ class Range:
     maximum: float
 
 
+OCTAVES = 20
+"""Powers of two, below the largest magnitude, that a Histogram tells apart: down to a millionth of it."""
+
+STEPS = 64
+"""Bins of equal width in each of them: 7 of the 24 leading bits of a float32 name the bin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often each magnitude occurs in the whole tensor: 20 kB, whatever was read.
+
+    Bins are cut as float32 is, STEPS to a power of two, so an entry's leading bits are its bin: nothing is scaled, a far
+    outlier takes no bins from the rest, and where two windows of OCTAVES differ, the lower bins of one are added up. The
+    outcome is the same for every order of joining.
+
+    counts   [2, OCTAVES · STEPS] float64: negative and positive entries, by ascending magnitude
+    top      exponent of the largest power of two in counts, biased as in float32; 0: nothing but zeros
+    zeros    entries that are zero (or too small for a normal float32)
+    tiny     entries below the window: less than 2^-19 of the largest magnitude
+    total    their sum                      minimum, maximum   exact; not finite where an entry was not
+    batches  how often something was read; lows, highs: sums of the minima and of the maxima of each time
+    """
+
+    counts: np.ndarray
+    top: float
+    zeros: float
+    tiny: float
+    total: float
+    minimum: float
+    maximum: float
+    batches: float
+    lows: float
+    highs: float
+
+    @property
+    def count(self) -> float:
+        """Entries in all."""
+        return float(self.counts.sum()) + self.zeros + self.tiny
+
+    @property
+    def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lower ends, upper ends, entries: [bins] float64 each, ascending, none empty, inside [minimum, maximum].
+
+        Zero and what is tiny share one bin of no width.
+        """
+        exponents = np.arange(OCTAVES) + (self.top - 127 - OCTAVES + 1)
+        lower = (2.0 ** exponents[:, None] * (1 + np.arange(STEPS) / STEPS)).reshape(-1)
+        upper = lower + np.repeat(2.0**exponents / STEPS, STEPS)
+        low = np.concatenate([-upper[::-1], [0.0], lower])
+        high = np.concatenate([-lower[::-1], [0.0], upper])
+        counts = np.concatenate([self.counts[0, ::-1], [self.zeros + self.tiny], self.counts[1]])
+        used = counts > 0
+        return (*(np.clip(ends[used], self.minimum, self.maximum) for ends in (low, high)), counts[used])
+
+    def below(self, top: float) -> Histogram:
+        """The same entries in the window that ends at exponent `top`, no less than its own."""
+        steps = min(int(top - self.top), OCTAVES) * STEPS
+        if not steps:
+            return self
+        counts = np.zeros_like(self.counts)
+        counts[:, : counts.shape[1] - steps] = self.counts[:, steps:]
+        return replace(self, counts=counts, top=top, tiny=self.tiny + float(self.counts[:, :steps].sum()))
+
+
+def one_window(one: Histogram, other: Histogram) -> tuple[Histogram, Histogram]:
+    """Both with the bins of the one that reaches further."""
+    top = max(one.top, other.top)
+    return one.below(top), other.below(top)
+
+
 Join = Callable[..., Any]
 """A numpy ufunc of two fields."""
 
@@ -99,6 +169,7 @@ class Kind:
     joins        field of it -> how two are joined   bytes    channels -> memory of one result
     per_channel  False: measure gets [n, 1], and the channel axis means nothing
     sampled      positions may be sampled, because it costs more than reading the tensor
+    align        what two results go through before their fields are joined
     """
 
     result: type
@@ -107,6 +178,7 @@ class Kind:
     bytes: Callable[[int], int]
     per_channel: bool = True
     sampled: bool = False
+    align: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
     def update(self, state: Any | None, rows: np.ndarray, weight: float = 1.0) -> Any | None:
         """`state` with rows [n, channels] added; None is where nothing was seen yet. The given state is used up."""
@@ -116,6 +188,8 @@ class Kind:
         """Both together, of equal channels; `one` is used up: its arrays are written to. None: nothing was seen."""
         if one is None or other is None:
             return other if one is None else one
+        if self.align is not None:
+            one, other = self.align(one, other)
         return self.result(**{f: _joined(join, getattr(one, f), getattr(other, f)) for f, join in self.joins.items()})
 
     def save(self, state: Any) -> dict[str, np.ndarray]:
@@ -177,6 +251,38 @@ def value_range(rows: np.ndarray, weight: float) -> Range:
     return Range(float(rows.min()), float(rows.max()))
 
 
+def histogram(rows: np.ndarray, weight: float) -> Histogram:
+    """The leading bits of each entry, as float32, are counted; block by block."""
+    leading = np.zeros(2 << 8 + 6, np.int64)  # sign, 8 bits of exponent, 6 of mantissa
+    total, lows, highs = 0.0, [], []
+    flat = rows.reshape(-1)
+    for start in range(0, len(flat), BLOCK):
+        with np.errstate(over="ignore"):
+            block = np.ascontiguousarray(flat[start : start + BLOCK], dtype=np.float32)
+        leading += np.bincount(block.view(np.uint32) >> 17, minlength=len(leading))
+        total += float(block.sum(dtype=np.float64))
+        lows.append(block.min())
+        highs.append(block.max())
+    by_exponent = weight * leading.reshape(2, 256, STEPS)[::-1]  # the sign bit is set for negative ones
+    top = int(np.flatnonzero(by_exponent[:, 1:255].any(axis=(0, 2))).max(initial=-1)) + 1
+    first = max(top - OCTAVES + 1, 1)
+    counts = np.zeros((2, OCTAVES, STEPS))
+    counts[:, OCTAVES - (top + 1 - first) :] = by_exponent[:, first : top + 1]
+    low, high = float(np.min(lows)), float(np.max(highs))
+    return Histogram(
+        counts=counts.reshape(2, -1),
+        top=float(top),
+        zeros=float(by_exponent[:, 0].sum()),
+        tiny=float(by_exponent[:, 1:first].sum()),
+        total=weight * total,
+        minimum=low,
+        maximum=high,
+        batches=1.0,
+        lows=low,
+        highs=high,
+    )
+
+
 KINDS: dict[str, Kind] = {
     "moments": Kind(
         Moments,
@@ -197,6 +303,15 @@ KINDS: dict[str, Kind] = {
         dict(minimum=np.minimum, maximum=np.maximum),
         bytes=lambda channels: 16,
         per_channel=False,
+    ),
+    "histogram": Kind(
+        Histogram,
+        histogram,
+        dict.fromkeys(("counts", "zeros", "tiny", "total", "batches", "lows", "highs"), np.add)
+        | dict(top=np.maximum, minimum=np.minimum, maximum=np.maximum),
+        bytes=lambda channels: 8 * (2 * OCTAVES * STEPS + 9),
+        per_channel=False,
+        align=one_window,
     ),
 }
 """Name -> Kind; the `kind` of a Need is a key of it."""
