@@ -1,17 +1,39 @@
-"""A driver: the largest cut that still meets the budgets, by halving the interval of amounts; each trial is a whole run."""
+"""A driver: the largest cut that still meets the budgets, by the sensitivity of each group and one solver.
+
+1. Evidence is gathered once; it gives each group's expected error after 1, 2, ... units went (`Prune.outlook`).
+2. Each group by itself loses half of its units, is repaired and measured on a few samples; its expected errors are scaled to
+   that. (Sensitivity of single layers: Li et al., ICLR 2017, arXiv:1608.08710; here with the repair, which makes up for ten
+   times and more of what an early layer lost and for nothing of what the last one did.)
+3. Prune with a `target_error` solves for the cut that takes most within a summed error. How much error the budgets bear is
+   found by halving the interval of its logarithm. What is expected only ranks the cuts: each trial is cut, repaired and judged
+   on held-out data, and what it reports is measured.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from onnxcompress.errors import SettingError
-from onnxcompress.model import Loadable, load
+from onnxcompress.model import Loadable, Model, load
 from onnxcompress.passes.protocol import Pass
-from onnxcompress.passes.prune.prune import Prune
+from onnxcompress.passes.prune.prune import TARGETS, Outlook, Prune
 from onnxcompress.result import Result
-from onnxcompress.run import How, run
+from onnxcompress.run import How, evidence_for, opened, run
+from onnxcompress.runtime.session import open_session
+
+LEVELS = (1e-5, 1e1)
+"""Expected noise shares between which the search runs: 50 dB, and beyond all signal."""
+
+PROBE_SAMPLES = 16
+"""Of which a quarter judges: a probe only ranks groups, whose sensitivities differ by factors of a hundred."""
+
+LEAST = 1e-9
+"""Noise share below which errors are not told apart: 90 dB, about what float32 leaves of a deep network."""
 
 
 def largest_cut(
@@ -22,21 +44,54 @@ def largest_cut(
     budgets: Mapping[str, float],
     then: Sequence[Pass] = (),
     how: How | None = None,
-    trials: int = 6,
+    trials: int = 7,
 ) -> Result:
-    """The run with the largest `amount` (to within 2^-trials) whose budgets are met; the smallest cut tried where none is.
+    """The run with the largest cut whose budgets are met; the smallest cut tried where none is.
 
-    Whether a larger amount does worse is assumed, as it nearly always holds; the result's own numbers are measured.
+    trials  runs; the error is found to within a factor of 10^(6 / 2^trials): 0.5 dB at 7
+    Largest: the mean share of parameters and multiply-adds that goes. Whether a larger error does worse is assumed, as it
+    nearly always holds; the result's own numbers are measured.
     SettingError without a budget on outputs, or with a target beside it.
     """
     if not budgets:
         raise SettingError("the largest cut needs a budget to keep; give --min-sqnr, --min-agreement or --max-drop")
-    if any(target is not None for target in (prune.target_params, prune.target_macs, prune.target_size)):
+    if any(getattr(prune, name) is not None for name in TARGETS):
         raise SettingError("give either a target or the largest cut that keeps the budgets, not both")
-    loaded = load(model)
-    low, high, best, last = 0.0, 1.0, None, None
+    how, loaded, (low, high) = how or How(), load(model), LEVELS
+    cutter = replace(prune, target_error=high)
+    outlook = _measured(loaded, cutter, data, then, how, _outlook(loaded, cutter, data, how))
+    best = last = None
     for _ in range(trials):
-        amount = (low + high) / 2
-        last = run(loaded, [replace(prune, amount=amount), *then], data, budgets=budgets, how=how)
-        low, high, best = (amount, high, last) if last.met else (low, amount, best)
+        level = math.sqrt(low * high)
+        cutter = replace(prune, target_error=level)
+        plan = cutter.decide(loaded, outlook)
+        last = run(loaded, [cutter, *then], data, budgets=budgets, plans=[plan], how=how)
+        low, high, best = (level, high, last) if last.met else (low, level, best)
     return best or last  # type: ignore[return-value]
+
+
+def _outlook(model: Model, prune: Prune, data: Any, how: How) -> Outlook:
+    """What all trials decide on."""
+    session = open_session(model.source.runnable, threads=how.threads, name=model.source.name)
+    feed = opened(session, data, how)
+    return prune.outlook(model, evidence_for(prune, model, model, feed, how))
+
+
+def _measured(model: Model, prune: Prune, data: Any, then: Sequence[Pass], how: How, outlook: Outlook) -> Outlook:
+    """The outlook with each group's expected errors scaled so that they are right where half of its units went."""
+    limit = PROBE_SAMPLES if how.limit is None else min(PROBE_SAMPLES, how.limit)
+    few = replace(how, limit=limit, metric=None, labels=None, progress=None)
+    curves = {}
+    for number, (name, curve) in enumerate(outlook.curves.items()):
+        sizes = {group.name: group.size for group in outlook.groups}
+        gone = sizes[name] // 2
+        plan = prune.with_counts(model, outlook, {**sizes, name: sizes[name] - gone})
+        found = run(model, [prune, *then], data, plans=[plan], how=few).comparison
+        expected = np.maximum(np.maximum.accumulate(curve), LEAST)
+        decibel = None if found is None else found.sqnr_db
+        if decibel is not None and not math.isnan(decibel):
+            expected *= max(10 ** (-decibel / 10), LEAST) / expected[gone - 1]
+        curves[name] = expected
+        if how.progress is not None:
+            how.progress(number + 1, len(outlook.curves), "sensitivity")
+    return replace(outlook, curves=curves)

@@ -12,6 +12,7 @@ from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
 from onnxcompress.evidence.gather import Sources, first_shapes, gather
+from onnxcompress.evidence.need import Evidence
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
@@ -76,7 +77,10 @@ def run(
     current, made = original, []
     for number, each in enumerate(passes):
         with clock(each.name):
-            plan = plans[number] if number < len(plans) else _plan(each, original, current, feed, how)
+            if number < len(plans):
+                plan = plans[number]
+            else:
+                plan = each.plan(current, evidence_for(each, original, current, feed, how))
             made.append(plan)
             if dry:
                 break
@@ -104,12 +108,12 @@ def opened(session: Session, data: Any, how: How) -> Data:
     )
 
 
-def _plan(each: Pass, original: Model, current: Model, data: Data, how: How) -> Plan:
-    """Gather what the pass wants to know, and let it decide."""
+def evidence_for(each: Pass, original: Model, current: Model, data: Data, how: How) -> Evidence:
+    """What the pass wants to know about the model as it now is, from calibration data."""
     sources = Sources(
         original, current, data.calibration, how.batch, how.threads, how.memory_limit, how.seed, how.progress
     )
-    return each.plan(current, gather(sources, each.needs(current)))
+    return gather(sources, each.needs(current))
 
 
 def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:

@@ -1,4 +1,7 @@
-"""From a target (parameters, multiply-adds, bytes) to the amount that reaches it: counted, never guessed."""
+"""From a target to what stays of each group: an amount for all (parameters, multiply-adds, bytes), or one a group (error).
+
+Costs are counted, never guessed. Errors are expected: see `selection.curves_of`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcompress.allocate import Candidate, allocate_error
 from onnxcompress.channels import Group
 from onnxcompress.channels.footprint import Footprint
 from onnxcompress.errors import SettingError
+from onnxcompress.passes.prune.criteria import kept_count
 
 STEPS = 24
 """Halvings of the amount: finer than one channel in a group of 10 million."""
@@ -43,6 +48,13 @@ class Budgeted:
             gone[group.units[~kept[group.name]]] = True
         return gone
 
+    def weight(self, kept: Kept) -> float:
+        """Mean share of parameters and, where they are known, multiply-adds that is left: what the largest cut is largest in."""
+        nothing = self.gone({group.name: np.ones(group.size, bool) for group in self.groups})
+        gone = self.gone(kept)
+        measures = (self.footprint.parameters, self.footprint.macs)
+        return float(np.mean([measure(gone) / whole for measure in measures if (whole := measure(nothing))]))
+
     def left(self, kept: Kept) -> float:
         """Share of the cost that is left."""
         nothing = {group.name: np.ones(group.size, bool) for group in self.groups}
@@ -67,3 +79,59 @@ def amounts_for(budget: Budgeted, at: Callable[[float], Kept], amount: float) ->
         middle = (low + high) / 2
         low, high = (low, middle) if budget.left(at(middle)) <= budget.target else (middle, high)
     return at(high)
+
+
+LEVELS = 16
+"""Amounts that a group may take: 0, 1/16, ... 15/16; finer ones lost nothing but time."""
+
+ROUNDS = 4
+"""How often costs are taken anew about the last choice: those of neighbouring groups multiply. The second settles most."""
+
+
+def within_error(budget: Budgeted, curves: Mapping[str, np.ndarray], round_to: int, most: float) -> dict[str, int]:
+    """Units kept in each group by the largest cut whose expected errors add up to at most `most`.
+
+    curves  group -> [size - 1] expected error after 1, 2, ... units went; a group without stays whole
+    The multiple-choice knapsack of allocate.py, solved for costs that are linear about the last solution; the best of
+    ROUNDS by counted cost.
+    """
+    sizes = {group.name: group.size for group in budget.groups}
+    options = {name: _options(sizes[name], curve, round_to) for name, curve in curves.items()}
+    counts, best = dict(sizes), (1.0, dict(sizes))
+    for _ in range(ROUNDS):
+        candidates = [
+            Candidate(name, count, cost, error)
+            for name, errors in options.items()
+            for (count, error), cost in zip(errors.items(), _costs(budget, counts, name, list(errors)), strict=True)
+        ]
+        if not candidates:
+            break
+        chosen = allocate_error(candidates, most)
+        found = {**sizes, **{name: int(str(each.setting)) for name, each in chosen.items()}}
+        best = min(best, (budget.weight(_first(sizes, found)), found), key=lambda pair: pair[0])
+        if found == counts:
+            break
+        counts = found
+    return best[1]
+
+
+def _options(size: int, curve: np.ndarray, round_to: int) -> dict[int, float]:
+    """Count kept -> expected error."""
+    counts = [kept_count(size, level / LEVELS, 1, round_to) for level in range(LEVELS)]
+    return {count: float(max(curve[size - count - 1], 0.0)) if count < size else 0.0 for count in counts}
+
+
+def _costs(budget: Budgeted, counts: Mapping[str, int], name: str, wanted: Sequence[int]) -> list[float]:
+    """Cost left with these counts of one group and the present ones of all others.
+
+    A tensor has a group along two axes at most (what it reads and what it writes), so the cost is a parabola of the count.
+    """
+    sizes = {group.name: group.size for group in budget.groups}
+    places = np.unique([0, sizes[name] // 2, sizes[name]])
+    costs = [budget.weight(_first(sizes, {**counts, name: int(place)})) for place in places]
+    return np.polyval(np.polyfit(places / sizes[name], costs, len(places) - 1), np.array(wanted) / sizes[name]).tolist()
+
+
+def _first(sizes: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Masks of that many units: which ones does not matter for a cost."""
+    return {name: np.arange(size) < counts[name] for name, size in sizes.items()}

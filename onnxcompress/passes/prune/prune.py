@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass as plain
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -17,15 +18,50 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer
-from onnxcompress.passes.prune.amounts import Budgeted, amounts_for
-from onnxcompress.passes.prune.criteria import CRITERIA, choose_global, choose_local, normalise
+from onnxcompress.passes.prune.amounts import Budgeted, amounts_for, within_error
+from onnxcompress.passes.prune.criteria import (
+    CRITERIA,
+    choose_global,
+    choose_local,
+    keep_largest,
+    kept_count,
+    normalise,
+)
 from onnxcompress.passes.prune.free import FreeCuts, free_cuts, merged
 from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.prune.scores import needs_of, score_groups
-from onnxcompress.passes.prune.selection import SELECTIONS, choose_by_reconstruction, gram_needs
+from onnxcompress.passes.prune.selection import (
+    SELECTIONS,
+    Readers,
+    curves_of,
+    gram_needs,
+    keep_by_reconstruction,
+    readers_for,
+    shared_out,
+)
 from onnxcompress.plan import Plan, Refusal
 
 Share = Annotated[float | None, Field(gt=0, lt=1)]
+TARGETS = ("target_params", "target_macs", "target_size", "target_error")
+"""Fields of Prune that stand in the place of an amount; at most one is given."""
+
+
+@plain(frozen=True, eq=False)
+class Outlook:
+    """What a plan is made from, whatever the amount or target: computed once for many of them.
+
+    free     group -> units that may go for nothing
+    scores   group -> [units], larger = keep; those of free units are the lowest
+    readers  group -> what a choice by reconstruction is made on; empty where none is needed
+    curves   group -> expected error, see `curves_of`; empty likewise
+    """
+
+    groups: Sequence[Group]
+    footprint: Footprint
+    free: Mapping[str, FreeCuts]
+    scores: Mapping[str, np.ndarray]
+    readers: Mapping[str, Readers]
+    curves: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,6 +95,14 @@ class Prune:
     target_size: Annotated[
         Share, Field(description="share of the weights' bytes that is left; instead of --amount")
     ] = None
+    target_error: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="noise share at the outputs that is expected (0.01: 20 dB), shared out over the groups so that "
+            "most goes; instead of --amount",
+        ),
+    ] = None
     round_to: Annotated[
         int,
         Field(ge=1, le=256, description="channel counts become multiples of this, for the runtime's blocked kernels"),
@@ -76,8 +120,8 @@ class Prune:
         known = [*CRITERIA, *SELECTIONS]
         if self.criterion not in known:
             raise SettingError(f"no criterion is called {self.criterion!r}; {nearest(self.criterion, known)}")
-        if sum(target is not None for target in (self.target_params, self.target_macs, self.target_size)) > 1:
-            raise SettingError("give one of target_params, target_macs and target_size, not several")
+        if sum(getattr(self, name) is not None for name in TARGETS) > 1:
+            raise SettingError(f"give one of {', '.join(TARGETS)}, not several")
 
     @property
     def analysis(self) -> Settings:
@@ -98,55 +142,88 @@ class Prune:
         return [group for group in self.channels(model).groups if group.size > 1 and not written[group.name] & kept]
 
     def needs(self, model: Model) -> list[Need]:
-        """Shapes for a MAC target, activations or Gram matrices for the criteria that look at them."""
-        groups = self.groups(model)
-        wanted = [SHAPES] if self.target_macs is not None or self.criterion in SELECTIONS else []
-        if self.criterion in SELECTIONS:
-            return wanted + gram_needs(model, self.channels(model), groups)
-        return wanted + needs_of(model, self.channels(model), groups, CRITERIA[self.criterion])
+        """Shapes where multiply-adds count, activations or Gram matrices for the criteria and targets that look at them."""
+        groups, channels = self.groups(model), self.channels(model)
+        wanted = [SHAPES] if self.target_macs is not None or self._reads_grams else []
+        if self._reads_grams:
+            wanted += gram_needs(model, channels, groups)
+        if self.criterion in CRITERIA:
+            wanted += needs_of(model, channels, groups, CRITERIA[self.criterion])
+        return list(dict.fromkeys(wanted))
+
+    @property
+    def _reads_grams(self) -> bool:
+        return self.criterion in SELECTIONS or self.target_error is not None
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Free cuts first; then as many units as the amount or target asks for, the least important of each group."""
+        return self.decide(model, self.outlook(model, evidence))
+
+    def outlook(self, model: Model, evidence: Evidence) -> Outlook:
+        """All that does not depend on the amount or target. ModelError where no channel can go."""
         groups, channels = self.groups(model), self.channels(model)
         if not groups:
             raise ModelError(
                 f"{model.source.name}: no channel can be removed: {_why_nothing(channels)}; see 'onnxcompress inspect'"
             )
         free = {group.name: free_cuts(model, channels, group) for group in groups}
-        shapes = evidence.get(SHAPES, {})
-        print_ = footprint(model, channels, macs_by_layer(model, shapes))
-        kept = self._choose(model, groups, evidence, print_, {name: cuts.all for name, cuts in free.items()})
-        decisions = [_decision(group, kept[group.name], free[group.name]) for group in groups]
+        row, aggregate = CRITERIA.get(self.criterion, CRITERIA["l2"]), self.aggregate
+        scores = score_groups(model, channels, groups, row, evidence, aggregate, self.seed)
+        for name, cuts in free.items():
+            scores[name] = np.where(cuts.all, scores[name].min() - 1 - np.abs(scores[name].min()), scores[name])
+        readers = readers_for(model, channels, groups, evidence) if self._reads_grams else {}
+        curved = self.target_error is not None or (self.criterion in SELECTIONS and self._targeted)
+        curves = curves_of(readers, scores, ranked=self.criterion in CRITERIA) if curved else {}
+        print_ = footprint(model, channels, macs_by_layer(model, evidence.get(SHAPES, {})))
+        return Outlook(groups, print_, free, scores, readers, curves)
+
+    @property
+    def _targeted(self) -> bool:
+        return any(getattr(self, name) is not None for name in TARGETS)
+
+    def decide(self, model: Model, outlook: Outlook) -> Plan:
+        """The plan for this amount or target."""
+        budget = Budgeted(outlook.groups, outlook.footprint, self.target_params, self.target_macs, self.target_size)
+        scores = outlook.scores
+        if self.target_error is not None:
+            counts = within_error(budget, outlook.curves, self.round_to, self.target_error)
+        elif self.criterion not in SELECTIONS:
+            kept = amounts_for(budget, lambda amount: self._kept_at(scores, amount), self.amount)
+            return self._planned(model, outlook, kept)
+        elif self._targeted:
+            counts = shared_out(budget, outlook.curves, self.round_to)
+        else:
+            counts = {name: kept_count(len(each), self.amount, 1, self.round_to) for name, each in scores.items()}
+        return self.with_counts(model, outlook, counts)
+
+    def with_counts(self, model: Model, outlook: Outlook, counts: Mapping[str, int]) -> Plan:
+        """The plan that keeps so many units of each group."""
+        if self.criterion in SELECTIONS:
+            kept = keep_by_reconstruction(self.criterion, outlook.readers, outlook.scores, counts)
+        else:
+            kept = {name: keep_largest(outlook.scores[name], count) for name, count in counts.items()}
+        return self._planned(model, outlook, kept)
+
+    def _planned(self, model: Model, outlook: Outlook, kept: Mapping[str, np.ndarray]) -> Plan:
+        """What stays, and all free units that go beside, as decisions."""
+        free = outlook.free
+        kept = {name: keep & ~_beyond(free[name].all, keep) for name, keep in kept.items()}
+        decisions = [_decision(group, kept[group.name], free[group.name]) for group in outlook.groups]
         return Plan(
             self.name,
             _settings(self),
             model.fingerprint,
             decisions=[decision for decision in decisions if decision["cut"]],
-            refusals=[Refusal(frozen.name, frozen.why, frozen.by) for frozen in channels.frozen],
+            refusals=[Refusal(frozen.name, frozen.why, frozen.by) for frozen in self.channels(model).frozen],
             notes=_notes(free),
         )
 
-    def _choose(
-        self, model: Model, groups: list[Group], evidence: Evidence, print_: Footprint, free: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Group -> bool [units], True where a unit stays."""
-        budget = Budgeted(groups, print_, self.target_params, self.target_macs, self.target_size)
-        if self.criterion in SELECTIONS:
-            return choose_by_reconstruction(model, groups, evidence, budget, free, self)
-        scores = score_groups(
-            model, self.channels(model), groups, CRITERIA[self.criterion], evidence, self.aggregate, self.seed
-        )
-        for name, gone in free.items():
-            scores[name] = np.where(gone, scores[name].min() - 1 - np.abs(scores[name].min()), scores[name])
-
-        def at(amount: float) -> dict[str, np.ndarray]:
-            if self.ranking == "local":
-                return choose_local(scores, amount, round_to=self.round_to)
-            scaled = {name: normalise(values, self.normalise) for name, values in scores.items()}
-            return choose_global(scaled, dict.fromkeys(scores, 1.0), amount, round_to=self.round_to)
-
-        kept = amounts_for(budget, at, self.amount)
-        return {name: keep & ~_beyond(free[name], keep) for name, keep in kept.items()}
+    def _kept_at(self, scores: Mapping[str, np.ndarray], amount: float) -> dict[str, np.ndarray]:
+        """What stays where a share of every group goes, or of all units together."""
+        if self.ranking == "local":
+            return choose_local(scores, amount, round_to=self.round_to)
+        scaled = {name: normalise(values, self.normalise) for name, values in scores.items()}
+        return choose_global(scaled, dict.fromkeys(scores, 1.0), amount, round_to=self.round_to)
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Merge duplicates into the units that stay, then cut."""

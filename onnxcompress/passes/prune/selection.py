@@ -1,15 +1,14 @@
 """The reconstruction family: which units to keep so that their readers can be refitted best, on the Gram matrix of what these are fed.
 
-SELECTIONS are the selectors of reconstruction.py by name. With a target, units are shared out over the groups greedily: the
-next few go where the readers' relative error rises least for the cost that they save, counted at every step. (Costs of
-neighbouring groups multiply, so the linear solver of allocate.py does not fit here.)
+SELECTIONS are the selectors of reconstruction.py by name. With a target of cost, units are shared out over the groups greedily:
+the next few go where the readers' relative error rises least for the cost that they save, counted at every step. With a
+target of error, amounts.within_error solves for all groups at once.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,12 +18,9 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.prune.amounts import Budgeted
-from onnxcompress.passes.prune.criteria import CRITERIA, keep_largest, kept_count
-from onnxcompress.passes.prune.reconstruction import SELECTORS, Elimination, eliminate
-from onnxcompress.passes.prune.scores import channel_axis, readers_of, score_groups
-
-if TYPE_CHECKING:
-    from onnxcompress.passes.prune.prune import Prune
+from onnxcompress.passes.prune.criteria import keep_largest
+from onnxcompress.passes.prune.reconstruction import SELECTORS, Elimination, eliminate, error_curve
+from onnxcompress.passes.prune.scores import channel_axis, readers_of
 
 SELECTIONS = SELECTORS
 WIDEST = 4096
@@ -69,6 +65,7 @@ class Readers:
             axis = channel_axis(channels, value, group)
             gram = evidence.get(Need("gram", value, -1 if axis is None else axis))
             if gram is None or positions.max() >= len(gram.matrix):
+                self.reach += sum(max(evidence.get(_sensitivity(layer), 1.0), 1e-9) for layer in by_value[value])
                 continue
             centred = gram.centred
             target = np.zeros_like(centred)
@@ -83,6 +80,7 @@ class Readers:
                 self.grams.append(centred)
                 self.targets.append(target)
                 self.positions.append(positions)
+        self.reach = self.reach or 1.0
 
     def curve(self, count: int) -> Elimination:
         """Units in the order of backward elimination, and the relative error after each."""
@@ -102,39 +100,51 @@ def _target(layer: Layer, model: Model, columns: int) -> np.ndarray:
     return flat.T @ flat
 
 
-def choose_by_reconstruction(
-    model: Model,
-    groups: Sequence[Group],
-    evidence: Evidence,
-    budget: Budgeted,
-    free: Mapping[str, np.ndarray],
-    settings: Prune,
-) -> dict[str, np.ndarray]:
-    """Group -> bool [units], True where a unit stays."""
-    channels = settings.channels(model)
+def readers_for(model: Model, channels: Channels, groups: Sequence[Group], evidence: Evidence) -> dict[str, Readers]:
+    """Group -> what its choice is made on; SettingError where no group's activations were seen."""
     readers = {group.name: Readers(model, channels, group, evidence) for group in groups}
     if not any(each.grams for each in readers.values()):
         raise SettingError(
-            f"criterion {settings.criterion!r} needs data to look at activations; give --data, or choose 'l2'"
+            "the reconstruction family and target_error need data to look at activations; give --data, or choose 'l2' "
+            "with an amount"
         )
-    fallback = score_groups(model, channels, groups, CRITERIA["l2"], {}, "mean", settings.seed)
-    if budget.target is None:
-        counts = {group.name: kept_count(group.size, settings.amount, 1, settings.round_to) for group in groups}
-    else:
-        curves = {
-            name: each.reach * each.curve(len(each.positions[0]) - 1).errors
-            for name, each in readers.items()
-            if each.grams
-        }
-        counts = shared_out(budget, curves, settings.round_to)
-    kept = {}
-    for group in groups:
-        each, count = readers[group.name], counts[group.name]
-        if each.grams and count < group.size:
-            kept[group.name] = np.isin(np.arange(group.size), each.keep(settings.criterion, count))
+    return readers
+
+
+def curves_of(
+    readers: Mapping[str, Readers], scores: Mapping[str, np.ndarray], *, ranked: bool
+) -> dict[str, np.ndarray]:
+    """Group -> [units - 1] noise share expected at the worst output after 1, 2, ... units went and the readers were refitted.
+
+    ranked  units go in the order of their scores (lowest first), else as backward elimination takes them
+    The readers' least-squares error on their Gram matrices, times how far each one's error reaches. Where no Gram matrix
+    is known: the share of the squared scores that went, as far as the readers reach.
+    """
+    curves = {}
+    for name, each in readers.items():
+        order = np.argsort(scores[name], kind="stable")[:-1]
+        if each.grams and ranked:
+            curves[name] = each.reach * error_curve(each.grams, each.targets, order, RIDGE, each.positions)
+        elif each.grams:
+            curves[name] = each.reach * each.curve(len(order)).errors
         else:
-            kept[group.name] = keep_largest(fallback[group.name], count)
-        kept[group.name] &= ~free[group.name] if (kept[group.name] & ~free[group.name]).any() else True
+            squares = np.maximum(scores[name][order], 0.0) ** 2
+            whole = float(np.sum(np.maximum(scores[name], 0.0) ** 2)) or 1.0
+            curves[name] = each.reach * np.cumsum(squares) / whole
+    return curves
+
+
+def keep_by_reconstruction(
+    criterion: str, readers: Mapping[str, Readers], scores: Mapping[str, np.ndarray], counts: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Group -> bool [units], True where a unit stays: `counts` of them. Groups without a Gram matrix go by their scores."""
+    kept = {}
+    for name, count in counts.items():
+        each, size = readers[name], len(scores[name])
+        if each.grams and count < size:
+            kept[name] = np.isin(np.arange(size), each.keep(criterion, count))
+        else:
+            kept[name] = keep_largest(scores[name], count)
     return kept
 
 
