@@ -90,7 +90,8 @@ def test_numbers_equal_numpy(name: str) -> None:
 
 def test_waves_files_and_batches_change_nothing() -> None:
     model, data = opened("conv_bn", 32)
-    needs = [Need(kind, value, 1) for value in observed(model) for kind in KINDS]
+    # A histogram counts batches, and the last bit of an entry may move it to the next bin: see test_kinds.py.
+    needs = [Need(kind, value, 1) for value in observed(model) for kind in KINDS if kind != "histogram"]
     steps: list[tuple[int, int, str]] = []
     whole = collect(model, needs, data, batch=8)
     waves = collect(model, needs, data, batch=8, memory_limit=150_000, progress=lambda *step: steps.append(step))
