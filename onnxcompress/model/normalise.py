@@ -12,32 +12,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-import onnxsim
-from onnx import checker, version_converter
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import constant_of, new_constant, set_constant, walk
 from onnxcompress.model.model import Model, Source
-
-FLOOR = 17
-"""The lowest opset that passes see. The door raises to it and never lowers; an encoding may raise further when it writes."""
+from onnxcompress.model.native import FAILURES, first_line, run_native
 
 OLDEST_IR = 8
 """The IR version of opset 17. Below 4 every initializer had to be an input too, which the converter still insists on."""
 
-SIMPLIFY_LIMIT = 1_500_000_000
-"""Bytes of weights above which the C++ steps, which copy the whole message, are left out."""
-
-UNWANTED = (
-    *("fuse_matmul_add_bias_into_gemm", "fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv", "fuse_attention"),
-    *("fuse_mul_into_conv", "fuse_preceding_mul_into_conv", "fuse_matmul_into_conv", "eliminate_duplicate_initializer"),
-    "fuse_pad_into_pool",
-)
-"""onnxsim's rewrites that hide layers or their names: Reshape-Gemm-Reshape around MatMul, merged projections, equal vectors tied.
-Pads as wide as a pooling window are not legal there, but onnxsim 0.8 fuses them too."""
-
-DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, AssertionError, OverflowError)
-"""What the libraries below raise when a message parses but is not a legal graph."""
+SMALL = 256
+"""Numbers in a constant that may be a shape, an axis or a table of them, rather than weights."""
 
 Step = Callable[[ir.Model, list[str]], ir.Model]
 
@@ -49,27 +34,13 @@ def normalise(proto: onnx.ModelProto, source: Source) -> Model:
         graph = ir.from_proto(proto)
         if source.path is not None:
             ir.external_data.set_base_dir(graph.graph, source.path.parent)
-        _map_external(graph)
         _forget_negative_sizes(graph)
         declared = {value.name or "": _copied(value.shape) for value in (*graph.graph.inputs, *graph.graph.outputs)}
         for step in STEPS:
             graph = step(graph, notes)
-    except (
-        *DAMAGE,
-        checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-        version_converter.ConvertError,
-    ) as error:
+    except FAILURES as error:
         raise ModelError(f"{source.name}: not a legal ONNX graph: {first_line(error)}") from error
     return Model(graph, source, notes=tuple(notes), declared=declared)
-
-
-def _map_external(model: ir.Model) -> None:
-    """External tensors become arrays that the system maps into memory, so that no later step needs to know of files."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
 
 
 def _forget_negative_sizes(model: ir.Model) -> None:
@@ -83,13 +54,6 @@ def _forget_negative_sizes(model: ir.Model) -> None:
 
 def _copied(shape: ir.Shape | None) -> ir.Shape | None:
     return None if shape is None else ir.Shape(list(shape), [shape.get_denotation(axis) for axis in range(len(shape))])
-
-
-def first_line(error: BaseException) -> str:
-    """The first telling line of a library's message, without its C++ place names."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = next((line for line in lines if not line.startswith(("==>", "File "))), type(error).__name__)
-    return text[:240]
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------
@@ -121,10 +85,9 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def validate(model: ir.Model, notes: list[str]) -> ir.Model:
-    """ONNX's own checker; weights are replaced by inputs for it, so that size does not matter."""
+    """What ONNX's checker lets pass, and would end the process later."""
     if not model.opset_imports.get(""):
         raise ModelError("it imports no version of the standard operators")
-    common.CheckerPass()(model)
     for node in walk(model):
         faults = [] if node.domain else [check(node) for name, check in CRASHES if name in ("", node.op_type)]
         for fault in filter(None, faults):
@@ -170,60 +133,11 @@ CRASHES: tuple[tuple[str, Callable[[ir.Node], str | None]], ...] = (
 inference of onnx 1.23 or in a run of onnxruntime 1.32."""
 
 
-def raise_opset(model: ir.Model, notes: list[str]) -> ir.Model:
-    """Models below opset 17 are converted up to it."""
-    version = model.opset_imports[""]
-    if version >= FLOOR:
-        return model
-    if _bytes(model) > SIMPLIFY_LIMIT:
-        raise ModelError(
-            f"opset {version} with over {SIMPLIFY_LIMIT / 1e9} GB of weights cannot be raised to {FLOOR}; export it at {FLOOR} or later"
-        )
-    unchanged = _hide_last_axis(model) if version < 13 else False
-    converted = ir.from_proto(version_converter.convert_version(_in_memory(model), FLOOR))
-    if unchanged:
-        _show_again(converted)
-    notes.append(f"opset raised from {version} to {FLOOR}")
-    return converted
-
-
-HIDDEN = "onnxcompress.hidden"
-FLATTENING = ("Softmax", "LogSoftmax", "Hardmax")
-"""Before opset 13 these flattened their input from `axis` on; over the last axis both meanings agree, and the converter need not know."""
-
-
-def _hide_last_axis(model: ir.Model) -> bool:
-    """Put them under another domain while the converter runs, which would wrap each in Flatten and Reshape."""
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    hidden = False
-    for node in walk(model):
-        rank = len(node.inputs[0].shape) if node.op_type in FLATTENING and node.inputs[0].shape is not None else 0  # type: ignore[union-attr,arg-type]
-        if rank and not node.domain and node.attributes.get_int("axis", 1) % rank == rank - 1:
-            node.domain, hidden = HIDDEN, True
-    if hidden:
-        model.opset_imports[HIDDEN] = 1
-    return hidden
-
-
-def _show_again(model: ir.Model) -> None:
-    for node in walk(model):
-        if node.domain == HIDDEN:
-            node.domain = ""
-            node.attributes["axis"] = ir.AttrInt64("axis", -1)
-    model.opset_imports.pop(HIDDEN, None)
-
-
-def simplify(model: ir.Model, notes: list[str]) -> ir.Model:
-    """Shape chains folded, duplicates merged and no-ops removed, by onnxsim; where it declines, the graph stays as it is."""
-    if _bytes(model) > SIMPLIFY_LIMIT:
-        notes.append("too large for onnxsim: not simplified")
-        return model
-    try:
-        simpler, _ = onnxsim.simplify(_in_memory(model), skip_fuse_bn=True, skipped_optimizers=list(UNWANTED))
-    except (RuntimeError, ValueError) as error:
-        notes.append(f"onnxsim declined: {first_line(error)[:120]}")
-        return model
-    return ir.from_proto(simpler)
+def large_constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Weights in Constant nodes and bodies come to the main graph; small constants stay where shape inference sees them."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=SMALL)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    return model
 
 
 def constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
@@ -304,39 +218,31 @@ def untie_vectors(model: ir.Model, notes: list[str]) -> ir.Model:
     return model
 
 
-def infer_shapes(model: ir.Model, notes: list[str]) -> ir.Model:
-    """Shapes and types of all values, as far as ONNX's inference with data propagation knows them."""
+def to_arrays(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Stored tensors become arrays: a message hands out a copy at each access, and a file, mapped into memory, need not be known later."""
     for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            value.shape, value.type = ir.Shape(value.const_value.numpy().shape), ir.TensorType(value.const_value.dtype)
-    common.RemoveUnusedNodesPass()(model)
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    _name_nodes(model)
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if isinstance(tensor, (ir.ExternalTensor, ir.TensorProtoTensor)):
+            value.const_value = tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+        value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)  # type: ignore[arg-type]
     return model
 
 
 STEPS: tuple[Step, ...] = (
     order,
+    large_constants_to_initializers,
+    to_arrays,
     validate,
-    raise_opset,
-    constants_to_initializers,
-    simplify,
+    run_native,
     order,
     constants_to_initializers,
+    to_arrays,
     gemm_in_one_form,
     tie_equal_matrices,
     untie_vectors,
-    infer_shapes,
 )
-
-
-def _bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-
-
-def _in_memory(model: ir.Model) -> onnx.ModelProto:
-    ir.external_data.load_to_model(model)
-    return ir.to_proto(model)
 
 
 def _is_vector(values: np.ndarray) -> bool:

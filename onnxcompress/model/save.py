@@ -13,7 +13,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
 from onnxcompress.model.edit import constant_of
 from onnxcompress.model.model import Model
-from onnxcompress.model.normalise import first_line
+from onnxcompress.model.native import first_line
 
 LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 """protobuf's limit on one message, less some room for the graph."""

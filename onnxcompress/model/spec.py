@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from onnxcompress.model.edit import walk
 from onnxcompress.model.model import Model
-from onnxcompress.model.normalise import FLOOR
+from onnxcompress.model.native import FLOOR
 
 Check = Callable[[Model], Iterator[str]]
 

@@ -25,6 +25,7 @@ from onnxcompress.channels import analyse, cut, zero
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.model import Model, load
 from onnxcompress.model.edit import walk
+from onnxcompress.model.guard import forget
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.model.spec import violations
 from onnxcompress.runtime.session import open_session
@@ -43,8 +44,10 @@ def _bounded_memory() -> Iterator[None]:
     """A mutated pad can ask onnxruntime for terabytes when the model runs: that must fail, not take the machine with it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+    forget()  # the next worker has the limit too
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    forget()
 
 
 def through(data: bytes) -> tuple[Model, Model, Model] | None:
