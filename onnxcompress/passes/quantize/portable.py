@@ -1,0 +1,272 @@
+"""Weights whose products cannot saturate 16 bits: one file that answers the same on every CPU.
+
+Without VNNI, onnxruntime multiplies uint8 activations by int8 weights with an instruction that adds two neighbouring products in
+16 bits, with saturation (vpmaddubsw). A pair of weights (a, b) in the kernel's order is safe where
+
+    most_a·max(a, 0) + most_b·max(b, 0) <= 32767    and    most_a·min(a, 0) + most_b·min(b, 0) >= -32768,
+
+`most` being the largest level that an activation takes: |a + b| <= 128 for equal signs at 255, nothing for opposite signs.
+
+What the kernels of onnxruntime 1.32 do, read from an emulated AVX2 CPU by weights that are 127 at two chosen places only:
+
+=================================================================  =========================================================
+QLinearConv, QDQ Conv (1-D to 3-D, grouped, first conv, any form)   pairs 2j, 2j+1 of a row in the order (*kernel, in): channels last
+the same, one channel in and one out a group (depthwise)            never saturates; with several out a group it does, as above
+QLinearMatMul, QDQ MatMul and Gemm, QGemm, MatMulInteger,           pairs 2j, 2j+1 along the summed axis, whatever the batch, transB,
+DynamicQuantizeMatMul, DynamicQuantizeLSTM                          constant weight or not
+uint8·uint8 and int8·int8, all of these                             never saturates
+MatMulNBits, 4 and 8 bits, both accuracy levels                     never saturates
+ConvTranspose, and a Conv in QDQ form without a quantized output    computed in float
+=================================================================  =========================================================
+
+An odd last entry stands alone, and a single product always fits. The SSE4.1 kernels (Nehalem) never saturate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST, LEAST = 32767, -32768
+"""What 16 bits hold."""
+
+REACH = 4
+"""Levels to both sides of the best real pair in which the best integer pair is looked for."""
+
+SHRINK = np.linspace(1.0, 0.7, 13)
+"""Scales tried, as shares of the one at which the largest weight takes the last level."""
+
+WIDEN = np.linspace(1.0, 2.0, 17)[1:]
+"""Larger scales, tried for rows in which a pair overflows; at 2 none does."""
+
+BLOCK = 1 << 20
+"""Weights that the search holds at once."""
+
+CHANNELS_LAST = {"Conv", "com.microsoft.FusedConv", "QLinearConv", "ConvInteger"}
+ALONG_THE_SUM = {
+    "MatMul",
+    "com.microsoft.FusedMatMul",
+    "Gemm",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "com.microsoft.QGemm",
+    "com.microsoft.DynamicQuantizeMatMul",
+    "com.microsoft.MatMulIntegerToFloat",
+    "LSTM",
+    "com.microsoft.DynamicQuantizeLSTM",
+}
+IN_FLOAT = {"ConvTranspose", "Gather", "GRU", "RNN", "com.microsoft.MatMulNBits"}
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """Which weights of a row are added in 16 bits.
+
+    columns  [pairs, 2] of the row [in/groups · prod(kernel)] as the Layer view flattens it; None: any two may meet
+    most     [row] the largest level of the activation that each weight meets (1 ... 255)
+    """
+
+    columns: np.ndarray | None
+    most: np.ndarray
+
+    def partner(self) -> np.ndarray:
+        """[row] the column that each one is paired with, -1 for one that stands alone."""
+        found = np.full(len(self.most), -1)
+        if self.columns is not None:
+            found[self.columns[:, 0]], found[self.columns[:, 1]] = self.columns[:, 1], self.columns[:, 0]
+        return found
+
+
+def pairing(op: str, shape: tuple[int, ...], groups: int = 1, most: np.ndarray | float = 255) -> Pairing | None:
+    """The pairs of an operator with uint8 activations and int8 weights; None where nothing can saturate.
+
+    op     operator type, as Layer.op has it           shape  [out, in/groups, *kernel] of the Layer view
+    most   largest level of the activations: a number, or one for each channel of a group [in/groups]
+    An operator that is not known may pair any two weights of a row.
+    """
+    if op in IN_FLOAT or (op in CHANNELS_LAST and shape[1] == 1 and shape[0] == groups):
+        return None
+    width = int(np.prod(shape[1:]))
+    places = np.arange(width).reshape(shape[1:])
+    levels = np.broadcast_to(np.reshape(np.asarray(most, float), (-1,) + (1,) * (len(shape) - 2)), shape[1:]).reshape(
+        -1
+    )
+    if op in CHANNELS_LAST:
+        order = np.moveaxis(places, 0, -1).reshape(-1)
+    elif op in ALONG_THE_SUM:
+        order = places.reshape(-1)
+    else:
+        return Pairing(None, levels)
+    return Pairing(order[: width // 2 * 2].reshape(-1, 2), levels)
+
+
+def overflows(levels: np.ndarray, pairs: Pairing) -> np.ndarray:
+    """Levels [out, row] -> bool [out, pairs]: which pairs can leave 16 bits; [out, 1] where any two weights may meet."""
+    above, below = _sums(np.maximum(levels, 0), pairs), _sums(np.minimum(levels, 0), pairs)
+    return (above > MOST) | (below < LEAST)
+
+
+def fits(levels: np.ndarray, pairs: Pairing | None) -> bool:
+    """Can no pair of these levels [out, row] saturate?"""
+    return pairs is None or not overflows(levels, pairs).any()
+
+
+def _sums(signed: np.ndarray, pairs: Pairing) -> np.ndarray:
+    """Largest |sum| that levels of one sign can reach, with that sign."""
+    if pairs.columns is not None:
+        first, second = pairs.columns.T
+        return signed[:, first] * pairs.most[first] + signed[:, second] * pairs.most[second]
+    reach = np.sort(np.abs(signed) * pairs.most, axis=1)[:, -2:].sum(axis=1, keepdims=True)
+    return reach * (1 if signed.max(initial=0) > 0 else -1)
+
+
+def box(low: int, high: int, pairs: Pairing | None) -> tuple[int, int]:
+    """Least and largest level of a single weight: half of what 16 bits hold where any two weights may meet."""
+    if pairs is None or pairs.columns is not None:
+        return low, high
+    top = float(pairs.most.max(initial=1))
+    return max(low, -int(-LEAST // (2 * top))), min(high, int(MOST // (2 * top)))
+
+
+def bounds(
+    other: np.ndarray, own_most: np.ndarray | float, other_most: np.ndarray | float, low: int, high: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest level that a weight may take when its partner has the level `other`, any shape."""
+    top = np.floor((MOST - np.maximum(other, 0) * other_most) / own_most)
+    bottom = np.ceil((LEAST - np.minimum(other, 0) * other_most) / own_most)
+    return np.maximum(low, bottom), np.minimum(high, top)
+
+
+def project(
+    first: np.ndarray,
+    second: np.ndarray,
+    most: tuple[np.ndarray | float, np.ndarray | float],
+    low: int,
+    high: int,
+    stiff: tuple[np.ndarray | float, np.ndarray | float] = (1.0, 1.0),
+    coupling: np.ndarray | float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest safe integer pairs to real pairs that overflow: arrays [n] of levels.
+
+    Minimises stiff₀ (a - first)² + stiff₁ (b - second + coupling·(a - first))², which is what error compensation sees of a pair
+    when all later weights make up for it. Both must have the same sign, as overflowing pairs do.
+    """
+    sign = np.where(first + second < 0, -1.0, 1.0)
+    cap = np.where(sign > 0, MOST, -LEAST)
+    x, y = np.abs(first), np.abs(second)
+    slope, excess = coupling - most[0] / most[1], (cap - most[0] * x - most[1] * y) / most[1]
+    centre = np.rint(x - stiff[1] * slope * excess / (stiff[0] + stiff[1] * slope**2))
+    top = np.where(sign > 0, high, -low)[:, None]
+    a = np.clip(centre[:, None] + np.arange(-REACH, REACH + 1), 0, np.minimum(top, (cap // most[0])[:, None]))
+    column = [np.broadcast_to(np.asarray(value, float), x.shape)[:, None] for value in (*most, *stiff, coupling)]
+    wish = y[:, None] - column[4] * (a - x[:, None])
+    b = np.clip(np.rint(wish), 0, np.minimum(top, np.floor((cap[:, None] - column[0] * a) / column[1])))
+    best = np.argmin(column[2] * (a - x[:, None]) ** 2 + column[3] * (b - wish) ** 2, axis=1)
+    picked = np.arange(len(best)), best
+    return sign * a[picked], sign * b[picked]
+
+
+def safe_levels(real: np.ndarray, low: int, high: int, pairs: Pairing | None) -> np.ndarray:
+    """Real levels [out, row] -> nearest integers, the pairs that would overflow projected; float64."""
+    low, high = box(low, high, pairs)
+    levels = np.clip(np.rint(real), low, high)
+    if pairs is None or pairs.columns is None:
+        return levels
+    rows, bad = np.nonzero(overflows(levels, pairs))
+    if len(rows):
+        first, second = pairs.columns[bad].T
+        wish = np.clip(real, low, high)
+        levels[rows, first], levels[rows, second] = project(
+            wish[rows, first], wish[rows, second], (pairs.most[first], pairs.most[second]), low, high
+        )
+    return levels
+
+
+def scales(
+    rows: np.ndarray,
+    low: int,
+    high: int,
+    pairs: Pairing | None = None,
+    importance: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetric scale of each row that loses least, and what it loses.
+
+    rows        [out, row] weights                     low, high  levels that may be used, zero at 0
+    importance  [row] mean square of what each weight meets (the Gram's diagonal); default: all the same
+    returns     [out] scales, float32's numbers in float64; [out] Σ importance · (error)²
+    Rows in which a pair overflows are tried at larger scales too, so that fewer levels and clipped pairs compete.
+    """
+    weights = np.ones(rows.shape[1]) if importance is None else np.asarray(importance, float)
+    step = max(1, BLOCK // max(rows.shape[1], 1))
+    parts = [_scales(rows[start : start + step], low, high, pairs, weights) for start in range(0, len(rows), step)]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _scales(
+    rows: np.ndarray, low: int, high: int, pairs: Pairing | None, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    low_used, high_used = box(low, high, pairs)
+    full = np.abs(rows).max(axis=1, initial=0.0) / max(min(-low_used, high_used), 1)
+    full = np.where(full > 0, full, 1.0)
+    best, loss = np.zeros(len(rows)), np.full(len(rows), np.inf)
+
+    def trial(share: float, at: np.ndarray) -> None:
+        scale = (full[at] * share).astype(np.float32).astype(np.float64)
+        levels = safe_levels(rows[at] / scale[:, None], low, high, pairs)
+        lost = ((rows[at] - levels * scale[:, None]) ** 2) @ weights
+        better = at[lost < loss[at]]
+        best[better], loss[better] = scale[lost < loss[at]], lost[lost < loss[at]]
+
+    everything = np.arange(len(rows))
+    for share in SHRINK:
+        trial(share, everything)
+    if pairs is not None and pairs.columns is not None:
+        plain = np.clip(np.rint(rows / full[:, None]), low, high)
+        tight = np.flatnonzero(overflows(plain, pairs).any(axis=1))
+        for share in WIDEN:
+            trial(share, tight)
+    return best, loss
+
+
+@dataclass(frozen=True, eq=False)
+class Restricted:
+    """Weights that cannot saturate, and what that costs.
+
+    levels  int32 [out, row]    scale  [out]
+    lost    [out] Σ importance · (error)²; unrestricted the same with all levels free, at its own best scale
+    tight   how many rows hold a pair that would overflow
+    """
+
+    levels: np.ndarray
+    scale: np.ndarray
+    lost: np.ndarray
+    unrestricted: np.ndarray
+    tight: int
+
+    @property
+    def cost_db(self) -> float:
+        """By how many dB the error of the whole weight grew; 0 where nothing had to give way."""
+        free, now = float(self.unrestricted.sum()), float(self.lost.sum())
+        return float(10 * np.log10(now / free)) if free > 0 and now > 0 else 0.0
+
+
+def restrict(
+    rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None = None
+) -> Restricted:
+    """Levels and scales of the weights [out, row] under which no pair can saturate; shapes as in `scales`.
+
+    Each row takes what loses least: all bits with the overflowing pairs clipped, a larger scale (fewer bits), or some of
+    both. Rows in which nothing can overflow keep what they would have without the limit.
+    """
+    free_scale, free_lost = scales(rows, low, high, None, importance)
+    if pairs is None:
+        levels = np.clip(np.rint(rows / free_scale[:, None]), low, high)
+        return Restricted(levels.astype(np.int32), free_scale, free_lost, free_lost, 0)
+    levels = np.clip(np.rint(rows / free_scale[:, None]), low, high)
+    tight = np.flatnonzero(overflows(levels, pairs).any(axis=1))
+    scale, lost = free_scale.copy(), free_lost.copy()
+    if len(tight):
+        scale[tight], lost[tight] = scales(rows[tight], low, high, pairs, importance)
+        levels[tight] = safe_levels(rows[tight] / scale[tight][:, None], low, high, pairs)
+    return Restricted(levels.astype(np.int32), scale, lost, free_lost, len(tight))
