@@ -63,7 +63,7 @@ def run(
     data     what `open_data` takes; None: synthetic inputs, and the report says so
     budgets  name -> limit, rows of BUDGETS; the Result says which were met
     plans    saved plans to replay, one a pass, instead of planning
-    dry      plan the first pass and stop
+    dry      plan the first pass, count what it would leave, and stop
     Errors: ModelError, DataError, SettingError, each before anything is written.
     """
     how = how or How()
@@ -82,12 +82,13 @@ def run(
             else:
                 plan = each.plan(current, evidence_for(each, original, current, feed, how))
             made.append(plan)
+            current = each.apply(current, plan)
             if dry:
                 break
-            current = each.apply(current, plan)
     before, after = _costs(original, current, feed)
     if dry:
-        return Result(original, original, tuple(made), before, before, notes=feed.notes, seconds=clock.seconds)
+        notes = (*feed.notes, *([f"planned and counted: the first of {len(passes)} passes"] if len(passes) > 1 else []))
+        return Result(original, original, tuple(made), before, after, notes=notes, seconds=clock.seconds)
     with clock("compare"):
         comparison = judged(original, current, feed, how)
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
@@ -130,8 +131,10 @@ def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
 
 
 def _costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:
-    before = cost(original, first_shapes(original, data), on_disk=original.source.size)
-    return before, before if current is original else cost(current, first_shapes(current, data))
+    """Of both, on the first calibration sample: the one that a pass with a target of multiply-adds counted on."""
+    seen = data.calibration
+    before = cost(original, first_shapes(original, seen), on_disk=original.source.size)
+    return before, before if current is original else cost(current, first_shapes(current, seen, original))
 
 
 class Clock:

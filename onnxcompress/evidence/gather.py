@@ -30,14 +30,43 @@ class Sources:
     progress: Callable[[int, int, str], None] | None = None
 
 
-def first_shapes(model: Model, data: Data) -> Mapping[str, tuple[int, ...]]:
-    """Shapes of all values on the first sample."""
-    return run_shapes(model, next(iter(data.batches(1))))
+def first_shapes(model: Model, data: Data, original: Model | None = None) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of all values on the first sample: run once for a model and a shape of samples, then remembered.
+
+    original  a model that this one was made from: where no node gives a new value, shapes follow from the original's and
+              the channels that are left of each value, and nothing is run
+    """
+    feed = next(iter(data.batches(1)))
+    key = f"shapes {sorted((name, array.shape) for name, array in feed.items())}"
+
+    def compute(_: Model) -> Mapping[str, tuple[int, ...]]:
+        if original is None or original is model or _computed(model) - _computed(original):
+            return run_shapes(model, feed)
+        return _narrowed(model, first_shapes(original, data))
+
+    return model.remember(key, compute)
+
+
+def _computed(model: Model) -> set[str]:
+    return {value.name or "" for node in model.ir.graph for value in node.outputs}
+
+
+def _narrowed(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the original -> of the model that was cut from it."""
+    gone = set(shapes) - _computed(model) - {value.name for value in model.ir.graph.inputs}
+    found = {name: shape for name, shape in shapes.items() if name not in gone}
+    for name, origin in model.origin.items():
+        if name in found:
+            found[name] = tuple(
+                len(origin.kept[axis]) if axis in origin.kept else size for axis, size in enumerate(shapes[name])
+            )
+    constants = {name: value.const_value for name, value in model.initializers.items()}
+    return found | {name: tuple(tensor.shape.numpy()) for name, tensor in constants.items() if tensor is not None}
 
 
 def shapes(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     """Shapes of all values in one run."""
-    return dict.fromkeys(needs, first_shapes(sources.current, sources.data))
+    return dict.fromkeys(needs, first_shapes(sources.current, sources.data, sources.original))
 
 
 def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:

@@ -87,19 +87,12 @@ def report_page(report: Report) -> Page:
 
 
 def _costs(report: Report) -> Table:
-    dry = report.comparison is None
     rows = []
     for name, (before, after) in report.costs.items():
         title, show = COSTS.get(name, (name, words.count))
-        rows.append(
-            (
-                title,
-                show(before),
-                words.UNKNOWN if dry else show(after),
-                words.UNKNOWN if dry else words.times(before, after),
-            )
-        )
-    return table(report.model, ("", "before", "after", "ratio"), rows, ("before", "after", "ratio"))
+        rows.append((title, show(before), show(after), words.times(before, after)))
+    after = "expected" if report.comparison is None else "after"
+    return table(report.model, ("", "before", after, "ratio"), rows, ("before", after, "ratio"))
 
 
 def _outputs(comparison: Mapping[str, Any]) -> Table:

@@ -126,3 +126,19 @@ def test_global_ranking_cuts_about_the_share_of_all_units() -> None:
     plan = Prune(ranking="global", amount=0.5, round_to=1).plan(load(DIGITS), {})
     model_units = sum(group.size for group in Prune().groups(load(DIGITS)))
     assert sum(len(decision["cut"]) for decision in plan.decisions) == pytest.approx(model_units / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [{"amount": 0.4}, {"target_error": 0.05}])
+def test_a_dry_run_counts_what_the_plan_would_leave(settings: dict[str, float]) -> None:
+    dry = run(DIGITS, [Prune(**settings)], DATA, dry=True)
+    wet = run(DIGITS, [Prune(**settings)], DATA)
+    assert dry.comparison is None and dry.model is dry.original
+    assert dry.after == wet.after != dry.before
+
+
+def test_a_larger_error_is_spent_on_a_larger_cut() -> None:
+    left = [
+        run(DIGITS, [Prune(target_error=error, round_to=1)], DATA, dry=True).after.parameters
+        for error in (0.001, 0.03, 1)
+    ]
+    assert left[0] > left[1] > left[2]
