@@ -1,0 +1,313 @@
+"""THE table of how each operator is quantized: one row an operator, and what follows from it for grids and weights.
+
+The rows say what onnxruntime 1.32 runs on integers on a CPU (found by looking at the graphs that it makes of QDQ pairs).
+A form says what `write.py` makes of a node:
+
+  product   Σ weight · data (or data · data) in integers, then rounded to the grid of the output
+  computes  a kernel of its own between the grids of its inputs and the grid of its output
+  moves     only moves or picks entries: runs on the levels, so inputs and output share one grid
+  clips     Relu and the like: clipping levels is exact, and nothing is left of it where the grid ends at the limits
+  ramp      HardSigmoid, HardSwish: a clip of levels, read with a shifted zero (then a product with the input)
+  float     between DequantizeLinear and QuantizeLinear it would run in float, so it stays float; `why`
+
+To add an operator, add its row. The weight and the axis of its channels are the Layer view's, never a row's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.model import Model
+from onnxcompress.model.edit import constant_of, input_of, walk
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.quantize.grid import Grid
+
+Form = Literal["product", "computes", "moves", "clips", "ramp", "float"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one operator is quantized.
+
+    form      see above
+    data      which inputs are activations; () means all
+    fixed     (least, most) of an output that is known beforehand: Sigmoid and Softmax lie in [0, 1)
+    float_output  the kernel can hand its sum out in float, so the output needs no grid
+    dynamic   the kernel that runs it with grids found at run time; empty without
+    unless    why this very node cannot, empty where it can
+    why       for people: what the kernel is, or why it stays float
+    """
+
+    form: Form
+    why: str
+    data: tuple[int, ...] = (0,)
+    fixed: tuple[float, float] | None = None
+    float_output: bool = False
+    dynamic: str = ""
+    unless: Callable[[ir.Node], str] = lambda node: ""
+
+
+# -- conditions ----------------------------------------------------------------------------------------------------
+
+
+def _conv(node: ir.Node) -> str:
+    if constant_of(input_of(node, 1)) is None:
+        return "its weight is computed"
+    bias = input_of(node, 2)
+    return "its bias is computed" if bias is not None and constant_of(bias) is None else ""
+
+
+def _gemm(node: ir.Node) -> str:
+    if constant_of(input_of(node, 1)) is None:
+        return "its weight is computed"
+    if node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0:
+        return "QGemm has no beta, and alpha only for the product"
+    bias = input_of(node, 2)
+    if bias is None:
+        return ""
+    values = constant_of(bias)
+    if values is None:
+        return "its bias is computed"
+    return "its bias differs from row to row" if values.size not in (1, values.shape[-1]) else ""
+
+
+def _matmul(node: ir.Node) -> str:
+    return "its weight stands on the left" if constant_of(input_of(node, 0)) is not None else ""
+
+
+def _limits(node: ir.Node) -> str:
+    limits = [input_of(node, 1), input_of(node, 2)]
+    return "its limits are computed" if any(v is not None and constant_of(v) is None for v in limits) else ""
+
+
+def _two(node: ir.Node) -> str:
+    return "" if len(node.inputs) == 2 else "the kernel takes two operands"
+
+
+def _resize(node: ir.Node) -> str:
+    mode = node.attributes.get_string("mode", "nearest")
+    return (
+        "" if mode == "nearest" else f"{mode} interpolation on bytes truncates and is nine times slower than in float"
+    )
+
+
+def _one_output(node: ir.Node) -> str:
+    return "" if len(node.outputs) == 1 else "its indices are read too"
+
+
+def _padding(node: ir.Node) -> str:
+    value = input_of(node, 2)
+    return "its padding value is computed" if value is not None and constant_of(value) is None else ""
+
+
+def _activations(node: ir.Node) -> str:
+    return "a table, not an activation, is read" if constant_of(input_of(node, 0)) is not None else ""
+
+
+# -- the table -----------------------------------------------------------------------------------------------------
+
+UNIT = (0.0, 255 / 256)
+"""Sigmoid and Softmax: scale 1/256, zero 0; the kernels' own convention. A one comes out as 255/256."""
+
+MOVES = Row("moves", "entries are moved or picked, whatever their type")
+TABLE_LOOKUP = "a table of 256 entries"
+NO_KERNEL = "no integer kernel: it would run in float between two conversions"
+
+ROWS: Mapping[str, Row] = {
+    "Conv": Row("product", "QLinearConv, any rank and grouping; the output must be on a grid", unless=_conv),
+    "Gemm": Row("product", "QGemm", float_output=True, dynamic="MatMulInteger", unless=_gemm),
+    "MatMul": Row(
+        "product",
+        "QLinearMatMul, MatMulIntegerToFloat without a grid for the output",
+        data=(0, 1),
+        float_output=True,
+        dynamic="DynamicQuantizeMatMul",
+        unless=_matmul,
+    ),
+    "Add": Row("computes", "QLinearAdd, each operand on its own grid", data=(), unless=_two),
+    "Mul": Row("computes", "QLinearMul, each operand on its own grid", data=(), unless=_two),
+    "Concat": Row("computes", "QLinearConcat; a plain copy where all grids are the same", data=()),
+    "Where": Row("computes", "QLinearWhere", data=(1, 2)),
+    "AveragePool": Row("computes", "QLinearAveragePool"),
+    "GlobalAveragePool": Row("computes", "QLinearGlobalAveragePool"),
+    "LeakyRelu": Row("computes", f"QLinearLeakyRelu, {TABLE_LOOKUP}"),
+    "Sigmoid": Row("computes", f"QLinearSigmoid, {TABLE_LOOKUP}", fixed=UNIT),
+    "Softmax": Row("computes", "QLinearSoftmax", fixed=UNIT),
+    "Relu": Row("clips", "folded into what writes its input where the grid begins at zero"),
+    "Clip": Row("clips", "folded into what writes its input where the grid ends at the limits", unless=_limits),
+    "HardSigmoid": Row("ramp", "levels are clipped and read with another zero"),
+    "HardSwish": Row("ramp", "QLinearMul of the input and its clipped levels: twice as fast as in float"),
+    "MaxPool": Row("moves", "picks bytes", unless=_one_output),
+    "ReduceMax": Row("moves", "picks bytes"),
+    "ReduceMin": Row("moves", "picks bytes"),
+    "Pad": Row("moves", "bytes are padded with the level of the padding value", unless=_padding),
+    "Resize": Row("moves", "bytes are repeated", unless=_resize),
+    "Gather": Row("moves", "bytes are picked", unless=_activations),
+    "GatherND": Row("moves", "bytes are picked", unless=_activations),
+    "GatherElements": Row("moves", "bytes are picked", unless=_activations),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose", "Slice", "Split"), MOVES),
+    **dict.fromkeys(("Expand", "Tile", "DepthToSpace", "SpaceToDepth"), MOVES),
+    "ConvTranspose": Row("float", "onnxruntime has no integer ConvTranspose"),
+    "LSTM": Row("float", "static grids have no kernel", dynamic="DynamicQuantizeLSTM"),
+    "GRU": Row("float", "onnxruntime has no integer GRU"),
+    "RNN": Row("float", "onnxruntime has no integer RNN"),
+    "Einsum": Row("float", NO_KERNEL),
+    "LayerNormalization": Row("float", "sums of squares need more than 8 bits, and there is no kernel"),
+    "Pow": Row("float", "squares need more than 8 bits, and there is no kernel"),
+    **dict.fromkeys(
+        (
+            *("Sub", "Div", "Max", "Min", "Sum", "Mean", "PRelu", "Elu", "Selu", "Celu", "Tanh", "Gelu", "Erf", "Exp"),
+            *("Sqrt", "Abs", "Neg", "Softplus", "Mish", "ReduceMean", "ReduceSum", "GlobalMaxPool", "LpPool", "Log"),
+            *("InstanceNormalization", "GroupNormalization", "LogSoftmax", "BatchNormalization", "RMSNormalization"),
+        ),
+        Row("float", NO_KERNEL),
+    ),
+}
+
+UNKNOWN = Row("float", "no row says how to quantize it")
+
+
+def row_of(node: ir.Node) -> Row:
+    """The row of a node's operator; UNKNOWN where there is none."""
+    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return ROWS.get(op, UNKNOWN)
+
+
+def refusal(node: ir.Node, graph: ir.Graph) -> str:
+    """Why a node cannot run on static grids; empty where it can."""
+    row = row_of(node)
+    if row.form == "float":
+        return row.why
+    if node.graph is not graph:
+        return "it lies in the body of an If or Loop, whose activations nobody has seen"
+    reads = [v for v in data_of(node) if constant_of(v) is None]
+    if not reads:
+        return "it reads constants only"
+    other = next((v for v in (*reads, node.outputs[0]) if v.dtype not in (None, ir.DataType.FLOAT)), None)
+    return row.unless(node) or ("" if other is None else f"{other.name} is {other.dtype.name.lower()}, not float32")  # type: ignore[union-attr]
+
+
+# -- what a node reads and writes ----------------------------------------------------------------------------------
+
+
+def data_of(node: ir.Node) -> list[ir.Value]:
+    """The activations that a row names, constants among them (an Add of a constant); a product's weight is none."""
+    row = row_of(node)
+    indices = row.data or range(len(node.inputs))
+    found = [value for index in indices if (value := input_of(node, index)) is not None]
+    return [v for v in found if constant_of(v) is None] if row.form == "product" else found
+
+
+def result_of(node: ir.Node, layer: Layer | None) -> ir.Value:
+    """The value that a node leaves: behind the Add of its bias for a MatMul that has one."""
+    if node.op_type == "MatMul" and layer is not None and layer.bias is not None:
+        return next(iter(node.outputs[0].uses()))[0].outputs[0]
+    return node.outputs[0]
+
+
+def bias_adds(chosen: Iterable[ir.Node], weighted: Mapping[str, Layer]) -> set[ir.Node]:
+    """The Add nodes that are the biases of the MatMul nodes among `chosen`: those do their work."""
+    results = ((node, result_of(node, weighted.get(node.name or ""))) for node in chosen)
+    return {made for node, value in results if (made := value.producer()) is not None and made is not node}
+
+
+def weight_axis(layer: Layer) -> int | None:
+    """The axis of the stored weight along which every output channel has a scale of its own; None: one scale for all."""
+    return layer.order[0] if layer.outs == 1 and layer.repeats == 1 else None
+
+
+# -- grids that go together ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """Values that must be on the same grid.
+
+    values  names, in the order of the graph       ranges  those of them whose seen ranges count, together
+    fixed   the range, where the operator knows it  of     the node whose `ramp` makes the grid from its input's
+    """
+
+    values: tuple[str, ...]
+    ranges: tuple[str, ...]
+    fixed: tuple[float, float] | None = None
+    of: str = ""
+
+
+def shares(model: Model, nodes: Collection[str]) -> list[Share]:
+    """Every float value that the static nodes `nodes` read or write, in sets that need one grid each, in graph order.
+
+    Products that can hand out floats are among the writers: leave their grid away where only float nodes read them.
+    """
+    weighted = {layer.name: layer for layer in layers(model)}
+    parent: dict[str, str] = {}
+    made: dict[str, ir.Node] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    chosen = [node for node in walk(model.ir) if node.name in nodes]
+    chosen = [node for node in chosen if node not in bias_adds(chosen, weighted)]
+    for node in chosen:
+        reads = [v.name or "" for v in data_of(node) if constant_of(v) is None]
+        writes = [result_of(node, weighted.get(node.name or "")), *node.outputs[1:]]
+        for name in (*reads, *(v.name or "" for v in writes)):
+            root(name)
+        for value in writes:
+            made[value.name or ""] = node
+            if row_of(node).form in ("moves", "clips"):
+                parent[root(value.name or "")] = root(reads[0])
+    sets: dict[str, list[str]] = {}
+    for name in parent:
+        sets.setdefault(root(name), []).append(name)
+    clipped = _only_clipped(chosen)
+    return [_share(names, made, clipped) for names in sets.values()]
+
+
+def _only_clipped(chosen: list[ir.Node]) -> Mapping[str, str]:
+    """Value -> the output of the one node that reads it, where that node clips."""
+    found = {}
+    for node in chosen:
+        read = node.inputs[0]
+        if row_of(node).form == "clips" and read is not None and not read.is_graph_output() and len(read.uses()) == 1:
+            found[read.name or ""] = node.outputs[0].name or ""
+    return found
+
+
+def _share(names: list[str], made: Mapping[str, ir.Node], clipped: Mapping[str, str]) -> Share:
+    sources = [name for name in names if name not in made or row_of(made[name]).form not in ("moves", "clips")]
+    ranges = []
+    for name in sources:
+        while name in clipped:
+            name = clipped[name]
+        ranges.append(name)
+    rows = [(row_of(made[name]), made[name]) for name in sources if name in made]
+    fixed = next((row.fixed for row, _ in rows if row.fixed is not None), None)
+    ramp = next((node.name or "" for _, node in rows if node.op_type == "HardSigmoid"), "")
+    return Share(tuple(names), tuple(dict.fromkeys(ranges)), fixed, ramp)
+
+
+def ramp(node: ir.Node, grid: Grid) -> tuple[Grid, int, int] | None:
+    """clip(αx + β, 0, 1) of levels on `grid`: the grid that reads the clipped levels, and the levels to clip at.
+
+    With x = (q − z)s it is αs·(q − (z − β/(αs))): the same levels, another scale and zero. The zero is rounded, an
+    error of at most half a step. None where it does not fit the type: the ramp begins outside the grid.
+    """
+    swish = node.op_type == "HardSwish"
+    slope = 1 / 6 if swish else node.attributes.get_float("alpha", 0.2) or 0.0
+    offset = 0.5 if swish else node.attributes.get_float("beta", 0.5) or 0.0
+    scale = np.float32(slope) * grid.scale
+    if slope <= 0 or grid.axis is not None:
+        return None
+    zero = int(np.rint(float(grid.zero) - offset / float(scale)))
+    if not grid.low <= zero <= grid.high:
+        return None
+    top = min(zero + int(np.rint(1 / float(scale))), grid.high)
+    return Grid(np.asarray(scale, np.float32), np.asarray(zero), grid.kind, None, grid.low, grid.high), zero, top

@@ -1,0 +1,435 @@
+"""Writing a quantized graph: decisions in, a clone with QuantizeLinear / DequantizeLinear pairs out. Decides nothing.
+
+What is read in float and in integers keeps both: `levels` of a value are the bytes, the value of its own name the floats.
+Behind an integer node stand
+
+    node ── y.exact ──▶ QuantizeLinear ── y.levels ──▶ DequantizeLinear ── y
+
+so that y is, for whoever reads it by name, what the rounded model computes. Operators that move or clip entries run on the
+levels themselves. Pairs that nobody reads are taken out at the end. Why each pattern is the one: rows.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import ModelError
+from onnxcompress.model import Model
+from onnxcompress.model.edit import constant_of, input_of, new_constant, walk
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, ramp, result_of, row_of
+
+Style = Literal["qdq", "qoperator"]
+Io = Literal["float", "int8"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A weight on its grid: integer levels in the stored layout."""
+
+    levels: np.ndarray
+    grid: Grid
+
+
+def write(
+    model: Model,
+    nodes: Collection[str],
+    grids: Mapping[str, Grid],
+    weights: Mapping[str, Rounded],
+    *,
+    io: Io = "float",
+) -> Model:
+    """The model with `nodes` on static integer grids.
+
+    nodes    names of nodes of the main graph for which `rows.refusal` says nothing
+    grids    of every value that they read or write; values of one `rows.Share` on the same one. A constant operand that has
+             none is put on the grid that spans it. A product with float_output may go without one for its output
+    weights  initializer name -> its levels, for every weight of those nodes
+    io       "int8": inputs and outputs of the model that are on a grid are handed over as levels
+
+    ModelError where a grid or a weight that is needed is missing, or grids differ that must not.
+    """
+    graph = model.ir.clone()
+    pen = Pen(graph, grids, weights, {layer.name: layer for layer in layers(model)})
+    chosen = [node for node in graph.graph if node.name in nodes]
+    absorbed = bias_adds(chosen, pen.layers)
+    for node in chosen:
+        if node not in absorbed:
+            WRITERS[row_of(node).form](pen, node)
+    if io == "int8":
+        _integer_ends(graph)
+    tidy(graph)
+    return model.edited(graph)
+
+
+# -- Q and DQ ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pen:
+    """The graph under edit, what was decided about it, and which values exist in which form so far."""
+
+    graph: ir.Model
+    grids: Mapping[str, Grid]
+    weights: Mapping[str, Rounded]
+    layers: Mapping[str, Layer]
+    levels: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    floats: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.taken = {node.name or "" for node in walk(self.graph)}
+
+    def grid(self, value: ir.Value, node: ir.Node) -> Grid:
+        """The grid decided for a value."""
+        found = self.grids.get(value.name or "")
+        if found is None:
+            raise ModelError(f"{node.name}: no grid for {value.name}; every value it reads or writes needs one")
+        return found
+
+    def node(
+        self, op: str, inputs: list[ir.Value | None], name: str, like: ir.Value, dtype: ir.DataType, **attributes: int
+    ) -> ir.Node:
+        """A node whose one output is called `name` and shaped as `like`."""
+        free, number = f"{name}.{op}", 0
+        while free in self.taken:
+            number += 1
+            free = f"{name}.{op}.{number}"
+        self.taken.add(free)
+        made = ir.node(op, inputs, attributes, name=free)
+        made.outputs[0].name, made.outputs[0].shape = name, like.shape
+        made.outputs[0].type = ir.TensorType(dtype)
+        return made
+
+    def scales(self, grid: Grid, name: str) -> list[ir.Value | None]:
+        """Scale and zero as initializers: each node has its own, equal ones are merged when the file is saved."""
+        zero = np.asarray(grid.zero).astype(grid.kind)
+        return [
+            new_constant(self.graph, f"{name}.scale", np.asarray(grid.scale, np.float32)),
+            new_constant(self.graph, f"{name}.zero", zero),
+        ]
+
+    def quantize(self, value: ir.Value, name: str, grid: Grid) -> ir.Node:
+        """value -> its levels."""
+        stem = name.removesuffix(".levels")
+        return self.node("QuantizeLinear", [value, *self.scales(grid, stem)], name, value, DTYPES[grid.kind])
+
+    def dequantize(self, value: ir.Value, name: str, grid: Grid) -> ir.Node:
+        """Levels -> float."""
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        scales = self.scales(grid, name)
+        return self.node("DequantizeLinear", [value, *scales], name, value, ir.DataType.FLOAT, **axis)
+
+    def levels_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        """The levels of a value, made where it is first asked for."""
+        if value not in self.levels:
+            name = f"{value.name}.levels"
+            if constant_of(value) is not None:
+                grid = self.constant_grid(value)
+                stored = grid.levels(constant_of(value)).astype(grid.kind)  # type: ignore[arg-type]
+                self.levels[value] = new_constant(self.graph, name, stored)
+            else:
+                made = self.quantize(value, name, self.grid(value, before))
+                _insert(before, made)
+                self.levels[value] = made.outputs[0]
+        return self.levels[value]
+
+    def float_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        """The value as its levels say it, in float."""
+        if value not in self.floats:
+            grid = self.constant_grid(value) if constant_of(value) is not None else self.grid(value, before)
+            made = self.dequantize(self.levels_of(value, before), f"{value.name}.rounded", grid)
+            _insert(before, made)
+            self.floats[value] = made.outputs[0]
+        return self.floats[value]
+
+    def constant_grid(self, value: ir.Value) -> Grid:
+        """The grid of a constant operand: the one given, or the one that spans it."""
+        given = self.grids.get(value.name or "")
+        if given is not None:
+            return given
+        values = constant_of(value)
+        assert values is not None
+        return grid_of(values.min(initial=0.0), values.max(initial=0.0), "uint8", symmetric=False)
+
+    def put(self, exact: ir.Value, grid: Grid) -> None:
+        """Round what a node has just computed in float (a kernel fuses with this), and let all readers read the rounded."""
+        name = exact.name or ""
+        exact.name = f"{name}.exact"
+        made = self.quantize(exact, f"{name}.levels", grid)
+        _after(exact).insert_after(exact.producer(), made)  # type: ignore[arg-type]
+        self.show(exact, made.outputs[0], grid, name, but=made)
+
+    def put_levels(self, value: ir.Value, grid: Grid) -> None:
+        """A node's output has become levels: type and name follow, and readers of floats get floats."""
+        name = value.name or ""
+        value.name, value.type = f"{name}.levels", ir.TensorType(DTYPES[grid.kind])
+        self.show(value, value, grid, name)
+
+    def show(self, old: ir.Value, levels: ir.Value, grid: Grid, name: str, but: ir.Node | None = None) -> None:
+        """Behind `levels` a DequantizeLinear called `name`, read by all who read `old` (save `but`)."""
+        readers = [(node, index) for node, index in old.uses() if node is not but]
+        made = self.dequantize(levels, name, grid)
+        producer = levels.producer()
+        if producer is None:
+            _first(self.graph.graph, made)
+        else:
+            _after(levels).insert_after(producer, made)
+        value = made.outputs[0]
+        for node, index in readers:
+            node.replace_input_with(index, value)
+        outputs = self.graph.graph.outputs
+        for index, output in enumerate(outputs):
+            if output is old:
+                value.shape = old.shape
+                outputs[index] = value
+        self.levels[value], self.floats[value] = levels, value
+
+
+DTYPES = {
+    "uint8": ir.DataType.UINT8,
+    "int8": ir.DataType.INT8,
+    "uint16": ir.DataType.UINT16,
+    "int16": ir.DataType.INT16,
+    "int32": ir.DataType.INT32,
+}
+
+
+def _insert(before: ir.Node, node: ir.Node) -> None:
+    assert before.graph is not None
+    before.graph.insert_before(before, node)
+
+
+def _after(value: ir.Value) -> ir.Graph:
+    producer = value.producer()
+    assert producer is not None and isinstance(producer.graph, ir.Graph)
+    return producer.graph
+
+
+def _first(graph: ir.Graph, node: ir.Node) -> None:
+    graph.insert_before(graph[0], node)
+
+
+# -- one writer a form ---------------------------------------------------------------------------------------------
+
+
+def _product(pen: Pen, node: ir.Node) -> None:
+    """DQ(x) · DQ(w) + DQ(int32 b) -> Q."""
+    layer = pen.layers.get(node.name or "")
+    reads = data_of(node)
+    result = result_of(node, layer)
+    for index, value in enumerate(node.inputs):
+        if value is not None and value in reads:
+            node.replace_input_with(index, pen.float_of(value, node))
+    if layer is not None:
+        source = pen.grid(reads[0], node)
+        weight = _weight(pen, layer, source, node)
+        _bias(pen, node, layer, source, weight, result)
+    grid = pen.grids.get(result.name or "")
+    if grid is None and not row_of(node).float_output:
+        pen.grid(result, node)
+    if grid is not None:
+        pen.put(result, grid)
+
+
+def _weight(pen: Pen, layer: Layer, source: Grid, node: ir.Node) -> Grid:
+    """One quantized copy of a weight and one DequantizeLinear, however many nodes read it; the grid."""
+    stored = pen.weights.get(layer.weight)
+    if stored is None:
+        raise ModelError(f"{layer.name}: no levels for its weight {layer.weight}; give them")
+    name = layer.weight
+    bias = None if layer.bias is None else pen.graph.graph.initializers[layer.bias]
+    wider = _room_for_bias(stored, constant_of(bias), source)
+    if wider is not stored:
+        stored, name = wider, f"{layer.weight}.{layer.name}"
+    value = pen.graph.graph.initializers[layer.weight]
+    if wider is not pen.weights[layer.weight] or value not in pen.floats:
+        levels = new_constant(pen.graph, f"{name}.levels", stored.levels.astype(stored.grid.kind))
+        made = pen.dequantize(levels, f"{name}.rounded", stored.grid)
+        _insert(node, made)
+        rounded = made.outputs[0]
+        if name == layer.weight:
+            pen.floats[value] = rounded
+    else:
+        rounded = pen.floats[value]
+    node.replace_input_with(list(node.inputs).index(value), rounded)
+    return stored.grid
+
+
+BIAS_LIMIT = 2.0**30
+"""Half of int32: the other half is for the sum that the bias is added to."""
+
+
+def _room_for_bias(stored: Rounded, bias: np.ndarray | None, source: Grid) -> Rounded:
+    """The weight on coarser scales where a bias would not fit 32 bits in steps of s_x·s_w: beside it the products are nothing."""
+    if bias is None:
+        return stored
+    grid = stored.grid
+    size = np.abs(bias.reshape(-1).astype(np.float64))
+    size = np.broadcast_to(size, grid.scale.shape) if grid.axis is not None else size.max(initial=0.0)
+    least = size / (BIAS_LIMIT * float(source.scale))
+    if not (least > grid.scale).any():
+        return stored
+    wider = Grid(np.maximum(grid.scale, least.astype(np.float32)), grid.zero, grid.kind, grid.axis, grid.low, grid.high)
+    return Rounded(wider.levels(grid.values(stored.levels)), wider)
+
+
+def _bias(pen: Pen, node: ir.Node, layer: Layer, source: Grid, weight: Grid, result: ir.Value) -> None:
+    """The bias as int32 with scale s_x·s_w and zero 0, one entry an output channel, where the kernel wants it."""
+    if layer.bias is None:
+        return
+    owner = result.producer()
+    assert owner is not None
+    value = pen.graph.graph.initializers[layer.bias]
+    values = constant_of(value)
+    assert values is not None
+    scale = (source.scale * weight.scale).astype(np.float32)
+    count = values.size if weight.axis is None else weight.scale.size
+    flat = np.broadcast_to(values.reshape(-1), (count,))
+    grid = Grid(scale, np.zeros(scale.shape, np.int64), "int32", None if weight.axis is None else 0, *LEVELS["int32"])
+    steps = np.rint(flat.astype(np.float64) / scale)
+    stored = np.clip(steps, *LEVELS["int32"]).astype(np.int32)
+    levels = new_constant(pen.graph, f"{layer.bias}.levels", stored)
+    made = pen.dequantize(levels, f"{layer.bias}.rounded", grid)
+    _insert(owner, made)
+    owner.replace_input_with(list(owner.inputs).index(value), made.outputs[0])
+
+
+def _computes(pen: Pen, node: ir.Node) -> None:
+    """DQ of every operand -> kernel -> Q."""
+    reads = data_of(node)
+    for index, value in enumerate(node.inputs):
+        if value is not None and value in reads:
+            node.replace_input_with(index, pen.float_of(value, node))
+    pen.put(node.outputs[0], pen.grid(node.outputs[0], node))
+
+
+def _moves(pen: Pen, node: ir.Node) -> None:
+    """The node itself, on levels."""
+    value = node.inputs[0]
+    assert value is not None
+    grid = _shared(pen, node, value)
+    padding = input_of(node, 2) if node.op_type == "Pad" else None
+    node.replace_input_with(0, pen.levels_of(value, node))
+    if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+        number = np.zeros((), np.float32) if padding is None else constant_of(padding)
+        level = grid.levels(np.asarray(number, np.float32).reshape(())).astype(grid.kind)
+        node.resize_inputs(max(3, len(node.inputs)))
+        node.replace_input_with(2, new_constant(pen.graph, f"{node.name}.padding", level))
+    for output in node.outputs:
+        pen.put_levels(output, grid)
+
+
+def _shared(pen: Pen, node: ir.Node, value: ir.Value) -> Grid:
+    """The one grid of what a node reads and writes."""
+    grid = pen.grid(value, node)
+    for output in node.outputs:
+        other = pen.grid(output, node)
+        if other is not grid and (other.scale != grid.scale or other.zero != grid.zero or other.kind != grid.kind):
+            raise ModelError(f"{node.name}: {value.name} and {output.name} must be on one grid; give both the same")
+    return grid
+
+
+def _clips(pen: Pen, node: ir.Node) -> None:
+    """Rounding is monotone, so clipping levels at the rounded limits is exact; limits at or beyond the ends do nothing."""
+    value, output = node.inputs[0], node.outputs[0]
+    assert value is not None
+    grid = _shared(pen, node, value)
+    limits = [np.zeros(()), None] if node.op_type == "Relu" else [constant_of(input_of(node, i)) for i in (1, 2)]
+    low, high = (None if limit is None else int(grid.levels(np.asarray(limit).reshape(()))) for limit in limits)
+    low = None if low is None or low <= grid.low else low
+    high = None if high is None or high >= grid.high else high
+    levels = pen.levels_of(value, node)
+    if low is None and high is None:
+        pen.show(output, levels, grid, output.name or "")
+    else:
+        clip = _clip_levels(pen, levels, grid, f"{output.name}.levels", low, high)
+        _insert(node, clip)
+        pen.show(output, clip.outputs[0], grid, output.name or "")
+    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+
+
+def _clip_levels(pen: Pen, levels: ir.Value, grid: Grid, name: str, low: int | None, high: int | None) -> ir.Node:
+    ends = [
+        None if end is None else new_constant(pen.graph, f"{name}.{side}", np.asarray(end).astype(grid.kind))
+        for side, end in (("low", low), ("high", high))
+    ]
+    return pen.node("Clip", [levels, *ends], name, levels, DTYPES[grid.kind])
+
+
+def _ramp(pen: Pen, node: ir.Node) -> None:
+    """HardSigmoid: clipped levels, read with another zero. HardSwish: the input times that."""
+    value, output = node.inputs[0], node.outputs[0]
+    assert value is not None
+    grid = pen.grid(value, node)
+    found = ramp(node, grid)
+    if found is None:  # the ramp begins outside the grid: correct, but in float between Q and DQ
+        _computes(pen, node)
+        return
+    slope, low, high = found
+    name = output.name or ""
+    clip = _clip_levels(pen, pen.levels_of(value, node), grid, f"{node.name}.clipped", low, high)
+    _insert(node, clip)
+    if node.op_type == "HardSigmoid":
+        pen.show(output, clip.outputs[0], slope, name)
+        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+        return
+    gate = pen.dequantize(clip.outputs[0], f"{node.name}.gate", slope)
+    factor = pen.float_of(value, node)
+    product = pen.node("Mul", [factor, gate.outputs[0]], f"{node.name}.product", output, ir.DataType.FLOAT)
+    for each in (gate, product):
+        _insert(node, each)
+    exact = product.outputs[0]
+    exact.name = f"{name}.exact"
+    made = pen.quantize(exact, f"{name}.levels", pen.grid(output, node))
+    _insert(node, made)
+    pen.show(output, made.outputs[0], pen.grid(output, node), name)
+    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+
+
+WRITERS: Mapping[str, Callable[[Pen, ir.Node], None]] = {
+    "product": _product,
+    "computes": _computes,
+    "moves": _moves,
+    "clips": _clips,
+    "ramp": _ramp,
+}
+
+
+# -- ends ----------------------------------------------------------------------------------------------------------
+
+
+def _integer_ends(graph: ir.Model) -> None:
+    """Levels at the model's own inputs and outputs: the first QuantizeLinear and the last DequantizeLinear are left out."""
+    for value in graph.graph.inputs:
+        readers = [node for node, _ in value.uses()]
+        if [node.op_type for node in readers] == ["QuantizeLinear"]:
+            (quantize,) = readers
+            value.type = quantize.outputs[0].type
+            quantize.outputs[0].replace_all_uses_with(value)
+            graph.graph.remove(quantize, safe=True)
+    for index, value in enumerate(graph.graph.outputs):
+        made = value.producer()
+        if made is None or made.op_type != "DequantizeLinear":
+            continue
+        levels, name = made.inputs[0], value.name
+        if levels is None or levels.producer() is None or levels.is_graph_output():
+            continue
+        value.name, levels.name, levels.shape = f"{name}.rounded", name, value.shape
+        graph.graph.outputs[index] = levels
+
+
+def tidy(graph: ir.Model) -> None:
+    """Take out what nobody reads: pairs, and constants that stood in floats."""
+    for node in reversed(list(graph.graph)):
+        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+            graph.graph.remove(node, safe=True)
+    for name, value in list(graph.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.graph.initializers[name]
