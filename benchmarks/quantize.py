@@ -1,0 +1,270 @@
+"""int8 tools side by side on the same calibration samples: does it load, what is left of the answers, is it faster?
+
+    python -m benchmarks.quantize [--models NAME ...] [--tools NAME ...] [--keep] [--nncf-python PYTHON]
+                                  [--emulate 'qemu-x86_64 -cpu Haswell-v4']
+
+Every tool (benchmarks/quantize_peers.py) gets the same file and the same natural samples, in a fresh process of its
+own, and is judged on other samples in stock onnxruntime. Models: all of sample_models/manifest.toml, the nine classic
+graphs with random weights (benchmarks/classic.py). --nncf-python is an interpreter that has nncf, onnx and onnxruntime;
+without it NNCF's rows say that it was not run. --emulate is a command in front of this Python that runs it on another
+CPU: the same file answers the same samples there, and the rows say how far that is from the answers here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks import classic
+from benchmarks.quantize_page import Row, last, report, with_row
+from benchmarks.quantize_peers import TOOLS, one_line, write_feeds
+from onnxcompress.compare import compare
+from onnxcompress.data import Data, open_data
+from onnxcompress.errors import OnnxCompressError
+from onnxcompress.runtime.clock import measure
+from onnxcompress.runtime.session import open_session
+from sample_models import metrics
+from sample_models.fetch import fetch
+from sample_models.fetch import models as real_models
+from sample_models.inputs import inputs, labels, task
+
+ROOT = Path(__file__).parents[1]
+OPSET = 17
+LINES = 100
+HELD_OUT = {
+    "ppocr-rec": LINES, "ppocr-cls": LINES, "ddddocr": LINES, "efficientnet-lite0": 100, "magika": 200, "minilm": 84,
+    "ppocr-det": 24, "ddddocr-det": 16, "open-nsfw": 40, "silero-vad-sequence": 16,
+}  # fmt: skip
+"""Samples to judge on, by the cost of a run: the first 20 of efficientnet-lite0 are whole labelled photos."""
+HELD_OUT_ELSE, HELD_OUT_CLASSIC = 60, 12
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One model, the same file at opset 17 at least, and its samples."""
+
+    name: str
+    given: Path
+    raised: Path
+    feeds: Path
+    held: Data
+    truth: np.ndarray | None
+    metric: Callable[..., float] | None
+    few: list[dict[str, np.ndarray]]
+
+
+def main() -> int:
+    """All models and tools; the page is written anew after each row."""
+    asked = _arguments()
+    rows = last() if asked.keep else []
+    for name in asked.models:
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+            case = opened(name, asked, Path(folder))
+            for tool in asked.tools:
+                row = made(case, tool, asked, Path(folder))
+                print(row, flush=True)
+                rows = with_row(rows, row)
+                report(rows, asked.calibration)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = [*real_models(), *classic.NAMES]
+    parser.add_argument("--models", nargs="*", default=everything, choices=everything, metavar="NAME")
+    parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS), metavar="NAME")
+    parser.add_argument("--calibration", type=int, default=16, help="samples that every tool gets")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing, for one file beside fp32")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds that one tool may take")
+    parser.add_argument("--keep", action="store_true", help="keep the last page's rows that this run does not replace")
+    parser.add_argument("--nncf-python", help="interpreter with nncf, onnx and onnxruntime")
+    parser.add_argument("--emulate", default="", help="command before this Python that runs it on an emulated CPU")
+    parser.add_argument("--emulate-samples", type=int, default=2)
+    parser.add_argument("--emulate-patience", type=float, default=300.0, help="seconds")
+    return parser.parse_args()
+
+
+# ---- a model and its samples
+
+
+def opened(name: str, asked: argparse.Namespace, folder: Path) -> Case:
+    """The files, and the samples: the first ones to judge on, those after them to calibrate with."""
+    is_classic = name in classic.NAMES
+    count = HELD_OUT_CLASSIC if is_classic else HELD_OUT.get(name, HELD_OUT_ELSE)
+    total = count + asked.calibration
+    given = classic.classic(name) if is_classic else fetch(name)
+    arrays = classic.inputs(name, total) if is_classic else inputs(name, total, 0)
+    truth = None if is_classic else labels(name, total, 0)
+    ports = open_session(given, name=name).inputs
+    held = open_data({key: array[:count] for key, array in arrays.items()}, ports)
+    calibration = open_data({key: array[count:] for key, array in arrays.items()}, ports)
+    feeds = folder / "feeds.npz"
+    write_feeds(feeds, list(calibration.batches(1)))
+    few = [feed for feed, _ in zip(held.batches(1), range(asked.emulate_samples), strict=False)]
+    metric = None if is_classic else task(name)
+    raised = _raised(given, folder / "raised.onnx")
+    return Case(name, given, raised, feeds, held, None if truth is None else truth[:count], metric, few)
+
+
+def _raised(given: Path, target: Path) -> Path:
+    """The file at OPSET; the file itself where it is there already."""
+    model = onnx.load(given)
+    if next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) >= OPSET:
+        return given
+    onnx.save(onnx.version_converter.convert_version(model, OPSET), target)
+    return target
+
+
+# ---- one tool on one model
+
+
+def made(case: Case, tool: str, asked: argparse.Namespace, folder: Path) -> Row:
+    """Make the file in a fresh process, then judge it step by step; what fails is the row's note."""
+    out = folder / "out.onnx"
+    out.unlink(missing_ok=True)
+    told = _fresh_process(case, tool, asked, out)
+    row = Row(case.name, tool, note=str(told.get("error", told.get("note", ""))))
+    if "error" in told:
+        return row
+    size = out.stat().st_size / case.given.stat().st_size
+    costs = {key: told[key] for key in ("seconds", "peak", "base", "version")}
+    row = replace(row, runs=True, size=size, **costs)
+    try:
+        open_session(out, name="the file")
+        row = replace(row, loads=True)
+        row = replace(row, **judged(case, out))
+        row = replace(row, **timed(case, out, asked.seconds))
+        if asked.emulate:
+            row = replace(row, **elsewhere(case, out, asked.emulate, folder, asked.emulate_patience))
+    except OnnxCompressError as error:
+        why = one_line(error).replace(f"{folder}/", "").removeprefix("the file: ")
+        return replace(row, note=f"{why}; {row.note}".removesuffix("; "))
+    return row
+
+
+def _fresh_process(case: Case, tool: str, asked: argparse.Namespace, out: Path) -> dict[str, Any]:
+    chosen = TOOLS[tool]
+    if chosen.nncf and not asked.nncf_python:
+        return {"error": "not run: no --nncf-python was given"}
+    python = asked.nncf_python if chosen.nncf else sys.executable
+    model = case.raised if chosen.raised else case.given
+    command = [python, "-m", "benchmarks.quantize_peers", tool, str(model), str(case.feeds), str(out)]
+    done = _run(command, asked.patience)
+    if isinstance(done, str):
+        return {"error": done}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str] | str:
+    """The finished process, or in one line why it has no result."""
+    roots = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "TQDM_DISABLE": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=patience, env=environment, cwd=ROOT
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done in {patience:.0f} s"
+    except OSError as error:
+        return one_line(error)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return f"exit code {done.returncode}: {lines[-1][:240] if lines else 'no message'}"
+    return done
+
+
+def judged(case: Case, out: Path) -> dict[str, Any]:
+    """Answers on the held-out samples beside the original's."""
+    metric, errors = _with_character_error(case.metric)
+    told = compare(case.given, out, case.held, metric=metric, labels=case.truth if metric else None)
+    found: dict[str, Any] = {"sqnr_db": told.sqnr_db, "agreement": told.agreement}
+    if told.score:
+        found |= {"before": told.score.original, "after": told.score.result}
+    if len(errors) == 2:
+        found |= {"error_before": errors[0], "error_after": errors[1]}
+    return found
+
+
+def _with_character_error(metric: Callable[..., float] | None) -> tuple[Callable[..., float] | None, list[float]]:
+    """The metric; where it is of a text reader, each call also appends the character error to the list."""
+    errors: list[float] = []
+    characters = getattr(metric, "keywords", {}).get("characters")
+    if metric is None or characters is None:
+        return metric, errors
+
+    def both(outputs: metrics.Outputs, truth: np.ndarray) -> float:
+        (scores,) = outputs.values()
+        read = [metrics.ctc_text(row, characters()) for row in scores.argmax(-1).reshape(len(truth), -1)]
+        errors.append(character_error(read, [str(text) for text in truth]))
+        return metric(outputs, truth)
+
+    return both, errors
+
+
+def character_error(read: Sequence[str], truth: Sequence[str]) -> float:
+    """Edits (Levenshtein) that lead from the lines read to the true ones, over the latter's length; spaces ignored."""
+    pairs = [(one.replace(" ", ""), other.replace(" ", "")) for one, other in zip(read, truth, strict=True)]
+    return sum(edits(one, other) for one, other in pairs) / sum(len(other) for _, other in pairs)
+
+
+def edits(one: str, other: str) -> int:
+    """Fewest insertions, deletions and replacements that make `other` of `one`."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        above, row = row, [i]
+        for j, b in enumerate(other, start=1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (a != b)))
+    return row[-1]
+
+
+def timed(case: Case, out: Path, seconds: float) -> dict[str, Any]:
+    """One thread, fp32 and the file in turn, one sample a run."""
+    feed = next(iter(case.held.batches(1)))
+    fp32, result = measure({"fp32": str(case.given), "int8": str(out)}, feed, seconds=seconds, memory=False)
+    return {"speed": result.ratio, "fp32_ms": fp32.median_ms, "ms": result.median_ms, "timed": fp32.runs}
+
+
+def elsewhere(case: Case, out: Path, command: str, folder: Path, patience: float) -> dict[str, Any]:
+    """SQNR of the same file on the emulated CPU against fp32 here, against int8 here, and of int8 here; few samples."""
+    feeds, answers = folder / "few.npz", folder / "answers.npz"
+    write_feeds(feeds, case.few)
+    worker = [sys.executable, "-m", "benchmarks.quantize_peers", "--answers", str(out), str(feeds), str(answers)]
+    done = _run([*shlex.split(command), *worker], patience)
+    if isinstance(done, str):
+        return {"note": f"on the emulated CPU: {done}"}
+    with np.load(answers, allow_pickle=False) as arrays:
+        there = [{key.partition("/")[2]: arrays[key] for key in arrays.files if int(key.partition("/")[0]) == i}
+                 for i in range(len(case.few))]  # fmt: skip
+    original, result = open_session(case.given), open_session(out)
+    fp32, here = ([session.run(feed) for feed in case.few] for session in (original, result))
+    return {"here_db": worst_db(fp32, here), "there_db": worst_db(fp32, there), "between_db": worst_db(here, there)}
+
+
+def worst_db(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> float | None:
+    """Lowest SQNR of the float outputs over all samples, dB; inf where all are equal, None without float outputs."""
+    lowest: list[float] = []
+    for name in one[0]:
+        if np.asarray(one[0][name]).dtype.kind == "f":
+            y, z = (np.concatenate([np.ravel(each[name]).astype(np.float64) for each in run]) for run in (one, other))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                lowest.append(float(10 * np.log10(y @ y / ((y - z) @ (y - z)))))
+    return min((each for each in lowest if not math.isnan(each)), default=None)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(main())

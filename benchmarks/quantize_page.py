@@ -1,0 +1,189 @@
+"""The page of benchmarks/quantize.py: its rows, read back and written as tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from benchmarks.quantize_peers import TOOLS
+from benchmarks.written import RESULTS, table, write
+from onnxcompress.compare import json_safe
+
+NOTHING = "-"
+OURS = "ours"
+DB_APART = 40.0  # what the answers of one file on two CPUs should be apart at least
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one tool made of one model; None where it did not come to that.
+
+    runs, loads       the tool wrote a file; stock onnxruntime loads it
+    sqnr_db           of the worst output, held-out samples; agreement: share of equal decisions
+    before, after     score of the task; error_before, error_after: character error of text readers
+    speed             time of fp32 / time of the file, median of paired runs; timed: runs of each
+    size              bytes / bytes of fp32
+    seconds           of the tool's work in a fresh process; peak, base: resident bytes, at its end and after imports
+    here_db, there_db, between_db  few samples: SQNR here, on the emulated CPU, and of the one against the other
+    """
+
+    model: str
+    tool: str
+    runs: bool = False
+    loads: bool = False
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    before: float | None = None
+    after: float | None = None
+    error_before: float | None = None
+    error_after: float | None = None
+    speed: float | None = None
+    fp32_ms: float | None = None
+    ms: float | None = None
+    timed: int | None = None
+    size: float | None = None
+    seconds: float | None = None
+    peak: int | None = None
+    base: int | None = None
+    version: str = ""
+    here_db: float | None = None
+    there_db: float | None = None
+    between_db: float | None = None
+    note: str = ""
+
+
+NUMBERS = ("sqnr_db", "here_db", "there_db", "between_db")
+
+
+def last() -> list[Row]:
+    """Rows of the last page."""
+    page = RESULTS / "quantize.json"
+    rows = json.loads(page.read_text())["rows"] if page.exists() else []
+    return [Row(**{**row, **{key: float(row[key]) for key in NUMBERS if row[key] is not None}}) for row in rows]
+
+
+def with_row(rows: Sequence[Row], row: Row) -> list[Row]:
+    """The row in the place of the one of the same model and tool, or at the end."""
+    same = [(each.model, each.tool) == (row.model, row.tool) for each in rows]
+    return [row if again else each for each, again in zip(rows, same, strict=True)] + ([] if any(same) else [row])
+
+
+ABOUT = (
+    "{calibration} calibration samples, the same for every tool (ours holds a quarter of them out by itself), in a fresh "
+    "process each; figures are of other samples. Static peers: QDQ, per channel, uint8 activations, int8 weights where "
+    "the tool lets one choose; *7 bits* is onnxruntime's reduce_range. All but *as given* and ours get the file raised "
+    "to opset 17 by onnx's converter where it is older, not on the clock; onnxruntime's own pre-processing is on it, "
+    "NNCF gets its result for nothing (it folds no BatchNormalization itself). *SQNR*: of the worst output, dB. "
+    "*Agree*: same decision. *Task*: score before → after. *Char. error*: of text readers, likewise. *Speed*: time of "
+    "fp32 / time of the file, one thread, one sample, median of paired runs in turn. *Size*: of the file, share of "
+    "fp32's. *s*, *MB*: time and largest resident memory of the tool's process (in brackets: above the imports). Ours "
+    "also compares both models within that time. {emulated}Peers' versions: {versions}."
+)
+EMULATED = (
+    "*Other CPU*: the same file on an emulated CPU, SQNR there against fp32 here, and (in brackets) against the same "
+    "file here, on a few samples. "
+)
+
+
+def report(rows: Sequence[Row], calibration: int) -> None:
+    """results/quantize.md and .json."""
+    emulated = any(row.there_db is not None for row in rows)
+    versions = sorted({f"{TOOLS[row.tool].package} {row.version}" for row in rows if row.version and row.tool in TOOLS})
+    about = ABOUT.format(
+        calibration=calibration, emulated=EMULATED if emulated else "", versions=", ".join(versions) or "none"
+    )
+    parts = [about, "## Tools", table(TOOL_HEADS, tools(rows)), "## Models", table(MODEL_HEADS, models(rows))]
+    for model in dict.fromkeys(row.model for row in rows):
+        heads = [*HEADS[:-1], "other CPU", HEADS[-1]] if emulated else HEADS
+        parts += [f"### {model}", table(heads, [shown(row, emulated) for row in rows if row.model == model])]
+    write("quantize", "int8 tools side by side", parts, {"rows": json_safe([asdict(row) for row in rows])})
+
+
+TOOL_HEADS = (
+    "tool", "models", "wrote a file", "loads", "median SQNR dB", "slower than fp32", "median speed",
+    "same to 40 dB on the other CPU",
+)  # fmt: skip
+
+
+def tools(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a tool, over all of its models."""
+    lines = []
+    for tool in dict.fromkeys([*TOOLS, *(row.tool for row in rows)]):
+        mine = [row for row in rows if row.tool == tool]
+        if not mine:
+            continue
+        speeds = [row.speed for row in mine if row.speed is not None]
+        apart = [row.between_db >= DB_APART for row in mine if row.between_db is not None]
+        counts = [len(mine), sum(row.runs for row in mine), sum(row.loads for row in mine)]
+        lines.append([
+            tool, *map(str, counts), number(_median([row.sqnr_db for row in mine]), 1),
+            f"{sum(speed < 1 for speed in speeds)} of {len(speeds)}", number(_median(speeds), 2),
+            f"{sum(apart)} of {len(apart)}" if apart else NOTHING,
+        ])  # fmt: skip
+    return lines
+
+
+MODEL_HEADS = ("model", "best peer SQNR dB", "by", "ours", "fastest peer", "by", "ours", "best peer task", "ours")
+
+
+def models(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a model: the best of the peers' files that load, each in its own discipline, beside ours."""
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = [row for row in rows if row.model == model and row.loads]
+        peers, own = [row for row in mine if not row.tool.startswith(OURS)], [row for row in mine if row.tool == OURS]
+        (faithful, its), (fastest, time) = _best(peers, "sqnr_db"), _best(peers, "speed")
+        right = max((row.after for row in peers if row.after is not None), default=None)
+        our = own[0] if own else Row(model, OURS)
+        before = next((row.before for row in mine if row.before is not None), None)
+        lines.append([
+            model, number(its, 1), faithful, number(our.sqnr_db, 1), number(time, 2), fastest, number(our.speed, 2),
+            pair(before, right), pair(our.before, our.after),
+        ])  # fmt: skip
+    return lines
+
+
+HEADS = ("tool", "loads", "SQNR dB", "agree", "task", "char. error", "speed", "size", "s", "MB", "note")
+
+
+def shown(row: Row, emulated: bool) -> list[str]:
+    """The row as cells."""
+    loads = ("yes" if row.loads else "no") if row.runs else "no file"
+    memory = (
+        NOTHING if row.peak is None or row.base is None else f"{row.peak / 1e6:.0f} ({(row.peak - row.base) / 1e6:.0f})"
+    )
+    cells = [
+        row.tool, loads, number(row.sqnr_db, 1), number(row.agreement, 3), pair(row.before, row.after),
+        pair(row.error_before, row.error_after, 4), number(row.speed, 2), number(row.size, 2), number(row.seconds, 1),
+        memory,
+    ]  # fmt: skip
+    if emulated:
+        cells.append(NOTHING if row.there_db is None else f"{number(row.there_db, 1)} ({number(row.between_db, 1)})")
+    return [*cells, row.note.replace("|", "/")]
+
+
+def number(value: float | None, digits: int) -> str:
+    """With that many digits; inf as such."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    return "inf" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def pair(before: float | None, after: float | None, digits: int = 3) -> str:
+    """before → after."""
+    return NOTHING if before is None or after is None else f"{before:.{digits}f} → {after:.{digits}f}"
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _best(rows: Sequence[Row], figure: str) -> tuple[str, float | None]:
+    """Tool and number of the row in which that figure is largest."""
+    known = [(getattr(row, figure), row.tool) for row in rows if getattr(row, figure) is not None]
+    value, tool = max(known, key=lambda each: each[0], default=(None, NOTHING))
+    return tool, value
