@@ -1,0 +1,291 @@
+"""Equalize: multiply channels by factors that cancel, so that one scale for a whole tensor serves all its channels.
+
+A factor t[c] goes into what writes channel c and out of what reads it (scaling.py says where that may be done): cross-layer
+equalization of Nagel et al. 2019, arXiv:1906.04721, and the migration of Xiao et al. 2022 (SmoothQuant), arXiv:2211.10438,
+in one form, and for any number of writers and readers:
+
+    t[c] = max|W[c]|^(1-α) / max|X[c]|^α
+
+with X the channel's entries and W the weights that read it. α = 1 gives all channels the range of the widest, α = 1/2 shares
+the burden between tensor and weights, and of ALPHAS each place takes the one of least expected error of its readers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass as plain
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from onnxcompress.evidence.kinds import Moments
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_constant
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.quantize.scaling import Edit, Scaling, scaling
+from onnxcompress.plan import Plan, Refusal
+
+ALPHAS = np.linspace(0, 1, 11)
+FARTHEST = 2.0**10
+"""No channel is multiplied or divided by more, beside the others of its tensor."""
+
+FOLDED = {"Relu", "Clip", "LeakyRelu", "PRelu", "BatchNormalization"}
+"""Operators that run with the one before them: what they alone read has no grid of its own."""
+
+
+@dataclass(frozen=True)
+class Equalize:
+    """Scale channels against each other, without a change to any output, so that they share one grid better."""
+
+    name: ClassVar[str] = "equalize"
+
+    activation_levels: Annotated[int, Field(ge=2, description="levels that a tensor will have")] = 256
+    weight_levels: Annotated[int, Field(ge=2, description="levels that a row of weights will have")] = 255
+    margin: Annotated[
+        float,
+        Field(ge=1, description="how far below its limit what a Clip reads must stay, over what was seen of it"),
+    ] = 1.5
+    gain: Annotated[float, Field(ge=0, description="dB that a place must gain to be changed")] = 0.1
+
+    def needs(self, model: Model) -> list[Need]:
+        """Moments of every value that has a channel to scale."""
+        return [Need("moments", value, axis) for value, (axis, _) in scaling(model).values.items()]
+
+    def plan(self, model: Model, evidence: Evidence) -> Plan:
+        """Choose the factors, place by place."""
+        found = scaling(model)
+        plan = Plan(self.name, dict(vars(self)), model.fingerprint)
+        seen = {
+            value: evidence[need]
+            for value, (axis, _) in found.values.items()
+            if (need := Need("moments", value, axis)) in evidence
+        }
+        factors = np.ones(found.count)
+        for place in _places(model, found, seen):
+            self._choose(place, found, factors, plan)
+        _write_down(plan, found, factors)
+        for layer in layers(model):
+            if layer.writes in found.held and layer.writes not in found.values:
+                plan.refusals.append(Refusal(layer.weight, *found.held[layer.writes]))
+        return plan
+
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """Multiply constants by their factors, in float64."""
+        plan.check_fits(model.fingerprint)
+        graph = model.ir.clone()
+        changed: dict[str, np.ndarray] = {}
+        for key, factors in plan.arrays.items():
+            tensor, _, axis = key.rpartition("|")
+            values = changed.get(tensor, model.array(tensor)).astype(np.float64)
+            shape = [1] * values.ndim
+            shape[int(axis)] = -1
+            changed[tensor] = values * factors.reshape(shape)
+        for tensor, values in changed.items():
+            set_constant(graph, tensor, values)
+        return model.edited(graph)
+
+    def _choose(self, place: Place, found: Scaling, factors: np.ndarray, plan: Plan) -> None:
+        """Try every α on one place; write the best factors into `factors` where they gain enough."""
+        limit = self._limits(place, found)
+        before = self._error(place, np.ones(len(place.numbers)))
+        tried = [_within(place, place.factors(alpha), limit) for alpha in ALPHAS]
+        errors = [self._error(place, t) for t in tried]
+        best = int(np.argmin(errors))
+        if not before > 0 or 10 * np.log10(before / max(errors[best], 1e-300)) < self.gain:
+            return
+        factors[place.numbers] = tried[best]
+        plan.decisions.append(
+            {
+                "values": sorted(place.seen),
+                "written_by": sorted({edit.node for edit in place.edits if edit.power > 0}),
+                "read_by": sorted({edit.node for edit in place.edits if edit.power < 0}),
+                "channels": len(place.numbers),
+                "alpha": round(float(ALPHAS[best]), 3),
+                "before_db": -10 * float(np.log10(before)),
+                "after_db": -10 * float(np.log10(max(errors[best], 1e-300))),
+            }
+        )
+
+    def _limits(self, place: Place, found: Scaling) -> np.ndarray:
+        """[channels] largest factor: a Clip that did not clip a channel must not; one that did keeps it at one."""
+        limit = np.full(len(place.numbers), np.inf)
+        for value, _, most in found.limits:
+            if value in place.seen:
+                moments, where = place.seen[value]
+                room = most / (self.margin * np.maximum(moments.maximum, 1e-300))
+                np.minimum.at(limit, where[where >= 0], np.where(room >= 1, room, -1.0)[where >= 0])
+        return limit
+
+    def _error(self, place: Place, t: np.ndarray) -> float:
+        """Expected squared error of the readers' outputs, as a share of what they put out: of the tensors' grids and of
+        the weights'. Both roundings are taken as uniform over a step."""
+        total = 0.0
+        noise = np.zeros(len(t))
+        for value in place.gridded:
+            moments, where = place.seen[value]
+            scale = np.where(where >= 0, t[where], 1.0)
+            top, low = (moments.maximum * scale).max(initial=0), (moments.minimum * scale).min(initial=0)
+            noise += ((top - low) / (self.activation_levels - 1)) ** 2 / 12 / t**2
+        for reader in place.readers:
+            power = float(reader.energy @ reader.square)
+            if power <= 0:
+                continue
+            error = float(reader.energy @ noise)
+            if reader.rows is not None:
+                step = 2 * (reader.rows / t).max(axis=1) / self.weight_levels
+                error += reader.kernel * float((step**2).sum() / 12 * (reader.square @ t**2))
+            total += error / power
+        return total
+
+
+# ---- places ----
+
+
+@plain(frozen=True, eq=False)
+class Reader:
+    """A constant that reads the channels of a place.
+
+    energy  [channels] sum of squares of what reads each              square  [channels] mean square of what is read
+    rows    [out, channels] largest magnitude of the weight over its kernel; None where each channel has a row of its own
+    kernel  weights to an output and channel
+    """
+
+    energy: np.ndarray
+    square: np.ndarray
+    rows: np.ndarray | None
+    kernel: int
+
+    @property
+    def widest(self) -> np.ndarray:
+        """[channels]"""
+        return np.sqrt(self.energy) if self.rows is None else self.rows.max(axis=0)
+
+
+@plain(frozen=True, eq=False)
+class Place:
+    """Factors of channels that the same values hold and the same constants write and read.
+
+    numbers  [channels] of the factors              edits    the constants
+    seen     value -> its Moments, and for each position of its axis the channel here, -1 for none
+    gridded  those of the values that get a grid    readers  what reads them
+    """
+
+    numbers: np.ndarray
+    edits: tuple[Edit, ...]
+    seen: Mapping[str, tuple[Moments, np.ndarray]]
+    gridded: tuple[str, ...]
+    readers: tuple[Reader, ...]
+
+    @property
+    def reach(self) -> np.ndarray:
+        """[channels] largest magnitude, as a share of the tensor's, in the value where that is most."""
+        reach = np.zeros(len(self.numbers))
+        for value in self.gridded:
+            moments, where = self.seen[value]
+            size = np.maximum(moments.maximum, -moments.minimum)
+            np.maximum.at(reach, where[where >= 0], (size / max(float(size.max()), 1e-300))[where >= 0])
+        return reach
+
+    def factors(self, alpha: float) -> np.ndarray:
+        """[channels] t; the widest channel keeps its range, and one that was never seen to hold anything its factor."""
+        reach, weight = self.reach, np.max([reader.widest for reader in self.readers], axis=0)
+        live = (reach > 0) & (weight > 0)
+        if not live.any():
+            return np.ones(len(reach))
+        t = np.ones(len(reach))
+        t[live] = (weight[live] / weight[live].max()) ** (1 - alpha) / reach[live] ** alpha
+        t[live] *= reach[live].max() / (t[live] * reach[live]).max()
+        middle = float(np.median(t[live]))
+        return np.where(live, np.clip(t, middle / FARTHEST, middle * FARTHEST), 1.0)
+
+
+def _within(place: Place, t: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """No more than the limit; 1 where that is below zero."""
+    return np.where(limit < 0, 1.0, np.minimum(t, limit))
+
+
+def _places(model: Model, found: Scaling, seen: Mapping[str, Moments]) -> Iterator[Place]:
+    """Factors that stand at the same values and edits, in graph order; those without evidence or readers are left out."""
+    marks: list[tuple[Any, np.ndarray]] = [(edit, edit.factors) for edit in found.edits]
+    marks += [(value, numbers) for value, (_, numbers) in found.values.items()]
+    weights = np.random.default_rng(0).integers(1, 1 << 40, len(marks))
+    print_ = np.zeros(found.count, np.int64)
+    for (_, numbers), weight in zip(marks, weights, strict=True):
+        print_[np.unique(numbers)] += weight
+    _, first, kind = np.unique(print_[1:], return_index=True, return_inverse=True)
+    members: dict[int, list[Any]] = defaultdict(list)
+    for mark, numbers in marks:
+        for group in np.unique(kind[np.unique(numbers[numbers > 0]) - 1]):
+            members[int(group)].append(mark)
+    by_weight = {(layer.name, layer.weight): layer for layer in layers(model)}
+    alone = _run_with_the_next(model)
+    for group in np.argsort(first):
+        own = np.flatnonzero(kind == group) + 1
+        edits = tuple(mark for mark in members[int(group)] if isinstance(mark, Edit))
+        values = {
+            value: (seen[value], _channel_of(own, found.values[value][1]))
+            for value in members[int(group)]
+            if isinstance(value, str) and value in seen
+        }
+        gridded = tuple(value for value in values if value not in alone)
+        readers = tuple(_readers(model, own, edits, values, gridded, by_weight))
+        if gridded and readers:
+            yield Place(own, edits, values, gridded, readers)
+
+
+def _run_with_the_next(model: Model) -> set[str]:
+    """Values that only an activation or norm reads."""
+    return {
+        value.name or ""
+        for node in model.ir.graph
+        for value in node.outputs
+        if (users := [user.op_type for user, _ in value.uses()]) and len(users) == 1 and users[0] in FOLDED
+    }
+
+
+def _channel_of(own: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """[positions] place of each factor number among `own` (ascending), -1 where it is none of them."""
+    place = np.minimum(np.searchsorted(own, numbers), len(own) - 1)
+    return np.where(own[place] == numbers, place, -1)
+
+
+def _readers(
+    model: Model,
+    own: np.ndarray,
+    edits: tuple[Edit, ...],
+    values: Mapping[str, tuple[Moments, np.ndarray]],
+    gridded: tuple[str, ...],
+    by_weight: Mapping[tuple[str, str], Layer],
+) -> Iterator[Reader]:
+    for edit in edits:
+        layer = by_weight.get((edit.node, edit.tensor))
+        if edit.power > 0 or (layer is None and model.array(edit.tensor).size == 0) or not gridded:
+            continue
+        where = _channel_of(own, edit.factors)
+        read = layer.reads if layer is not None and layer.reads in values else gridded[-1]
+        moments, at = values[read]
+        square, energy = np.zeros(len(own)), np.zeros(len(own))
+        square[at[at >= 0]] = moments.mean_square[at >= 0]
+        array = np.moveaxis(model.array(edit.tensor).astype(np.float64), edit.axis, 0)
+        flat = array.reshape(len(array), -1)
+        np.add.at(energy, where[where >= 0], (flat**2).sum(1)[where >= 0])
+        rows, kernel = None, 1
+        if layer is not None and layer.groups == 1 and layer.ins == 1 and edit.axis == layer.order[layer.outs]:
+            matrix = np.abs(layer.matrix(model.array(edit.tensor)).astype(np.float64))
+            matrix = matrix.reshape(*matrix.shape[:2], -1)
+            rows, kernel = np.zeros((len(matrix), len(own))), matrix.shape[2]
+            np.maximum.at(rows.T, where[where >= 0], matrix.max(axis=2).T[where >= 0])
+        yield Reader(energy, square, rows, kernel)
+
+
+def _write_down(plan: Plan, found: Scaling, factors: np.ndarray) -> None:
+    """One vector for each axis of a constant that changes."""
+    for edit in found.edits:
+        vector = factors[edit.factors] ** edit.power
+        if (vector != 1).any():
+            key = f"{edit.tensor}|{edit.axis}"
+            plan.arrays[key] = plan.arrays.get(key, 1.0) * vector
