@@ -123,7 +123,7 @@ def inspect(
         outputs=ports[1],
         operators=dict(Counter(node.op_type for node in loaded.ir.graph.all_nodes()).most_common()),
         layers=lines,
-        groups=tuple(_group(loaded, channels, group) for group in channels.groups),
+        groups=tuple(_group(loaded, channels, group, exact=not inexact) for group in channels.groups),
         frozen=tuple(FrozenLine(each.name, each.channels, each.why, each.by) for each in channels.frozen),
         free_share=free / (free + kept) if free + kept else 0.0,
         notes=(*loaded.notes, *notes),
@@ -175,8 +175,8 @@ def _layers(model: Model, shapes: Shapes) -> tuple[LayerLine, ...]:
     return tuple(lines)
 
 
-def _group(model: Model, channels: Channels, group: Group) -> GroupLine:
-    free = int(free_cuts(model, channels, group).all.sum()) if group.size > 1 else 0
+def _group(model: Model, channels: Channels, group: Group, *, exact: bool) -> GroupLine:
+    free = int(free_cuts(model, channels, group, exact=exact).all.sum()) if group.size > 1 else 0
     return GroupLine(
         group.name, group.size, free, tuple((member.tensor, member.axis, member.role) for member in group.members)
     )

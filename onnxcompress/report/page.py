@@ -91,8 +91,8 @@ def _costs(report: Report) -> Table:
     for name, (before, after) in report.costs.items():
         title, show = COSTS.get(name, (name, words.count))
         rows.append((title, show(before), show(after), words.times(before, after)))
-    after = "expected" if report.comparison is None else "after"
-    return table(report.model, ("", "before", after, "ratio"), rows, ("before", after, "ratio"))
+    columns = ("", "before", "expected" if report.comparison is None else "after", "ratio")
+    return table(report.model, columns, rows, columns[1:])
 
 
 def _outputs(comparison: Mapping[str, Any]) -> Table:

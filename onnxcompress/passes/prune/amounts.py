@@ -5,6 +5,7 @@ Costs are counted, never guessed. Errors are expected: see `selection.curves_of`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ def within_error(budget: Budgeted, curves: Mapping[str, np.ndarray], round_to: i
         ]
         if not candidates:
             break
-        chosen = allocate_error(candidates, most)
+        chosen = allocate_error(candidates, most, maximum_gap=math.inf)  # exact for costs that are not would be idle
         found = {**sizes, **{name: int(str(each.setting)) for name, each in chosen.items()}}
         best = min(best, (budget.weight(_first(sizes, found)), found), key=lambda pair: pair[0])
         if found == counts:

@@ -27,7 +27,7 @@ from onnxcompress.passes.prune.criteria import (
     kept_count,
     normalise,
 )
-from onnxcompress.passes.prune.free import FreeCuts, free_cuts, merged
+from onnxcompress.passes.prune.free import FreeCuts, folded, free_cuts, merged
 from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.prune.scores import needs_of, score_groups
 from onnxcompress.passes.prune.selection import (
@@ -166,7 +166,7 @@ class Prune:
             raise ModelError(
                 f"{model.source.name}: no channel can be removed: {_why_nothing(channels)}; see 'onnxcompress inspect'"
             )
-        free = {group.name: free_cuts(model, channels, group) for group in groups}
+        free = {group.name: free_cuts(model, channels, group, exact=not self.inexact) for group in groups}
         row, aggregate = CRITERIA.get(self.criterion, CRITERIA["l2"]), self.aggregate
         scores = score_groups(model, channels, groups, row, evidence, aggregate, self.seed)
         for name, cuts in free.items():
@@ -226,11 +226,11 @@ class Prune:
         return choose_global(scaled, dict.fromkeys(scores, 1.0), amount, round_to=self.round_to)
 
     def apply(self, model: Model, plan: Plan) -> Model:
-        """Merge duplicates into the units that stay, then cut."""
+        """Merge duplicates into the units that stay, cut, and put what constants did into the biases."""
         plan.check_fits(model.fingerprint)
         channels = self.channels(model)
         by_name = {group.name: group for group in channels.groups}
-        removed = []
+        removed, constant = [], []
         graph = model.ir.clone()
         for decision in plan.decisions:
             group = by_name[decision["group"]]
@@ -240,7 +240,11 @@ class Prune:
             for tensor, values in merged(model.edited(graph), group, into).items():
                 set_constant(graph, tensor, values)
             removed.append(group.units[decision["cut"]])
-        return cut(model.edited(graph), channels, np.concatenate(removed) if removed else np.zeros(0, np.int64))
+            if "constant" in decision:
+                constant.append((group, np.array(decision["constant"])))
+        gone = np.concatenate(removed) if removed else np.zeros(0, np.int64)
+        narrow = cut(model.edited(graph), channels, gone)
+        return folded(model, narrow, channels, gone, constant) if constant else narrow
 
 
 def _beyond(free: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -254,6 +258,9 @@ def _decision(group: Group, keep: np.ndarray, free: FreeCuts) -> dict[str, objec
     taken = np.flatnonzero(free.all & ~keep)
     if len(taken):
         decision["free"] = taken.tolist()
+    constant = np.flatnonzero(free.constant & ~keep)
+    if len(constant):
+        decision["constant"] = constant.tolist()
     merge = [[int(unit), int(free.into[unit])] for unit in gone if free.into[unit] >= 0 and keep[free.into[unit]]]
     if merge:
         decision["merge"] = merge
@@ -267,7 +274,7 @@ def _settings(settings: Prune) -> dict[str, object]:
 def _notes(free: Mapping[str, FreeCuts]) -> list[str]:
     counts = {
         kind: sum(int(flags.sum()) for flags in (getattr(cuts, kind) for cuts in free.values()))
-        for kind in ("unread", "zero")
+        for kind in ("unread", "zero", "constant")
     }
     counts["duplicate"] = sum(int((cuts.into >= 0).sum()) for cuts in free.values())
     total = sum(counts.values())
