@@ -20,21 +20,14 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, input_of, new_constant, walk
+from onnxcompress.model.edit import constant_of, input_of
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
+from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, ramp, result_of, row_of
 
 Style = Literal["qdq", "qoperator"]
 Io = Literal["float", "int8"]
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """A weight on its grid: integer levels in the stored layout."""
-
-    levels: np.ndarray
-    grid: Grid
 
 
 def write(
@@ -56,7 +49,7 @@ def write(
     ModelError where a grid or a weight that is needed is missing, or grids differ that must not.
     """
     graph = model.ir.clone()
-    pen = Pen(graph, grids, weights, {layer.name: layer for layer in layers(model)})
+    pen = Pairs(graph, grids, weights, {layer.name: layer for layer in layers(model)})
     chosen = [node for node in graph.graph if node.name in nodes]
     absorbed = bias_adds(chosen, pen.layers)
     for node in chosen:
@@ -72,19 +65,14 @@ def write(
 
 
 @dataclass
-class Pen:
-    """The graph under edit, what was decided about it, and which values exist in which form so far."""
+class Pairs(Pen):
+    """What was decided about a graph, and which of its values exist in which form so far."""
 
-    graph: ir.Model
     grids: Mapping[str, Grid]
     weights: Mapping[str, Rounded]
     layers: Mapping[str, Layer]
     levels: dict[ir.Value, ir.Value] = field(default_factory=dict)
     floats: dict[ir.Value, ir.Value] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.taken = {node.name or "" for node in walk(self.graph)}
 
     def grid(self, value: ir.Value, node: ir.Node) -> Grid:
         """The grid decided for a value."""
@@ -93,38 +81,20 @@ class Pen:
             raise ModelError(f"{node.name}: no grid for {value.name}; every value it reads or writes needs one")
         return found
 
-    def node(
-        self, op: str, inputs: list[ir.Value | None], name: str, like: ir.Value, dtype: ir.DataType, **attributes: int
-    ) -> ir.Node:
-        """A node whose one output is called `name` and shaped as `like`."""
-        free, number = f"{name}.{op}", 0
-        while free in self.taken:
-            number += 1
-            free = f"{name}.{op}.{number}"
-        self.taken.add(free)
-        made = ir.node(op, inputs, attributes, name=free)
-        made.outputs[0].name, made.outputs[0].shape = name, like.shape
-        made.outputs[0].type = ir.TensorType(dtype)
-        return made
-
-    def scales(self, grid: Grid, name: str) -> list[ir.Value | None]:
-        """Scale and zero as initializers: each node has its own, equal ones are merged when the file is saved."""
-        zero = np.asarray(grid.zero).astype(grid.kind)
-        return [
-            new_constant(self.graph, f"{name}.scale", np.asarray(grid.scale, np.float32)),
-            new_constant(self.graph, f"{name}.zero", zero),
-        ]
-
-    def quantize(self, value: ir.Value, name: str, grid: Grid) -> ir.Node:
+    def quantize(self, value: ir.Value, name: str, grid: Grid, before: ir.Node | None = None) -> ir.Value:
         """value -> its levels."""
-        stem = name.removesuffix(".levels")
-        return self.node("QuantizeLinear", [value, *self.scales(grid, stem)], name, value, DTYPES[grid.kind])
+        inputs = [value, *self._scales(grid, name)]
+        return self.node("QuantizeLinear", inputs, name, like=value, dtype=DTYPES[grid.kind], before=before)
 
-    def dequantize(self, value: ir.Value, name: str, grid: Grid) -> ir.Node:
+    def dequantize(self, levels: ir.Value, name: str, grid: Grid, before: ir.Node | None = None) -> ir.Value:
         """Levels -> float."""
-        axis = {} if grid.axis is None else {"axis": grid.axis}
-        scales = self.scales(grid, name)
-        return self.node("DequantizeLinear", [value, *scales], name, value, ir.DataType.FLOAT, **axis)
+        inputs = [levels, *self._scales(grid, name)]
+        axis = None if grid.axis is None else {"axis": grid.axis}
+        return self.node("DequantizeLinear", inputs, name, like=levels, before=before, attributes=axis)
+
+    def _scales(self, grid: Grid, name: str) -> list[ir.Value | None]:
+        zero = np.asarray(grid.zero).astype(grid.kind)
+        return [self.constant(f"{name}.scale", np.asarray(grid.scale, np.float32)), self.constant(f"{name}.zero", zero)]
 
     def levels_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """The levels of a value, made where it is first asked for."""
@@ -133,20 +103,17 @@ class Pen:
             if constant_of(value) is not None:
                 grid = self.constant_grid(value)
                 stored = grid.levels(constant_of(value)).astype(grid.kind)  # type: ignore[arg-type]
-                self.levels[value] = new_constant(self.graph, name, stored)
+                self.levels[value] = self.constant(name, stored)
             else:
-                made = self.quantize(value, name, self.grid(value, before))
-                _insert(before, made)
-                self.levels[value] = made.outputs[0]
+                self.levels[value] = self.quantize(value, name, self.grid(value, before), before)
         return self.levels[value]
 
     def float_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """The value as its levels say it, in float."""
         if value not in self.floats:
             grid = self.constant_grid(value) if constant_of(value) is not None else self.grid(value, before)
-            made = self.dequantize(self.levels_of(value, before), f"{value.name}.rounded", grid)
-            _insert(before, made)
-            self.floats[value] = made.outputs[0]
+            levels = self.levels_of(value, before)
+            self.floats[value] = self.dequantize(levels, f"{value.name}.rounded", grid, before)
         return self.floats[value]
 
     def constant_grid(self, value: ir.Value) -> Grid:
@@ -162,9 +129,9 @@ class Pen:
         """Round what a node has just computed in float (a kernel fuses with this), and let all readers read the rounded."""
         name = exact.name or ""
         exact.name = f"{name}.exact"
-        made = self.quantize(exact, f"{name}.levels", grid)
-        _after(exact).insert_after(exact.producer(), made)  # type: ignore[arg-type]
-        self.show(exact, made.outputs[0], grid, name, but=made)
+        levels = self.quantize(exact, f"{name}.levels", grid)
+        _behind(exact, levels)
+        self.show(exact, levels, grid, name)
 
     def put_levels(self, value: ir.Value, grid: Grid) -> None:
         """A node's output has become levels: type and name follow, and readers of floats get floats."""
@@ -172,16 +139,12 @@ class Pen:
         value.name, value.type = f"{name}.levels", ir.TensorType(DTYPES[grid.kind])
         self.show(value, value, grid, name)
 
-    def show(self, old: ir.Value, levels: ir.Value, grid: Grid, name: str, but: ir.Node | None = None) -> None:
-        """Behind `levels` a DequantizeLinear called `name`, read by all who read `old` (save `but`)."""
-        readers = [(node, index) for node, index in old.uses() if node is not but]
-        made = self.dequantize(levels, name, grid)
-        producer = levels.producer()
-        if producer is None:
-            _first(self.graph.graph, made)
-        else:
-            _after(levels).insert_after(producer, made)
-        value = made.outputs[0]
+    def show(self, old: ir.Value, levels: ir.Value, grid: Grid, name: str) -> None:
+        """Behind `levels` a DequantizeLinear called `name`, read by all who read `old` (but the rounding itself)."""
+        rounding = levels.producer()
+        readers = [(node, index) for node, index in old.uses() if node is not rounding]
+        value = self.dequantize(levels, name, grid)
+        _behind(levels, value)
         for node, index in readers:
             node.replace_input_with(index, value)
         outputs = self.graph.graph.outputs
@@ -201,25 +164,17 @@ DTYPES = {
 }
 
 
-def _insert(before: ir.Node, node: ir.Node) -> None:
-    assert before.graph is not None
-    before.graph.insert_before(before, node)
-
-
-def _after(value: ir.Value) -> ir.Graph:
-    producer = value.producer()
-    assert producer is not None and isinstance(producer.graph, ir.Graph)
-    return producer.graph
-
-
-def _first(graph: ir.Graph, node: ir.Node) -> None:
-    graph.insert_before(graph[0], node)
+def _behind(value: ir.Value, made: ir.Value) -> None:
+    """Put the node of `made` just behind the one of `value`."""
+    producer, node = value.producer(), made.producer()
+    assert producer is not None and node is not None and isinstance(producer.graph, ir.Graph)
+    producer.graph.insert_after(producer, node)
 
 
 # -- one writer a form ---------------------------------------------------------------------------------------------
 
 
-def _product(pen: Pen, node: ir.Node) -> None:
+def _product(pen: Pairs, node: ir.Node) -> None:
     """DQ(x) · DQ(w) + DQ(int32 b) -> Q."""
     layer = pen.layers.get(node.name or "")
     reads = data_of(node)
@@ -238,7 +193,7 @@ def _product(pen: Pen, node: ir.Node) -> None:
         pen.put(result, grid)
 
 
-def _weight(pen: Pen, layer: Layer, source: Grid, node: ir.Node) -> Grid:
+def _weight(pen: Pairs, layer: Layer, source: Grid, node: ir.Node) -> Grid:
     """One quantized copy of a weight and one DequantizeLinear, however many nodes read it; the grid."""
     stored = pen.weights.get(layer.weight)
     if stored is None:
@@ -250,10 +205,8 @@ def _weight(pen: Pen, layer: Layer, source: Grid, node: ir.Node) -> Grid:
         stored, name = wider, f"{layer.weight}.{layer.name}"
     value = pen.graph.graph.initializers[layer.weight]
     if wider is not pen.weights[layer.weight] or value not in pen.floats:
-        levels = new_constant(pen.graph, f"{name}.levels", stored.levels.astype(stored.grid.kind))
-        made = pen.dequantize(levels, f"{name}.rounded", stored.grid)
-        _insert(node, made)
-        rounded = made.outputs[0]
+        levels = pen.constant(f"{name}.levels", stored.levels.astype(stored.grid.kind))
+        rounded = pen.dequantize(levels, f"{name}.rounded", stored.grid, node)
         if name == layer.weight:
             pen.floats[value] = rounded
     else:
@@ -280,7 +233,7 @@ def _room_for_bias(stored: Rounded, bias: np.ndarray | None, source: Grid) -> Ro
     return Rounded(wider.levels(grid.values(stored.levels)), wider)
 
 
-def _bias(pen: Pen, node: ir.Node, layer: Layer, source: Grid, weight: Grid, result: ir.Value) -> None:
+def _bias(pen: Pairs, node: ir.Node, layer: Layer, source: Grid, weight: Grid, result: ir.Value) -> None:
     """The bias as int32 with scale s_x·s_w and zero 0, one entry an output channel, where the kernel wants it."""
     if layer.bias is None:
         return
@@ -295,13 +248,12 @@ def _bias(pen: Pen, node: ir.Node, layer: Layer, source: Grid, weight: Grid, res
     grid = Grid(scale, np.zeros(scale.shape, np.int64), "int32", None if weight.axis is None else 0, *LEVELS["int32"])
     steps = np.rint(flat.astype(np.float64) / scale)
     stored = np.clip(steps, *LEVELS["int32"]).astype(np.int32)
-    levels = new_constant(pen.graph, f"{layer.bias}.levels", stored)
-    made = pen.dequantize(levels, f"{layer.bias}.rounded", grid)
-    _insert(owner, made)
-    owner.replace_input_with(list(owner.inputs).index(value), made.outputs[0])
+    levels = pen.constant(f"{layer.bias}.levels", stored)
+    rounded = pen.dequantize(levels, f"{layer.bias}.rounded", grid, owner)
+    owner.replace_input_with(list(owner.inputs).index(value), rounded)
 
 
-def _computes(pen: Pen, node: ir.Node) -> None:
+def _computes(pen: Pairs, node: ir.Node) -> None:
     """DQ of every operand -> kernel -> Q."""
     reads = data_of(node)
     for index, value in enumerate(node.inputs):
@@ -310,7 +262,7 @@ def _computes(pen: Pen, node: ir.Node) -> None:
     pen.put(node.outputs[0], pen.grid(node.outputs[0], node))
 
 
-def _moves(pen: Pen, node: ir.Node) -> None:
+def _moves(pen: Pairs, node: ir.Node) -> None:
     """The node itself, on levels."""
     value = node.inputs[0]
     assert value is not None
@@ -321,12 +273,12 @@ def _moves(pen: Pen, node: ir.Node) -> None:
         number = np.zeros((), np.float32) if padding is None else constant_of(padding)
         level = grid.levels(np.asarray(number, np.float32).reshape(())).astype(grid.kind)
         node.resize_inputs(max(3, len(node.inputs)))
-        node.replace_input_with(2, new_constant(pen.graph, f"{node.name}.padding", level))
+        node.replace_input_with(2, pen.constant(f"{node.name}.padding", level))
     for output in node.outputs:
         pen.put_levels(output, grid)
 
 
-def _shared(pen: Pen, node: ir.Node, value: ir.Value) -> Grid:
+def _shared(pen: Pairs, node: ir.Node, value: ir.Value) -> Grid:
     """The one grid of what a node reads and writes."""
     grid = pen.grid(value, node)
     for output in node.outputs:
@@ -336,7 +288,7 @@ def _shared(pen: Pen, node: ir.Node, value: ir.Value) -> Grid:
     return grid
 
 
-def _clips(pen: Pen, node: ir.Node) -> None:
+def _clips(pen: Pairs, node: ir.Node) -> None:
     """Rounding is monotone, so clipping levels at the rounded limits is exact; limits at or beyond the ends do nothing."""
     value, output = node.inputs[0], node.outputs[0]
     assert value is not None
@@ -346,24 +298,23 @@ def _clips(pen: Pen, node: ir.Node) -> None:
     low = None if low is None or low <= grid.low else low
     high = None if high is None or high >= grid.high else high
     levels = pen.levels_of(value, node)
-    if low is None and high is None:
-        pen.show(output, levels, grid, output.name or "")
-    else:
-        clip = _clip_levels(pen, levels, grid, f"{output.name}.levels", low, high)
-        _insert(node, clip)
-        pen.show(output, clip.outputs[0], grid, output.name or "")
+    if low is not None or high is not None:
+        levels = _clip_levels(pen, levels, grid, f"{output.name}.levels", low, high, node)
+    pen.show(output, levels, grid, output.name or "")
     node.graph.remove(node, safe=True)  # type: ignore[union-attr]
 
 
-def _clip_levels(pen: Pen, levels: ir.Value, grid: Grid, name: str, low: int | None, high: int | None) -> ir.Node:
+def _clip_levels(
+    pen: Pairs, levels: ir.Value, grid: Grid, name: str, low: int | None, high: int | None, before: ir.Node
+) -> ir.Value:
     ends = [
-        None if end is None else new_constant(pen.graph, f"{name}.{side}", np.asarray(end).astype(grid.kind))
+        None if end is None else pen.constant(f"{name}.{side}", np.asarray(end).astype(grid.kind))
         for side, end in (("low", low), ("high", high))
     ]
-    return pen.node("Clip", [levels, *ends], name, levels, DTYPES[grid.kind])
+    return pen.node("Clip", [levels, *ends], name, like=levels, dtype=DTYPES[grid.kind], before=before)
 
 
-def _ramp(pen: Pen, node: ir.Node) -> None:
+def _ramp(pen: Pairs, node: ir.Node) -> None:
     """HardSigmoid: clipped levels, read with another zero. HardSwish: the input times that."""
     value, output = node.inputs[0], node.outputs[0]
     assert value is not None
@@ -374,26 +325,18 @@ def _ramp(pen: Pen, node: ir.Node) -> None:
         return
     slope, low, high = found
     name = output.name or ""
-    clip = _clip_levels(pen, pen.levels_of(value, node), grid, f"{node.name}.clipped", low, high)
-    _insert(node, clip)
+    clip = _clip_levels(pen, pen.levels_of(value, node), grid, f"{node.name}.clipped", low, high, node)
     if node.op_type == "HardSigmoid":
-        pen.show(output, clip.outputs[0], slope, name)
-        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
-        return
-    gate = pen.dequantize(clip.outputs[0], f"{node.name}.gate", slope)
-    factor = pen.float_of(value, node)
-    product = pen.node("Mul", [factor, gate.outputs[0]], f"{node.name}.product", output, ir.DataType.FLOAT)
-    for each in (gate, product):
-        _insert(node, each)
-    exact = product.outputs[0]
-    exact.name = f"{name}.exact"
-    made = pen.quantize(exact, f"{name}.levels", pen.grid(output, node))
-    _insert(node, made)
-    pen.show(output, made.outputs[0], pen.grid(output, node), name)
+        pen.show(output, clip, slope, name)
+    else:
+        gate = pen.dequantize(clip, f"{node.name}.gate", slope, node)
+        exact = pen.node("Mul", [pen.float_of(value, node), gate], f"{name}.exact", like=output, before=node)
+        own = pen.grid(output, node)
+        pen.show(output, pen.quantize(exact, f"{name}.levels", own, node), own, name)
     node.graph.remove(node, safe=True)  # type: ignore[union-attr]
 
 
-WRITERS: Mapping[str, Callable[[Pen, ir.Node], None]] = {
+WRITERS: Mapping[str, Callable[[Pairs, ir.Node], None]] = {
     "product": _product,
     "computes": _computes,
     "moves": _moves,
@@ -423,13 +366,3 @@ def _integer_ends(graph: ir.Model) -> None:
             continue
         value.name, levels.name, levels.shape = f"{name}.rounded", name, value.shape
         graph.graph.outputs[index] = levels
-
-
-def tidy(graph: ir.Model) -> None:
-    """Take out what nobody reads: pairs, and constants that stood in floats."""
-    for node in reversed(list(graph.graph)):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.graph.remove(node, safe=True)
-    for name, value in list(graph.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.graph.initializers[name]
