@@ -1,0 +1,72 @@
+"""What a change inside a graph does at its outputs, one change at a time, with one session for all of them.
+
+A gate is a scalar input of the graph, zero by default: `value + gate · (changed - value)`. Opening one gate shows what its change
+alone brings; opening all of them is the whole rewrite, as far as it can be computed in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.data import Data
+from onnxcompress.model.save import to_bytes
+from onnxcompress.runtime.session import open_session
+
+
+def add_gate(graph: ir.Model, name: str) -> ir.Value:
+    """A new scalar float input of the graph."""
+    gate = ir.val(name, dtype=ir.DataType.FLOAT, shape=ir.Shape([]))
+    graph.graph.inputs.append(gate)
+    return gate
+
+
+def arriving(
+    graph: ir.Model,
+    openings: Mapping[str, Iterable[str]],
+    data: Data,
+    *,
+    level: float = 1.0,
+    batch: int = 8,
+    batches: int = 1,
+    threads: int = 1,
+    name: str = "model",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Key -> noise share (error power / signal power) at the worst output when its gates alone are open.
+
+    graph     with scalar gate inputs          openings  key -> names of the gates that open together
+    level     what an open gate is fed         batches   how many batches of the data are run
+    """
+    session = open_session(to_bytes(graph), threads=threads, name=name)
+    gates = sorted({gate for names in openings.values() for gate in names})
+    shut = {gate: np.zeros((), np.float32) for gate in gates}
+    feeds = list(islice(data.batches(batch), batches))
+    plain = [session.run({**feed, **shut}) for feed in feeds]
+    found = {}
+    for number, (key, names) in enumerate(openings.items()):
+        open_ = {**shut, **{gate: np.full((), level, np.float32) for gate in names}}
+        after = [session.run({**feed, **open_}) for feed in feeds]
+        found[key] = _noise_share(plain, after)
+        if progress is not None:
+            progress(number + 1, len(openings))
+    return found
+
+
+def _noise_share(plain: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Of the worst float output; outputs that are zero throughout do not count."""
+    shares = []
+    for name, first in plain[0].items():
+        if not isinstance(first, np.ndarray) or first.dtype.kind != "f":
+            continue
+        noise = power = 0.0
+        for one, two in zip(plain, after, strict=True):
+            y, z = one[name].astype(np.float64), two[name].astype(np.float64)
+            if y.shape == z.shape:
+                noise, power = noise + float(((z - y) ** 2).sum()), power + float((y**2).sum())
+        if power > 0:
+            shares.append(noise / power)
+    return max(shares, default=0.0)

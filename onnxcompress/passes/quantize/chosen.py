@@ -1,0 +1,109 @@
+"""Which nodes go together in int8: products first, and around them only what does not cost a conversion that nobody else needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import onnx_ir as ir
+
+from onnxcompress.model import Model
+from onnxcompress.model.edit import constant_of, input_of, walk
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, refusal, result_of, row_of
+
+
+def candidates(model: Model, kept: Collection[str]) -> tuple[dict[str, ir.Node], dict[str, str]]:
+    """Nodes of the main graph that can run on static grids, by name; and why each other one with a row or a weight cannot.
+
+    kept  names of nodes that stay float because somebody said so
+    """
+    found, refused = {}, {}
+    weighted = {layer.name for layer in layers(model)}
+    for node in walk(model.ir):
+        name = node.name or ""
+        why = "it was to be kept" if name in kept else refusal(node, model.ir.graph)
+        if not why:
+            found[name] = node
+        elif name in weighted:
+            refused[name] = why
+    return found, refused
+
+
+def connected(model: Model, names: Iterable[str]) -> frozenset[str]:
+    """Those of the nodes that are worth it: all products; others where the levels that they read are there anyway.
+
+    A kernel that adds or pools bytes saves time only between integer kernels: one operand at least must come from one, and
+    one reader be one. A node that moves or clips follows the kernel before it, since a grid that begins at zero tells more.
+    """
+    wanted = set(names)
+    weighted = {layer.name: layer for layer in layers(model)}
+    nodes = {node.name or "": node for node in model.ir.graph if node.name in wanted}
+    while True:
+        absorbed = {node.name for node in bias_adds(nodes.values(), weighted)}
+        out = [name for name, node in nodes.items() if name not in absorbed and not _pays(node, nodes, weighted)]
+        if not out:
+            return frozenset(nodes)
+        for name in out:
+            del nodes[name]
+
+
+def _pays(node: ir.Node, nodes: Mapping[str, ir.Node], weighted: Mapping[str, Layer]) -> bool:
+    form = row_of(node).form
+    if form == "product":
+        return True
+    fed = [_writer(value, nodes, weighted) for value in data_of(node) if constant_of(value) is None]
+    if form == "clips":
+        return any(fed)
+    return any(fed) and any(reader.name in nodes for output in node.outputs for reader, _ in output.uses())
+
+
+def _writer(value: ir.Value, nodes: Mapping[str, ir.Node], weighted: Mapping[str, Layer]) -> bool:
+    """Does a chosen node write this value (a MatMul through the Add of its bias)?"""
+    made = value.producer()
+    if made is None:
+        return False
+    if made.name in nodes:
+        return True
+    before = next((v.producer() for v in made.inputs if v is not None and constant_of(v) is None), None)
+    return before is not None and before.name in nodes and result_of(before, weighted.get(before.name or "")) is value
+
+
+def classes(model: Model, nodes: Collection[str]) -> dict[str, list[str]]:
+    """Like nodes under one name, for the clock: operators, and convolutions by what makes their kernels differ."""
+    weighted = {layer.name: layer for layer in layers(model)}
+    found: dict[str, list[str]] = {}
+    for node in model.ir.graph:
+        name = node.name or ""
+        if name in nodes and row_of(node).form in ("product", "computes", "ramp"):
+            found.setdefault(_kind(node, weighted.get(name), model), []).append(name)
+    return found
+
+
+FEW = 8
+"""Channels below which an integer convolution does not fill its vectors."""
+
+
+def _kind(node: ir.Node, layer: Layer | None, model: Model) -> str:
+    if layer is None or "Conv" not in layer.op:
+        return node.op_type if layer is not None or node.op_type != "MatMul" else "MatMul of activations"
+    out, per_group, *kernel = layer.matrix(model.array(layer.weight)).shape
+    if layer.groups > 1:
+        return "depthwise Conv" if per_group == 1 else "grouped Conv"
+    if min(per_group, out) < FEW:
+        return "Conv of few channels"
+    return "pointwise Conv" if all(size == 1 for size in kernel) else "Conv"
+
+
+def needless_grid(model: Model, nodes: Collection[str], value: str) -> bool:
+    """Can the product that writes `value` hand it out in float, because no integer node reads it?"""
+    weighted = {layer.name: layer for layer in layers(model)}
+    for node in model.ir.graph:
+        if node.name in nodes and row_of(node).float_output:
+            result = result_of(node, weighted.get(node.name or ""))
+            if result.name == value:
+                return not any(reader.name in nodes and _reads(reader, result) for reader, _ in result.uses())
+    return False
+
+
+def _reads(node: ir.Node, value: ir.Value) -> bool:
+    return any(input_of(node, index) is value for index in range(len(node.inputs)))

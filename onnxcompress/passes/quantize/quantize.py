@@ -1,0 +1,283 @@
+"""Static int8: activations uint8 on one grid a tensor, weights int8 on one scale a channel, written so that onnxruntime fuses it.
+
+model ──histograms──▶ ranges ──▶ grids of activations ─┐
+      ──weights─────▶ levels that no kernel saturates ─┼▶ Plan ──write──▶ QDQ graph
+      ──clock───────▶ nodes that int8 makes faster ────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from onnxcompress.errors import ModelError
+from onnxcompress.evidence.kinds import KINDS, Histogram
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.trial import Trial
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_constant
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.prune.protect import protected
+from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needless_grid
+from onnxcompress.passes.quantize.grid import Grid, grid_of
+from onnxcompress.passes.quantize.levels import Leveled, leveled
+from onnxcompress.passes.quantize.ranges import calibrate
+from onnxcompress.passes.quantize.rows import Share, data_of, ramp, row_of, shares
+from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
+from onnxcompress.passes.quantize.write import Rounded, write
+from onnxcompress.plan import Plan, Refusal
+
+Calibration = Literal["minmax", "average", "percentile", "entropy", "mse", "output"]
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """int8 weights and uint8 activations, where that is faster, on grids from calibration data."""
+
+    name: ClassVar[str] = "quantize"
+
+    calibration: Annotated[
+        Calibration, Field(description="how the range of an activation follows from what was seen")
+    ] = "mse"
+    percentile: Annotated[
+        float, Field(gt=50, le=100, description="for percentile: share of the entries inside the range")
+    ] = 99.99
+    cpu: Annotated[
+        Literal["any", "vnni"],
+        Field(
+            description="any: the same answer on every CPU; vnni: all 8 bits of every weight, wrong on CPUs without VNNI"
+        ),
+    ] = "any"
+    correct: Annotated[bool, Field(description="correct biases for the mean error of rounded weights")] = True
+    measure: Annotated[
+        bool,
+        Field(
+            description="leave in float what this CPU runs slower in int8; no: every node that has an integer kernel"
+        ),
+    ] = True
+    seconds: Annotated[float, Field(gt=0, description="of measuring, for each round of candidates")] = 2.0
+    io: Annotated[Literal["float", "int8"], Field(description="type of the model's inputs and outputs")] = "float"
+    keep: Annotated[tuple[str, ...], Field(description="nodes, by name or pattern, that stay float")] = ()
+
+    def needs(self, model: Model) -> list[Need]:
+        """Histograms of what the nodes read and write, means of what layers read, and the clock."""
+        nodes, _ = self._nodes(model)
+        found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
+        if self.correct:
+            found += [Need("moments", layer.reads, _axis(layer)) for layer in _weighted(model, nodes).values()]
+        return [*dict.fromkeys(found), *([Trial.NEED] if self.measure else [])]
+
+    def plan(self, model: Model, evidence: Evidence) -> Plan:
+        """Grids and levels for all nodes that can; then the clock says which of them stay."""
+        nodes, refused = self._nodes(model)
+        if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
+            first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
+            raise ModelError(f"{model.source.name}: nothing in it can be quantized ({first})")
+        plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
+        plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
+        grids = self._grids(model, nodes, evidence)
+        weights = self._weights(model, nodes, grids, evidence)
+        if self.measure:
+            nodes = self._faster(model, nodes, grids, weights, evidence[Trial.NEED], plan)
+        self._decide(model, nodes, grids, weights, plan)
+        return plan
+
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """Write the nodes, grids and levels of the plan."""
+        plan.check_fits(model.fingerprint)
+        nodes = [each["node"] for each in plan.decisions if "node" in each]
+        grids = {each["value"]: _read(each) for each in plan.decisions if "value" in each}
+        weights = {each["weight"]: _rounded(each, plan.arrays) for each in plan.decisions if "weight" in each}
+        biases = {key.removeprefix("bias/"): array for key, array in plan.arrays.items() if key.startswith("bias/")}
+        return _written(model, nodes, grids, weights, biases, self.io)
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _nodes(self, model: Model) -> tuple[frozenset[str], dict[str, str]]:
+        names = [node.name or "" for node in model.ir.graph]
+        found, refused = candidates(model, protected(self.keep, names, "node"))
+        return connected(model, found), refused
+
+    def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence) -> dict[str, Grid]:
+        """A grid for each value that the nodes read or write; those that share one get the same."""
+        made = {value.name or "": node for node in model.ir.graph for value in node.outputs}
+        grids: dict[str, Grid] = {}
+        for share in shares(model, nodes):
+            if all(needless_grid(model, nodes, value) for value in share.values):
+                continue
+            grid = self._grid(share, evidence)
+            if grid is not None:
+                grids |= dict.fromkeys(share.values, grid)
+        for share in shares(model, nodes):
+            if share.of:
+                node = next(each for each in model.ir.graph if each.name == share.of)
+                source = data_of(node)[0].name or ""
+                found = ramp(node, grids[source]) if source in grids else None
+                if found is not None:
+                    grids |= dict.fromkeys(share.values, found[0])
+        return {value: grid for value, grid in grids.items() if value in made or value in _inputs(model)}
+
+    def _grid(self, share: Share, evidence: Evidence) -> Grid | None:
+        if share.fixed is not None:
+            return grid_of(*share.fixed, "uint8", symmetric=False)
+        seen: Histogram | None = None
+        for value in share.ranges:
+            each = evidence.get(Need("histogram", value, 0))
+            if each is not None:
+                seen = KINDS["histogram"].merge(replace(seen) if seen is not None else None, each)
+        if seen is None:
+            return None
+        low, high = calibrate(
+            share.ranges[0], seen, self.calibration, "uint8", symmetric=False, percentile=self.percentile
+        )
+        return grid_of(low, high, "uint8", symmetric=False)
+
+    def _weights(
+        self, model: Model, nodes: Collection[str], grids: Mapping[str, Grid], evidence: Evidence
+    ) -> dict[str, Leveled]:
+        found = {}
+        for layer in _weighted(model, nodes).values():
+            seen = evidence.get(Need("moments", layer.reads, _axis(layer))) if self.correct else None
+            found[layer.weight] = leveled(model, layer, portable=self.cpu == "any", seen=seen)
+        return found
+
+    def _faster(
+        self,
+        model: Model,
+        nodes: frozenset[str],
+        grids: Mapping[str, Grid],
+        weights: Mapping[str, Leveled],
+        trial: Trial,
+        plan: Plan,
+    ) -> frozenset[str]:
+        """Those of the nodes that are worth it on this CPU; none where the float model is faster."""
+
+        def written(some: frozenset[str]) -> ir.Model:
+            return _written(model, connected(model, some), grids, _plain(weights), {}, self.io).ir
+
+        choice = fastest(
+            trial,
+            model.ir,
+            lambda some: written(some | _others(model, nodes, some)),
+            classes(model, nodes),
+            self.seconds,
+        )
+        chosen = connected(model, choice.nodes | _others(model, nodes, choice.nodes)) if choice.nodes else frozenset()
+        _tell(choice, nodes, chosen, plan)
+        return chosen
+
+    def _decide(
+        self,
+        model: Model,
+        nodes: Collection[str],
+        grids: Mapping[str, Grid],
+        weights: Mapping[str, Leveled],
+        plan: Plan,
+    ) -> None:
+        """What was chosen, as data."""
+        used = {value for share in shares(model, nodes) for value in share.values}
+        read = {layer.weight: layer for layer in _weighted(model, nodes).values()}
+        plan.decisions.extend(
+            {"node": node.name, "op": node.op_type, "form": row_of(node).form}
+            for node in model.ir.graph
+            if node.name in nodes
+        )
+        plan.decisions.extend({"value": value, **_json(grid)} for value, grid in grids.items() if value in used)
+        for name, layer in read.items():
+            each = weights[name]
+            plan.decisions.append(
+                {
+                    "weight": name,
+                    "layer": layer.name,
+                    "sqnr_db": each.sqnr_db,
+                    "portable_db": each.cost_db,
+                    "axis": each.grid.axis,
+                    "low": each.grid.low,
+                    "high": each.grid.high,
+                }
+            )
+            plan.arrays.update({f"levels/{name}": each.levels.astype(np.int8), f"scale/{name}": each.grid.scale})
+            if each.bias is not None and layer.bias is not None:
+                plan.arrays[f"bias/{layer.bias}"] = each.bias
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _written(
+    model: Model,
+    nodes: Collection[str],
+    grids: Mapping[str, Grid],
+    weights: Mapping[str, Rounded],
+    biases: Mapping[str, np.ndarray],
+    io: Literal["float", "int8"],
+) -> Model:
+    if biases:
+        graph = model.ir.clone()
+        for name, values in biases.items():
+            set_constant(graph, name, values)
+        model = model.edited(graph)
+    kept = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
+    return write(model, nodes, kept, weights, io=io)
+
+
+def _plain(weights: Mapping[str, Leveled]) -> dict[str, Rounded]:
+    return {name: Rounded(each.levels, each.grid) for name, each in weights.items()}
+
+
+def _json(grid: Grid) -> dict[str, Any]:
+    return {"scale": float(grid.scale), "zero": int(grid.zero), "kind": grid.kind, "low": grid.low, "high": grid.high}
+
+
+def _read(decision: Mapping[str, Any]) -> Grid:
+    scale, zero = np.asarray(decision["scale"], np.float32), np.asarray(decision["zero"], np.int64)
+    return Grid(scale, zero, decision["kind"], None, decision["low"], decision["high"])
+
+
+def _rounded(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Rounded:
+    name = decision["weight"]
+    scale = arrays[f"scale/{name}"]
+    grid = Grid(scale, np.zeros(scale.shape, np.int64), "int8", decision["axis"], decision["low"], decision["high"])
+    return Rounded(arrays[f"levels/{name}"].astype(np.int32), grid)
+
+
+# -- what belongs together ---------------------------------------------------------------------------------------------
+
+
+def _weighted(model: Model, nodes: Collection[str]) -> dict[str, Layer]:
+    """Node -> its layer, for products with a constant weight."""
+    return {layer.name: layer for layer in layers(model) if layer.name in nodes}
+
+
+def _others(model: Model, nodes: Collection[str], some: Collection[str]) -> frozenset[str]:
+    """Nodes that no class of the clock holds: they follow those around them."""
+    timed = {name for names in classes(model, nodes).values() for name in names}
+    return frozenset(nodes) - timed
+
+
+def _inputs(model: Model) -> set[str]:
+    return {value.name or "" for value in model.ir.graph.inputs}
+
+
+def _axis(layer: Layer) -> int:
+    return 1 if "Conv" in layer.op else -1
+
+
+def _tell(choice: Choice, before: Collection[str], after: Collection[str], plan: Plan) -> None:
+    """What the clock said, in words."""
+    if choice.milliseconds:
+        ratio = choice.milliseconds[FLOAT] / choice.milliseconds[INT8]
+        plan.notes.append(
+            f"int8 runs {ratio:.2f} times as fast as float on this CPU, one thread, on calibration samples"
+        )
+    for kind, gain in choice.left.items():
+        plan.notes.append(f"{kind} stays float: the whole runs {gain:.2f} times as fast without it in int8")
+    if before and not after:
+        plan.notes.append("nothing is int8: the float model is faster on this CPU")
+    plan.refusals.extend(Refusal(name, "int8 makes it slower on this CPU") for name in sorted(set(before) - set(after)))
