@@ -29,6 +29,9 @@ from onnxcompress.runtime.session import open_session
 LEVELS = (1e-5, 1e1)
 """Expected noise shares between which the search runs: 50 dB, and beyond all signal."""
 
+PROBES = 12
+"""Groups at most that are measured, evenly from first to last: how much repair makes up for changes slowly with depth."""
+
 PROBE_SAMPLES = 16
 """Of which a quarter judges: a probe only ranks groups, whose sensitivities differ by factors of a hundred."""
 
@@ -78,20 +81,40 @@ def _outlook(model: Model, prune: Prune, data: Any, how: How) -> Outlook:
 
 
 def _measured(model: Model, prune: Prune, data: Any, then: Sequence[Pass], how: How, outlook: Outlook) -> Outlook:
-    """The outlook with each group's expected errors scaled so that they are right where half of its units went."""
+    """The outlook with each group's expected errors scaled so that they are right where half of its units went.
+
+    PROBES groups are measured; the factor of those between them follows by interpolation of its logarithm.
+    """
+    names = list(outlook.curves)
+    probed = np.unique(np.linspace(0, len(names) - 1, PROBES).round().astype(int))
+    factors: dict[int, float] = {}
+    for done, place in enumerate(probed.tolist()):
+        factor = _factor(model, prune, data, then, how, outlook, names[place])
+        if factor is not None:
+            factors[place] = math.log(factor)
+        if how.progress is not None:
+            how.progress(done + 1, len(probed), "sensitivity")
+    if not factors:
+        return outlook
+    scales = np.exp(np.interp(np.arange(len(names)), list(factors), list(factors.values())))
+    return replace(outlook, curves={n: _rising(outlook.curves[n]) * s for n, s in zip(names, scales, strict=True)})
+
+
+def _factor(
+    model: Model, prune: Prune, data: Any, then: Sequence[Pass], how: How, outlook: Outlook, name: str
+) -> float | None:
+    """Measured over expected error where half of one group went; None where no output holds floats that compare."""
     limit = PROBE_SAMPLES if how.limit is None else min(PROBE_SAMPLES, how.limit)
     few = replace(how, limit=limit, metric=None, labels=None, progress=None)
-    curves = {}
-    for number, (name, curve) in enumerate(outlook.curves.items()):
-        sizes = {group.name: group.size for group in outlook.groups}
-        gone = sizes[name] // 2
-        plan = prune.with_counts(model, outlook, {**sizes, name: sizes[name] - gone})
-        found = run(model, [prune, *then], data, plans=[plan], how=few).comparison
-        expected = np.maximum(np.maximum.accumulate(curve), LEAST)
-        decibel = None if found is None else found.sqnr_db
-        if decibel is not None and not math.isnan(decibel):
-            expected *= max(10 ** (-decibel / 10), LEAST) / expected[gone - 1]
-        curves[name] = expected
-        if how.progress is not None:
-            how.progress(number + 1, len(outlook.curves), "sensitivity")
-    return replace(outlook, curves=curves)
+    sizes = {group.name: group.size for group in outlook.groups}
+    gone = sizes[name] // 2
+    plan = prune.with_counts(model, outlook, {**sizes, name: sizes[name] - gone})
+    found = run(model, [prune, *then], data, plans=[plan], how=few).comparison
+    decibel = None if found is None else found.sqnr_db
+    if decibel is None or math.isnan(decibel):
+        return None
+    return float(max(10 ** (-decibel / 10), LEAST) / _rising(outlook.curves[name])[gone - 1])
+
+
+def _rising(curve: np.ndarray) -> np.ndarray:
+    return np.maximum(np.maximum.accumulate(curve), LEAST)

@@ -44,7 +44,7 @@ class Bound:
 ANYTHING = Bound(np.array(-np.inf), np.array(np.inf))
 Row = Callable[[ir.Node, list[Bound]], Bound]
 LARGEST = 1 << 16
-"""Numbers of a bound that is followed through a Reshape; larger ones become one interval."""
+"""Numbers of a bound: beyond, a Reshape makes one interval of it, and a constant is not read as an operand."""
 
 
 def bounds(model: Model) -> dict[str, Bound]:
@@ -65,9 +65,9 @@ def _bounds(model: Model) -> dict[str, Bound]:
 
 
 def _of(value: ir.Value | None, known: dict[str, Bound]) -> Bound:
-    """Of an operand; a floating-point constant is what it is."""
+    """Of an operand; a floating-point constant is what it is (weights are read by their rows)."""
     constant = constant_of(value)
-    if constant is None or constant.dtype.kind != "f":
+    if constant is None or constant.dtype.kind != "f" or constant.size > LARGEST:
         return known.get("" if value is None else value.name or "", ANYTHING)
     exact = constant.astype(np.float64)
     return Bound(exact, exact)
@@ -171,13 +171,21 @@ def _batch_norm(node: ir.Node, given: list[Bound]) -> Bound:
 
 
 def _weighed(weight: np.ndarray, fed: Bound) -> Bound:
-    """[out] bounds of W x, weight [out, in] (or [out, in, taps], each tap fed anything in the bound); fed [in] or [1]."""
-    taps = weight.reshape(*weight.shape[:2], -1).astype(np.float64)
-    up, down = np.maximum(taps, 0.0).sum(axis=2), np.minimum(taps, 0.0).sum(axis=2)
-    return Bound(
-        (_product(up, fed.low) + _product(down, fed.high)).sum(axis=1),
-        (_product(up, fed.high) + _product(down, fed.low)).sum(axis=1),
-    )
+    """[groups, out] bounds of W x, weight [groups, out, in, taps], each tap fed anything in the bound; fed [groups, in]."""
+    if not (np.isfinite(fed.low).any() or np.isfinite(fed.high).any()):
+        free = np.where(weight.any(axis=(2, 3)), np.inf, 0.0)
+        return Bound(-free, free)
+    up, down = (pick(weight, 0).sum(axis=3, dtype=np.float64) for pick in (np.maximum, np.minimum))
+    return Bound(_least(up, down, fed.low, fed.high), -_least(-down, -up, fed.low, fed.high))
+
+
+def _least(up: np.ndarray, down: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """[groups, out] of positive and negative weights [groups, out, in]: minus infinity where one of them meets no bound."""
+    finite = [np.isfinite(end) for end in (low, high)]
+    ends = [np.where(known, end, 0.0)[:, :, None] for known, end in zip(finite, (low, high), strict=True)]
+    least = (up @ ends[0] + down @ ends[1])[:, :, 0]
+    unmet = [sign.astype(bool) @ ~known[:, :, None] for sign, known in zip((up, down), finite, strict=True)]
+    return np.where((unmet[0] | unmet[1])[:, :, 0], -np.inf, least)
 
 
 def _conv(node: ir.Node, given: list[Bound]) -> Bound:
@@ -185,19 +193,11 @@ def _conv(node: ir.Node, given: list[Bound]) -> Bound:
     if weight is None or rank is None:
         return ANYTHING
     fed = given[0].along(1) if given[0].low.ndim in (0, rank) else ANYTHING.along(1)
-    if is_padded(node):
-        fed = fed.or_zero()
-    fed = fed.map(lambda end: np.broadcast_to(end, (weight.shape[1] * groups,)))
-    parts = [
-        _weighed(part, Bound(low, high))
-        for part, low, high in zip(
-            *(np.split(array, groups) for array in (weight, fed.low, fed.high)),
-            strict=True,
-        )
-    ]
-    shift = np.zeros(len(weight)) if input_of(node, 2) is None else given[2].along(0)
-    low, high = (shift, shift) if isinstance(shift, np.ndarray) else (shift.low, shift.high)
-    found = Bound(np.concatenate([p.low for p in parts]) + low, np.concatenate([p.high for p in parts]) + high)
+    fed = fed.or_zero() if is_padded(node) else fed
+    fed = fed.map(lambda end: np.broadcast_to(end, (weight.shape[1] * groups,)).reshape(groups, -1))
+    found = _weighed(weight.reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:]))), fed)
+    found = found.map(lambda end: end.reshape(-1))
+    found = found if input_of(node, 2) is None else _add(node, [found, given[2].along(0)])
     return found.map(lambda end: end.reshape(1, -1, *[1] * (rank - 2)))
 
 
@@ -212,8 +212,8 @@ def _gemm(node: ir.Node, given: list[Bound]) -> Bound:
     if weight is None or weight.ndim != 2:
         return ANYTHING
     matrix = weight if node.op_type == "Gemm" and node.attributes.get_int("transB") else weight.T
-    fed = given[0].along(-1).map(lambda end: np.broadcast_to(end, (matrix.shape[1],)))
-    found = _weighed(matrix, fed)
+    fed = given[0].along(-1).map(lambda end: np.broadcast_to(end, (1, matrix.shape[1])))
+    found = _weighed(matrix[None, :, :, None], fed)
     rank = _rank(node) or 2
     found = found.map(lambda end: end.reshape(*[1] * (rank - 1), -1))
     return found if len(given) < 3 or input_of(node, 2) is None else _add(node, [found, given[2]])
