@@ -67,7 +67,7 @@ def set_constant(model: ir.Model, name: str, values: np.ndarray) -> None:
     value = model.graph.initializers[name]
     assert value.const_value is not None
     stored = np.ascontiguousarray(values.astype(value.const_value.dtype.numpy(), copy=False))
-    value.const_value = ir.tensor(stored, dtype=value.const_value.dtype, name=name)
+    value.const_value = ir.Tensor(stored, dtype=value.const_value.dtype, name=name)
     value.shape = ir.Shape(stored.shape)
 
 

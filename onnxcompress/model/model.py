@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from onnx_ir import Model as Graph
 from onnx_ir import Shape, Value
+
+from onnxcompress.model.fingerprint import fingerprint
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the normalised graph, weights included; a plan carries it."""
-        return hashlib.sha256(self.serialized).hexdigest()
+        return fingerprint(self.ir)
 
     @cached_property
     def serialized(self) -> bytes:

@@ -212,7 +212,9 @@ def _lift(graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
 def simplify(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """Shape chains folded, duplicates merged and no-ops removed, by onnxsim; where it declines, the graph stays as it is."""
     try:
-        simpler, _ = onnxsim.simplify(model, skip_fuse_bn=True, skipped_optimizers=list(UNWANTED))
+        simpler, _ = onnxsim.simplify(
+            model, skip_fuse_bn=True, skipped_optimizers=list(UNWANTED), import_custom_schemas=False
+        )
     except (RuntimeError, ValueError) as error:
         notes.append(f"onnxsim declined: {first_line(error)[:120]}")
         return model

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 TERM = re.compile(r"(\w+)\[([^\]]*)\]")
 
@@ -24,7 +24,7 @@ class Axis:
 
     factors: tuple[str, ...]
 
-    @property
+    @cached_property
     def letter(self) -> str | None:
         """The one factor that may be cut: the small letter. None for a size-one axis or one of capitals only."""
         return next((factor for factor in self.factors if not factor[0].isupper()), None)

@@ -115,6 +115,21 @@ def test_sizes_below_zero_are_unknown() -> None:
     assert analyse(load(proto)).groups
 
 
+def test_an_input_without_an_element_type_is_refused() -> None:
+    proto = ZOO["conv_chain"]()
+    proto.graph.input[0].type.tensor_type.elem_type = 0
+    with pytest.raises(ModelError, match="element type"):
+        load(proto)
+
+
+def test_a_weight_with_a_size_below_zero_is_refused() -> None:
+    """numpy would take the -1 as "whatever is left"."""
+    proto = ZOO["conv_chain"]()
+    proto.graph.initializer[0].dims[0] = -1
+    with pytest.raises(ModelError, match="below zero"):
+        load(proto)
+
+
 def test_a_constant_without_a_value_is_refused() -> None:
     proto = ZOO["conv_chain"]()
     proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["nothing"]))

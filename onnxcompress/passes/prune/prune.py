@@ -231,7 +231,8 @@ class Prune:
         channels = self.channels(model)
         by_name = {group.name: group for group in channels.groups}
         removed, constant = [], []
-        graph = model.ir.clone()
+        merging = any("merge" in decision for decision in plan.decisions)
+        graph = model.ir.clone() if merging else model.ir  # which cut() clones anyway
         for decision in plan.decisions:
             group = by_name[decision["group"]]
             into = np.full(group.size, -1)
