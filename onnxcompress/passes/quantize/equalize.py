@@ -30,6 +30,10 @@ from onnxcompress.passes.quantize.scaling import Edit, Scaling, scaling
 from onnxcompress.plan import Plan, Refusal
 
 ALPHAS = np.linspace(0, 1, 11)
+COHERENT = 32.0
+"""How much more the power of weights' rounding counts: it is the same at every position, so no later sum averages it out, as
+it does that of activations. Of 1, 4, 16 and 64, the two largest did best on EfficientNet-Lite0 and on an OCR classifier."""
+
 FARTHEST = 2.0**10
 """No channel is multiplied or divided by more, beside the others of its tensor."""
 
@@ -45,10 +49,15 @@ class Equalize:
 
     activation_levels: Annotated[int, Field(ge=2, description="levels that a tensor will have")] = 256
     weight_levels: Annotated[int, Field(ge=2, description="levels that a row of weights will have")] = 255
+    clips: Annotated[
+        bool,
+        Field(
+            description="scale channels through a Clip (Relu6) too where the data kept away from its limit; not exact"
+        ),
+    ] = False
     margin: Annotated[
-        float,
-        Field(ge=1, description="how far below its limit what a Clip reads must stay, over what was seen of it"),
-    ] = 1.5
+        float, Field(ge=1, description="with clips: limit over the largest that was seen of a channel, at least")
+    ] = 2.0
     gain: Annotated[float, Field(ge=0, description="dB that a place must gain to be changed")] = 0.1
 
     def needs(self, model: Model) -> list[Need]:
@@ -111,13 +120,17 @@ class Equalize:
         )
 
     def _limits(self, place: Place, found: Scaling) -> np.ndarray:
-        """[channels] largest factor: a Clip that did not clip a channel must not; one that did keeps it at one."""
+        """[channels] largest factor: a Clip that did not clip a channel must not; one that did keeps it at one (-1).
+
+        That is true of the data and no more: ten photos as calibration left EfficientNet-Lite0 9 dB on others (margin 1.5).
+        """
         limit = np.full(len(place.numbers), np.inf)
         for value, _, most in found.limits:
             if value in place.seen:
                 moments, where = place.seen[value]
                 room = most / (self.margin * np.maximum(moments.maximum, 1e-300))
-                np.minimum.at(limit, where[where >= 0], np.where(room >= 1, room, -1.0)[where >= 0])
+                room = np.where((room >= 1) & self.clips, room, -1.0)
+                np.minimum.at(limit, where[where >= 0], room[where >= 0])
         return limit
 
     def _error(self, place: Place, t: np.ndarray) -> float:
@@ -137,7 +150,7 @@ class Equalize:
             error = float(reader.energy @ noise)
             if reader.rows is not None:
                 step = 2 * (reader.rows / t).max(axis=1) / self.weight_levels
-                error += reader.kernel * float((step**2).sum() / 12 * (reader.square @ t**2))
+                error += COHERENT * reader.kernel * float((step**2).sum() / 12 * (reader.square @ t**2))
             total += error / power
         return total
 

@@ -32,6 +32,9 @@ SHRUNK = 2.0 ** (-np.arange(0, 81) / 8)
 AROUND = 2.0 ** np.linspace(-1 / 8, 1 / 8, 17)
 """Candidates about the best of those; then again, eight times finer."""
 
+CERTAIN = 32
+"""Entries to a bin from which on its density counts as known: of few entries, chance alone would make levels look coarse."""
+
 UNSEEN = 1e-6
 """Share that Q gives to an outermost level where everything was clipped into it."""
 
@@ -87,7 +90,7 @@ def entropy(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
     if levels >= WELL_RESOLVED or low == high:
         return low, high
     bins = _Bins.of(histogram).without_zero()
-    bins = _folded(bins) if symmetric else bins
+    bins = (_folded(bins) if symmetric else bins).filled(CERTAIN)
     top = max(-low, high)
     tops = top * SHRUNK
     ends = np.zeros_like(tops) if symmetric else np.maximum(-tops, low), tops if symmetric else np.minimum(tops, high)
@@ -195,6 +198,15 @@ class _Bins:
         """Those that hold more than zero."""
         kept = (self.low != 0) | (self.high != 0)
         return _Bins(self.low[kept], self.high[kept], self.counts[kept])
+
+    def filled(self, least: int) -> _Bins:
+        """Neighbours in one until each holds `least` entries or more, but for the last."""
+        before = np.cumsum(self.counts) - self.counts
+        first = np.flatnonzero(np.diff(before // least, prepend=-1.0) > 0)
+        if len(first) == len(self.counts):
+            return self
+        last = np.append(first[1:], len(self.counts)) - 1
+        return _Bins(self.low[first], self.high[last], np.add.reduceat(self.counts, first))
 
     def coarse(self) -> _Bins:
         """Eight neighbours in one, where there are many: enough to see where to look closer."""

@@ -177,6 +177,13 @@ def test_zeros_do_not_sway_entropy() -> None:
     assert ranges[0] == ranges[1]
 
 
+def test_entropy_of_few_entries_does_not_clip_half_of_them() -> None:
+    """A pooled tensor: 128 numbers, each in a bin of its own."""
+    x = np.abs(tensor("normal", count=128))
+    _, high = calibrate("x", measured(x), "entropy", "uint8", symmetric=False)
+    assert np.mean(x > high) < 0.05
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e6, 1e30])
 @pytest.mark.parametrize("method", CALIBRATORS)
 def test_a_scaled_tensor_has_a_scaled_range(method: str, scale: float) -> None:
