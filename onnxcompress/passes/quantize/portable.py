@@ -155,7 +155,8 @@ def project(
     sign = np.where(first + second < 0, -1.0, 1.0)
     cap = np.where(sign > 0, MOST, -LEAST)
     x, y = np.abs(first), np.abs(second)
-    slope, excess = coupling - most[0] / most[1], (cap - most[0] * x - most[1] * y) / most[1]
+    slope = coupling - most[0] / most[1]
+    excess = np.minimum(cap - most[0] * x - most[1] * y, 0.0) / most[1]
     centre = np.rint(x - stiff[1] * slope * excess / (stiff[0] + stiff[1] * slope**2))
     top = np.where(sign > 0, high, -low)[:, None]
     a = np.clip(centre[:, None] + np.arange(-REACH, REACH + 1), 0, np.minimum(top, (cap // most[0])[:, None]))
@@ -269,4 +270,5 @@ def restrict(
     if len(tight):
         scale[tight], lost[tight] = scales(rows[tight], low, high, pairs, importance)
         levels[tight] = safe_levels(rows[tight] / scale[tight][:, None], low, high, pairs)
-    return Restricted(levels.astype(np.int32), scale, lost, free_lost, len(tight))
+    # a larger scale may suit a short row by chance, and is open to weights without the limit too
+    return Restricted(levels.astype(np.int32), scale, lost, np.minimum(lost, free_lost), len(tight))

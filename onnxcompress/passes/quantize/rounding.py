@@ -128,32 +128,31 @@ def _by_group(
 def _gptq(rows: np.ndarray, lattice: Lattice, gram: np.ndarray, damping: float, by_activation: bool) -> np.ndarray:
     order, paired = _order(gram, lattice.pairs, by_activation)
     diagonal, feedback = _feedback(gram[np.ix_(order, order)], damping)
-    scale, zero = (np.broadcast_to(part, rows.shape)[:, order] for part in lattice.along(rows.shape[1]))
+    # [row, out] from here on: what is done column by column lies together in memory
+    scale, zero = (np.broadcast_to(part, rows.shape).T[order] for part in lattice.along(rows.shape[1]))
     low, high = box(lattice.low, lattice.high, lattice.pairs)
     most = None if lattice.pairs is None else lattice.pairs.most[order]
-    target, width = rows[:, order], rows.shape[1]
+    target, width = rows.T[order], rows.shape[1]
     levels, error = np.empty_like(target), np.empty_like(target)
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        carried = error[:, :start] @ feedback[:start, start:stop]
+        carried = feedback[:start, start:stop].T @ error[:start]
         for j in range(start, stop):
             here = j - start
-            wish = (target[:, j] - carried[:, here]) / scale[:, j] + zero[:, j]
+            wish = (target[j] - carried[here]) / scale[j] + zero[j]
             if j >= paired or most is None:
-                levels[:, j] = np.clip(np.rint(wish), low, high)
+                levels[j] = np.clip(np.rint(wish), low, high)
             elif j % 2 == 0:
                 coupling = feedback[j, j + 1]
-                other = (target[:, j + 1] - carried[:, here + 1] + coupling * carried[:, here]) / scale[:, j] + zero[
-                    :, j
-                ]
+                other = (target[j + 1] - carried[here + 1] + coupling * carried[here]) / scale[j] + zero[j]
                 stiff = (float(diagonal[j] ** 2), float(diagonal[j + 1] ** 2))
-                levels[:, j] = _first_of_pair(wish, other, (most[j], most[j + 1]), low, high, stiff, coupling)
+                levels[j] = _first_of_pair(wish, other, (most[j], most[j + 1]), low, high, stiff, coupling)
             else:
-                levels[:, j] = np.clip(np.rint(wish), *bounds(levels[:, j - 1], most[j], most[j - 1], low, high))
-            error[:, j] = (levels[:, j] - zero[:, j]) * scale[:, j] - target[:, j]
-            carried[:, here + 1 :] += error[:, j, None] * feedback[j, j + 1 : stop]
+                levels[j] = np.clip(np.rint(wish), *bounds(levels[j - 1], most[j], most[j - 1], low, high))
+            error[j] = (levels[j] - zero[j]) * scale[j] - target[j]
+            carried[here + 1 :] += feedback[j, j + 1 : stop, None] * error[j]
     found = np.empty(rows.shape, np.int32)
-    found[:, order] = levels
+    found[:, order] = levels.T
     return _better(rows, found, nearest(rows, lattice), lattice, gram)
 
 
@@ -221,38 +220,38 @@ def _better(rows: np.ndarray, one: np.ndarray, other: np.ndarray, lattice: Latti
 
 
 def _descent(rows: np.ndarray, lattice: Lattice, gram: np.ndarray, sweeps: int) -> np.ndarray:
-    levels = _gptq(rows, lattice, gram, DAMPING, True).astype(np.float64)
+    levels = _gptq(rows, lattice, gram, DAMPING, True).T.astype(np.float64)
     for _ in range(sweeps):
         if not _sweep(levels, rows, lattice, gram):
             break
-    return levels.astype(np.int32)
+    return levels.T.astype(np.int32)
 
 
 def _sweep(levels: np.ndarray, rows: np.ndarray, lattice: Lattice, gram: np.ndarray) -> bool:
-    """Give every column once the level that is best while all others stand; has any changed? Writes to `levels`."""
-    scale, zero = (np.broadcast_to(part, rows.shape) for part in lattice.along(rows.shape[1]))
+    """Give every column once the level that is best while all others stand; has any changed?
+
+    levels  float64 [row, out], written to
+    """
+    width = rows.shape[1]
+    scale, zero = (np.broadcast_to(part, rows.shape).T for part in lattice.along(width))
     low, high = box(lattice.low, lattice.high, lattice.pairs)
-    partner = np.full(rows.shape[1], -1) if lattice.pairs is None else lattice.pairs.partner()
-    most = np.ones(rows.shape[1]) if lattice.pairs is None else lattice.pairs.most
-    error, changed = (levels - zero) * scale - rows, False
-    for start in range(0, rows.shape[1], BLOCK):
-        stop = min(start + BLOCK, rows.shape[1])
-        slope = error @ gram[:, start:stop]
-        for j in range(start, stop):
-            curve = gram[j, j]
-            if curve <= 0:
-                continue
-            least, top = (
-                (low, high) if partner[j] < 0 else bounds(levels[:, partner[j]], most[j], most[partner[j]], low, high)
-            )
-            wish = levels[:, j] - slope[:, j - start] / (curve * scale[:, j])
-            level = np.clip(np.rint(wish), least, top)
-            moved = np.flatnonzero(np.abs(level - wish) < np.abs(levels[:, j] - wish) - 1e-9)
+    partner = np.full(width, -1) if lattice.pairs is None else lattice.pairs.partner()
+    most = np.ones(width) if lattice.pairs is None else lattice.pairs.most
+    error, changed = (levels - zero) * scale - rows.T, False
+    for start in range(0, width, BLOCK):
+        stop = min(start + BLOCK, width)
+        slope = gram[start:stop] @ error
+        for j in np.flatnonzero(np.diagonal(gram)[start:stop] > 0) + start:
+            other = partner[j]
+            limits = (low, high) if other < 0 else bounds(levels[other], most[j], most[other], low, high)
+            wish = levels[j] - slope[j - start] / (gram[j, j] * scale[j])
+            level = np.clip(np.rint(wish), *limits)
+            moved = np.flatnonzero(np.abs(level - wish) < np.abs(levels[j] - wish) - 1e-9)
             if len(moved):
-                step = (level[moved] - levels[moved, j]) * scale[moved, j]
-                levels[moved, j] = level[moved]
-                error[moved, j] += step
-                slope[moved] += step[:, None] * gram[j, start:stop]
+                step = (level[moved] - levels[j, moved]) * scale[j, moved]
+                levels[j, moved] = level[moved]
+                error[j, moved] += step
+                slope[j + 1 - start :, moved] += gram[j + 1 : stop, j, None] * step
                 changed = True
     return changed
 
