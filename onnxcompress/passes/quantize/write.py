@@ -7,6 +7,9 @@ Behind an integer node stand
 
 so that y is, for whoever reads it by name, what the rounded model computes. Operators that move or clip entries run on the
 levels themselves. Pairs that nobody reads are taken out at the end. Why each pattern is the one: rows.py.
+
+Activations are uint8. On x86 onnxruntime turns int8 pairs into uint8 before it fuses, and cannot where an operator runs on
+the levels between them: such a neighbour then stays in float.
 """
 
 from __future__ import annotations

@@ -1,0 +1,381 @@
+"""Written graphs: every row's kernel is the one that onnxruntime executes, and it answers as fake quantization does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from onnx import checker
+
+from onnxcompress.errors import ModelError
+from onnxcompress.model.edit import walk
+from onnxcompress.model.save import to_bytes
+from onnxcompress.model.spec import violations
+from onnxcompress.passes.quantize.folding import folded
+from onnxcompress.passes.quantize.grid import grid_of
+from onnxcompress.passes.quantize.pen import Rounded
+from onnxcompress.passes.quantize.rows import ROWS, refusal
+from onnxcompress.passes.quantize.write import write
+
+from .calibrated import Arrays, decided, executed, fake, feeds_of, model_of, run
+
+rng = np.random.default_rng(7)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return (rng.standard_normal(shape) / 3).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of the operators named, what onnxruntime then executes, and how many steps it may be off."""
+
+    text: str
+    executes: dict[str, int]
+    constants: Arrays = field(default_factory=dict)
+    steps: int = 2
+
+
+IMAGE, WIDE = "float[2,8,6,6] x", "float[2,8,6,6] a, float[2,8,6,6] b"
+
+
+def one(op: str, result: str = "float[n,c,h,w] y", reads: str = IMAGE) -> str:
+    return f"agraph ({reads}) => ({result}) {{ y = {op} }}"
+
+
+CONV = {"w": normal(6, 8, 3, 3), "b": normal(6)}
+CASES: dict[str, Case] = {
+    "Conv": Case(one("Conv(x, w, b)"), {"QLinearConv": 1}, CONV),
+    "Conv without bias": Case(one("Conv(x, w)"), {"QLinearConv": 1}, {"w": CONV["w"]}),
+    "Conv, one axis": Case(
+        one("Conv(x, w, b)", "float[n,c,l] y", "float[2,8,9] x"),
+        {"QLinearConv": 1},
+        {"w": normal(4, 8, 3), "b": normal(4)},
+    ),
+    "Conv, three axes": Case(
+        one("Conv(x, w, b)", "float[n,c,d,h,w] y", "float[1,4,5,5,5] x"),
+        {"QLinearConv": 1},
+        {"w": normal(4, 4, 3, 3, 3), "b": normal(4)},
+    ),
+    "Conv, grouped": Case(one("Conv<group=2>(x, w)"), {"QLinearConv": 1}, {"w": normal(6, 4, 3, 3)}),
+    "Conv, depthwise": Case(one("Conv<group=8>(x, w)"), {"QLinearConv": 1}, {"w": normal(8, 1, 3, 3)}),
+    "Conv, Relu": Case(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv(x, w, b)  y = Relu(h) }}", {"QLinearConv": 1}, CONV
+    ),
+    "Conv, Clip": Case(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv(x, w, b)  y = Clip(h, low, high) }}",
+        {"QLinearConv": 1},
+        {**CONV, "low": np.float32(0), "high": np.float32(1.5)},
+    ),
+    "Conv, HardSwish": Case(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv(x, w, b)  y = HardSwish(h) }}",
+        {"QLinearConv": 1, "Clip": 1, "QLinearMul": 1},
+        {"w": 3 * CONV["w"], "b": CONV["b"]},
+        steps=4,
+    ),
+    "Gemm": Case(
+        one("Gemm(x, w, b)", "float[n,o] y", "float[3,16] x"), {"QGemm": 1}, {"w": normal(16, 5), "b": normal(5)}
+    ),
+    "Gemm, transposed": Case(
+        one("Gemm<transB=1>(x, w, b)", "float[n,o] y", "float[3,16] x"),
+        {"QGemm": 1},
+        {"w": normal(5, 16), "b": normal(1, 5)},
+    ),
+    "MatMul": Case(
+        one("MatMul(x, w)", "float[n,m,o] y", "float[2,3,16] x"), {"QLinearMatMul": 1}, {"w": normal(16, 5)}
+    ),
+    "MatMul of activations": Case(
+        one("MatMul(a, b)", "float[n,m,o] y", "float[2,3,16] a, float[2,16,5] b"), {"QLinearMatMul": 1}
+    ),
+    "MatMul and bias": Case(
+        "agraph (float[2,3,16] x) => (float[n,m,o] y) { h = MatMul(x, w)  y = Add(h, b) }",
+        {"QGemm": 1},
+        {"w": normal(16, 5), "b": normal(5)},
+    ),
+    "Add": Case(one("Add(a, b)", reads=WIDE), {"QLinearAdd": 1}),
+    "Add of a constant": Case(one("Add(x, c)"), {"QLinearAdd": 1}, {"c": normal(8, 1, 1)}),
+    "Mul": Case(one("Mul(a, b)", reads=WIDE), {"QLinearMul": 1}),
+    "Concat": Case(one("Concat<axis=1>(a, b)", reads=WIDE), {"QLinearConcat": 1}),
+    "Where": Case(one("Where(c, a, b)", reads=f"bool[2,8,6,6] c, {WIDE}"), {"QLinearWhere": 1}),
+    "AveragePool": Case(one("AveragePool<kernel_shape=[2,2]>(x)"), {"QLinearAveragePool": 1}),
+    "GlobalAveragePool": Case(one("GlobalAveragePool(x)"), {"QLinearGlobalAveragePool": 1}),
+    "LeakyRelu": Case(one("LeakyRelu<alpha=0.1>(x)"), {"QLinearLeakyRelu": 1}),
+    "Sigmoid": Case(one("Sigmoid(x)"), {"QLinearSigmoid": 1}),
+    "Softmax": Case(one("Softmax<axis=1>(x)"), {"QLinearSoftmax": 1}),
+    "SiLU": Case(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ g = Sigmoid(x)  y = Mul(x, g) }}",
+        {"QLinearSigmoid": 1, "QLinearMul": 1},
+    ),
+    "HardSigmoid": Case(one("HardSigmoid(x)", reads="float[2,8,16,16] x"), {"Clip": 1}),
+    "HardSwish": Case(one("HardSwish(x)", reads="float[2,8,32,32] x"), {"Clip": 1, "QLinearMul": 1}, steps=4),
+    "Relu": Case(one("Relu(x)"), {"Clip": 0}),
+    "Clip": Case(
+        "agraph (float[2,8,6,6] a) => (float[n,c,h,w] y, float[n,c,h,w] z) { y = Clip(a, low, high)  z = Mul(a, a) }",
+        {"Clip": 1, "QLinearMul": 1},
+        {"low": np.float32(-1), "high": np.float32(1)},
+    ),
+    "MaxPool": Case(one("MaxPool<kernel_shape=[2,2]>(x)"), {"MaxPool": 1}),
+    "Flatten": Case(one("Flatten(x)", "float[n,o] y"), {"Flatten": 1}),
+    "Transpose": Case(one("Transpose<perm=[0,2,3,1]>(x)"), {}),
+    "DepthToSpace": Case(one("DepthToSpace<blocksize=2>(x)"), {"DepthToSpace": 1}),
+    "SpaceToDepth": Case(one("SpaceToDepth<blocksize=2>(x)"), {"SpaceToDepth": 1}),
+    "Pad": Case(one("Pad(x, p)"), {"Pad": 1}, {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
+    "Pad, reflected": Case(one('Pad<mode="reflect">(x, p)'), {"Pad": 1}, {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
+    "Slice": Case(one("Slice(x, s, e, a)"), {"Slice": 1}, {"s": np.array([1]), "e": np.array([4]), "a": np.array([1])}),
+    "Gather": Case(one("Gather<axis=1>(x, i)"), {"Gather": 1}, {"i": np.array([3, 0, 5])}),
+    "Resize, nearest": Case(
+        one('Resize<mode="nearest">(x, , s)'), {"Resize": 1}, {"s": np.array([1, 1, 2, 2], np.float32)}
+    ),
+    "ReduceMax": Case(one("ReduceMax<axes=[2,3]>(x)"), {"ReduceMax": 1}),
+    "Expand": Case(one("Expand(x, s)", reads="float[2,8,1,1] x"), {"Expand": 1}, {"s": np.array([2, 8, 3, 3])}),
+    "Tile": Case(one("Tile(x, s)"), {"Tile": 1}, {"s": np.array([1, 1, 2, 1])}),
+    "Split": Case(
+        "agraph (float[2,8,6,6] x) => (float[n,c,h,w] y, float[n,c,h,w] z) { y, z = Split<axis=1>(x) }", {"Split": 1}
+    ),
+    "residual": Case(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv<pads=[1,1,1,1]>(x, w, b)  s = Add(h, x)  y = Relu(s) }}",
+        {"QLinearConv": 1, "QLinearAdd": 1},
+        {"w": normal(8, 8, 3, 3), "b": normal(8)},
+        steps=3,
+    ),
+    "a weight of two nodes": Case(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y)"
+        " { h = Conv<pads=[1,1,1,1]>(x, w)  g = Relu(h)  y = Conv<pads=[1,1,1,1]>(g, w) }",
+        {"QLinearConv": 2},
+        {"w": normal(8, 8, 3, 3)},
+        steps=3,
+    ),
+    "pooled and flattened": Case(
+        "agraph (float[2,8,6,6] x) => (float[n,o] y)"
+        " { h = Conv(x, w, b)  r = Relu(h)  p = MaxPool<kernel_shape=[2,2]>(r)  f = Flatten(p)  y = Gemm(f, v, c) }",
+        {"QLinearConv": 1, "MaxPool": 1, "Flatten": 1, "QGemm": 1},
+        {**CONV, "v": normal(54, 5), "c": normal(5)},
+        steps=3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_runs_on_integers(name: str) -> None:
+    """Only the kernels expected, one rounding for an input and one back for an output, within the steps of fake quantization."""
+    case = CASES[name]
+    model = model_of(case.text, case.constants)
+    feeds = feeds_of(model)
+    nodes, grids, weights = decided(model, feeds)
+    written = write(model, nodes, grids, weights)
+    assert not violations(written)
+    checker.check_model(to_bytes(written.ir), full_check=True)
+    found = executed(written)
+    rounded = sum(value.name in grids for value in model.ir.graph.inputs)
+    assert found.pop("QuantizeLinear") == rounded
+    assert found.pop("DequantizeLinear") == len(model.ir.graph.outputs)
+    assert found == {op: count for op, count in case.executes.items() if count}
+    for feed in feeds[:2]:
+        got, wanted = run(written, feed), fake(model, feed, grids, weights)
+        for value, y in wanted.items():
+            step = float(grids[value].scale)
+            assert np.abs(got[value] - y).max() <= (case.steps + 1e-3) * step
+
+
+def test_every_integer_row_has_a_case() -> None:
+    """Rows that run on integers are all seen to do so; those that only move entries are one row."""
+    tested = {node.op_type for case in CASES.values() for node in walk(model_of(case.text, case.constants).ir)}
+    alike = {op for op, row in ROWS.items() if row.form == "moves"}
+    assert {op for op, row in ROWS.items() if row.form not in ("float", "moves")} <= tested
+    assert len(tested & alike) >= 12
+
+
+def chain() -> tuple:
+    model = model_of(
+        "agraph (float[2,8,6,6] x) => (float[n,c,h,w] y, float[n,c,h,w] z)"
+        " { h = Conv(x, w, b)  r = Relu(h)  y = Erf(r)  z = MaxPool<kernel_shape=[2,2]>(r) }",
+        CONV,
+    )
+    feeds = feeds_of(model)
+    return model, feeds, decided(model, feeds)
+
+
+def test_values_keep_their_names_and_types() -> None:
+    """A float reader of a rounded value reads it by its own name; inputs and outputs are as they were."""
+    model, _, (nodes, grids, weights) = chain()
+    written = write(model, nodes, grids, weights)
+    erf = next(node for node in written.ir.graph if node.op_type == "Erf")
+    assert erf.inputs[0] is not None and erf.inputs[0].name == "r"
+    for side in ("inputs", "outputs"):
+        before, after = getattr(model.ir.graph, side), getattr(written.ir.graph, side)
+        assert [(v.name, v.dtype, v.shape) for v in before] == [(v.name, v.dtype, v.shape) for v in after]
+    assert not any(v.shape is None or v.dtype is None for node in written.ir.graph for v in node.outputs)
+
+
+def test_int8_ends_hand_over_levels() -> None:
+    """The same levels as the float ends stand for."""
+    model, feeds, (nodes, grids, weights) = chain()
+    floats, levels = write(model, nodes, grids, weights), write(model, nodes, grids, weights, io="int8")
+    fed = {"x": grids["x"].levels(feeds[0]["x"]).astype(np.uint8)}
+    got, wanted = run(levels, fed), run(floats, feeds[0])
+    assert got["z"].dtype == np.uint8 and got["y"].dtype == np.float32  # Erf is float
+    assert np.array_equal(grids["z"].values(got["z"]), wanted["z"])
+    assert np.array_equal(got["y"], wanted["y"])
+
+
+def test_one_copy_of_a_shared_weight() -> None:
+    case = CASES["a weight of two nodes"]
+    model = model_of(case.text, case.constants)
+    written = write(model, *decided(model, feeds_of(model)))
+    assert [
+        name for name, value in written.initializers.items() if value.shape is not None and len(value.shape) == 4
+    ] == ["w.levels"]
+
+
+def test_a_float_reader_keeps_the_float_weight() -> None:
+    """A weight of a node that stays float is not decoded at every run."""
+    case = CASES["a weight of two nodes"]
+    model = model_of(case.text, case.constants)
+    nodes, grids, weights = decided(model, feeds_of(model))
+    last = [node.name or "" for node in model.ir.graph][-1]
+    written = write(model, nodes - {last}, grids, weights)
+    assert {"w", "w.levels"} <= set(written.initializers)
+    assert executed(written)["QLinearConv"] == 1
+
+
+def test_a_product_may_hand_out_floats() -> None:
+    model = model_of("agraph (float[2,3,16] x) => (float[n,m,o] y) { y = MatMul(x, w) }", {"w": normal(16, 5)})
+    nodes, grids, weights = decided(model, feeds_of(model))
+    written = write(model, nodes, {"x": grids["x"]}, weights)
+    assert executed(written) == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}
+
+
+def test_a_bias_that_does_not_fit_32_bits() -> None:
+    """Tiny weights beside a large bias: the bias counts, in both arithmetics of the runtime."""
+    bias = np.array([5.0, -3.0, 0.1, 0, 0, 0], np.float32)
+    model = model_of(one("Conv(x, w, b)"), {"w": normal(6, 8, 3, 3) * np.float32(1e-12), "b": bias})
+    feeds = feeds_of(model)
+    nodes, grids, weights = decided(model, feeds)
+    for optimise in (True, False):
+        got = run(write(model, nodes, grids, weights), feeds[0], optimise=optimise)["y"]
+        assert np.abs(got - bias.reshape(1, -1, 1, 1)).max() <= float(grids["y"].scale)
+
+
+def test_what_is_missing_is_said() -> None:
+    model, _, (nodes, grids, weights) = chain()
+    with pytest.raises(ModelError, match="no levels for its weight w"):
+        write(model, nodes, grids, {})
+    with pytest.raises(ModelError, match="no grid for x"):
+        write(model, nodes, {name: grid for name, grid in grids.items() if name != "x"}, weights)
+    other = {**grids, "z": grid_of(-9.0, 9.0, "uint8", symmetric=False)}
+    with pytest.raises(ModelError, match="must be on one grid"):
+        write(model, nodes, other, weights)
+
+
+def test_bodies_stay_float() -> None:
+    model = model_of(
+        "agraph (bool c, float[2,8,6,6] x) => (float[2,6,4,4] y)"
+        " { y = If (c) <then_branch = t () => (float[2,6,4,4] p) { p = Conv(x, w, b) },"
+        " else_branch = e () => (float[2,6,4,4] q) { q = Conv(x, w) }> }",
+        CONV,
+    )
+    inner = [node for node in walk(model.ir) if node.op_type == "Conv"]
+    assert len(inner) == 2
+    assert all("body" in refusal(node, model.ir.graph) for node in inner)
+
+
+def test_int8_activations_fuse_between_pairs() -> None:
+    """onnxruntime on x86 makes such pairs uint8 first."""
+    model = model_of(CASES["Conv"].text, CONV)
+    nodes, _, weights = decided(model, feeds_of(model))
+    grids = {name: grid_of(-4.0, 4.0, "int8", symmetric=False, levels=(-128, 127)) for name in ("x", "y")}
+    assert executed(write(model, nodes, grids, weights))["QLinearConv"] == 1
+
+
+def test_per_tensor_weights_fuse_too() -> None:
+    model, _, (nodes, grids, _) = chain()
+    grid = grid_of(CONV["w"].min(), CONV["w"].max(), "int8", symmetric=True)
+    found = executed(write(model, nodes, grids, {"w": Rounded(grid.levels(CONV["w"]), grid)}))
+    assert found["QLinearConv"] == 1
+
+
+def test_same_bytes_twice() -> None:
+    model, _, (nodes, grids, weights) = chain()
+    assert write(model, nodes, grids, weights).serialized == write(model, nodes, grids, weights).serialized
+
+
+FOLDED: dict[str, tuple[str, Arrays, set[str]]] = {
+    "norm behind a convolution": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv(x, w)  y = BatchNormalization(h, g, d, m, v) }}",
+        {"w": normal(6, 8, 3, 3), "g": normal(6), "d": normal(6), "m": normal(6), "v": normal(6) ** 2 + 0.1},
+        {"Conv"},
+    ),
+    "scale and shift behind it": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv(x, w, b)  g = Mul(h, s)  y = Add(g, t) }}",
+        {**CONV, "s": normal(6, 1, 1), "t": normal(1)},
+        {"Conv"},
+    ),
+    "norm behind ConvTranspose": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y)"
+        " { h = ConvTranspose<strides=[2,2], pads=[1,1,1,1]>(x, w)  y = BatchNormalization(h, g, d, m, v) }",
+        {"w": normal(8, 6, 3, 3), "g": normal(6), "d": normal(6), "m": normal(6), "v": normal(6) ** 2 + 0.1},
+        {"ConvTranspose"},
+    ),
+    "norm behind Relu": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Relu(x)  y = BatchNormalization(h, g, d, m, v) }}",
+        {"g": normal(8), "d": normal(8), "m": normal(8), "v": normal(8) ** 2 + 0.1},
+        {"Relu", "Conv"},
+    ),
+    "norm behind MatMul": (
+        "agraph (float[3,8] x) => (float[n,o] y) { h = MatMul(x, w)  y = BatchNormalization(h, g, d, m, v) }",
+        {"w": normal(8, 5), "g": normal(5), "d": normal(5), "m": normal(5), "v": normal(5) ** 2 + 0.1},
+        {"Gemm"},
+    ),
+    "hard swish in pieces": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ t = Add(x, c3)  k = Clip(t, c0, c6)  p = Mul(x, k)  y = Div(p, c6d) }}",
+        {"c3": np.float32(3), "c0": np.float32(0), "c6": np.float32(6), "c6d": np.float32(6)},
+        {"HardSwish"},
+    ),
+    "mean over positions": (
+        one("ReduceMean<axes=[2,3], keepdims=0>(x)", "float[n,c] y"),
+        {},
+        {"GlobalAveragePool", "Squeeze"},
+    ),
+    "kernel as wide as the stride": (
+        one("ConvTranspose<strides=[2,2]>(x, w, b)"),
+        {"w": normal(8, 3, 2, 2), "b": normal(3)},
+        {"Conv", "DepthToSpace"},
+    ),
+    "difference and quotient": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Sub(x, a)  y = Div(h, b) }}",
+        {"a": normal(8, 1, 1), "b": normal(8, 1, 1) + 2},
+        {"Add", "Mul"},
+    ),
+    "a shift that differs by position stays": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Conv(x, w)  y = Add(h, t) }}",
+        {"w": normal(6, 8, 3, 3), "t": normal(4, 4)},
+        {"Conv", "Add"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folding_is_the_same_function(name: str) -> None:
+    text, constants, left = FOLDED[name]
+    model = model_of(text, constants)
+    same = folded(model)
+    assert {node.op_type for node in same.ir.graph} == left
+    assert not violations(same)
+    assert same.ir.graph.outputs[0].name == "y"
+    feed = feeds_of(model)[0]
+    wanted, got = run(model, feed)["y"], run(same, feed)["y"]
+    assert np.abs(wanted - got).max() <= 1e-5 * max(np.abs(wanted).max(), 1)
+    assert folded(same).serialized == same.serialized
+
+
+def test_folding_leaves_a_shared_weight_to_the_other() -> None:
+    """Two readers of a weight, a norm behind one of them."""
+    model = model_of(
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y, float[n,c,h,w] z)"
+        " { h = Conv(x, w)  y = BatchNormalization(h, g, d, m, v)  z = Conv(x, w) }",
+        {**FOLDED["norm behind a convolution"][1]},
+    )
+    feed = feeds_of(model)[0]
+    wanted, got = run(model, feed), run(folded(model), feed)
+    assert all(np.abs(wanted[name] - got[name]).max() <= 1e-5 for name in wanted)
