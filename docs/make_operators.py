@@ -152,7 +152,7 @@ def _line(name: str, case: Case) -> str:
 
 
 def _frozen(case: Case) -> list[str]:
-    """Letters that no output has and no weight reads, where leaving out zeros would change something (flow.py, `_contracted`)."""
+    """Letters that no output has and no weight reads, where leaving out zeros would change something (follow.py, `_contracted`)."""
     signature = parse(case.signature)
     written = {axis.letter for term in signature.outputs for axis in term.axes}
     frozen = []

@@ -13,17 +13,18 @@ import onnx_ir as ir
 
 from onnxcompress.model.edit import (
     axes_of,
-    bodies_of,
-    constant_of,
     input_of,
     ints_of,
     new_constant,
     set_elements,
     set_vector,
 )
-from onnxcompress.operators.flow import LONGEST, Flow, follow
+from onnxcompress.operators.bodies import if_, loop
+from onnxcompress.operators.extents import constant_of_shape, expand, pad, resize, tile
+from onnxcompress.operators.flow import Flow
+from onnxcompress.operators.follow import follow
 from onnxcompress.operators.reshape import flatten, reshape
-from onnxcompress.operators.shapes import patch_sizes, shape, size
+from onnxcompress.operators.shapes import shape, size
 from onnxcompress.operators.ties import Keep, Reason, Track
 from onnxcompress.operators.view import Case, letters, sizes_of
 
@@ -189,15 +190,10 @@ def slice_(flow: Flow) -> None:
         size = sizes[axis] if sizes is not None and axis < len(sizes) else None
         step = 1 if input_of(flow.node, 4) is None else (steps[number] if steps is not None else None)
         if starts is None or ends is None or step is None:
-            result[axis] = _unsliced(flow, tracks[axis], size, "where it is sliced is computed")
+            result[axis] = flow.end(tracks[axis], size, "where it is sliced is computed")
         else:
             result[axis] = _sliced(flow, tracks[axis], size, (number, starts[number], ends[number], step))
     flow.emit(result)
-
-
-def _unsliced(flow: Flow, track: Track, size: int | str | None, why: str) -> Track:
-    flow.freeze(track, why)
-    return Track(size, reason=track.reason if track.labels is None else Reason(why, flow.name))
 
 
 def _sliced(flow: Flow, track: Track, size: int | str | None, cut: tuple[int, int, int, int]) -> Track:
@@ -205,7 +201,7 @@ def _sliced(flow: Flow, track: Track, size: int | str | None, cut: tuple[int, in
     if track.labels is None:
         return Track(size, reason=track.reason)
     if step != 1:
-        return _unsliced(flow, track, size, f"it is sliced with step {step}")
+        return flow.end(track, size, f"it is sliced with step {step}")
     whole = track.labels
     low, high, _ = slice(start, end).indices(len(whole))
 
@@ -216,144 +212,6 @@ def _sliced(flow: Flow, track: Track, size: int | str | None, cut: tuple[int, in
 
     flow.patch(apply)
     return replace(track, labels=whole[low:high], size=max(high - low, 0))
-
-
-def pad(flow: Flow) -> None:
-    """Axes padded by nothing stay; padding along a labelled axis freezes it."""
-    tracks, pads = flow.opened(0), ints_of(input_of(flow.node, 1))
-    if tracks is None or pads is None:
-        flow.refuse("its pads are computed")
-        return
-    rank = len(tracks)
-    named = input_of(flow.node, 3)
-    axes = list(range(rank)) if named is None else ints_of(named)
-    if axes is None:
-        flow.refuse("its axes are computed")
-        return
-    padded = {axis % rank for number, axis in enumerate(axes) if pads[number] or pads[number + len(axes)]}
-    sizes = sizes_of(flow.node.outputs[0])
-    keeps_zero = flow.view.text("mode", "constant") != "constant" or not np.any(flow.view.constant(2))
-    result = []
-    for axis, track in enumerate(tracks):
-        if axis in padded:
-            size = sizes[axis] if sizes is not None else None
-            result.append(_unsliced(flow, track, size, "it is padded"))
-        else:
-            result.append(replace(track, rests=track.rests and keeps_zero))
-    flow.emit(result)
-
-
-def resize(flow: Flow) -> None:
-    """Axes that keep their size stay; those that are resampled are closed. A given size is patched."""
-    tracks, sizes = flow.opened(0), sizes_of(flow.node.outputs[0])
-    if tracks is None:
-        flow.refuse("the rank of its input is not known")
-        return
-    scales = flow.view.constant(2) if flow.node.op_type == "Resize" else flow.view.constant(1)
-    result = []
-    for axis, track in enumerate(tracks):
-        size = sizes[axis] if sizes is not None else None
-        same = (scales is not None and axis < scales.size and scales.reshape(-1)[axis] == 1) or (
-            track.labels is not None and size == len(track.labels)
-        )
-        result.append(track if same else _unsliced(flow, track, size, "it is resampled"))
-    flow.emit(result)
-    if flow.node.op_type == "Resize" and input_of(flow.node, 3) is not None:
-        patch_sizes(flow, 3, result)
-
-
-def expand(flow: Flow) -> None:
-    """Axes are repeated where the shape asks for it; labelled ones keep their size, and the shape is patched."""
-    tracks, sizes = flow.opened(0), sizes_of(flow.node.outputs[0])
-    if tracks is None or sizes is None:
-        flow.refuse("its shape is not known")
-        return
-    lead = len(sizes) - len(tracks)
-    result = [flow.closed(size, "it is repeated") for size in sizes]
-    for axis, track in enumerate(tracks):
-        if track.labels is not None and sizes[lead + axis] == len(track.labels):
-            result[lead + axis] = track
-        else:
-            result[lead + axis] = _unsliced(flow, track, sizes[lead + axis], "it is repeated")
-    flow.emit(result)
-    patch_sizes(flow, 1, result)
-
-
-def tile(flow: Flow) -> None:
-    """Axes repeated: the copies of a channel go together."""
-    tracks, repeats = flow.opened(0), ints_of(input_of(flow.node, 1))
-    sizes = sizes_of(flow.node.outputs[0])
-    if tracks is None:
-        flow.refuse("the rank of its input is not known")
-        return
-    result = []
-    for axis, track in enumerate(tracks):
-        times = repeats[axis] if repeats is not None else None
-        size = sizes[axis] if sizes is not None else None
-        if times is not None and track.labels is not None and len(track.labels) * times <= LONGEST:
-            labels = np.tile(track.labels, times)
-            result.append(replace(track, labels=labels, size=len(labels)))
-        else:
-            result.append(track if times == 1 else _unsliced(flow, track, size, "it is repeated"))
-    flow.emit(result)
-
-
-def constant_of_shape(flow: Flow) -> None:
-    """A filled tensor is whatever it meets: fresh labels, no weights; its shape is patched."""
-    sizes = sizes_of(flow.node.outputs[0])
-    if sizes is None:
-        flow.refuse("its shape is not known")
-        return
-    fill = flow.node.attributes.get("value")
-    zero = fill is None or not np.any(fill.as_tensor().numpy())
-    tracks = [
-        Track(size, flow.ties.fresh(size), rests=zero)
-        if isinstance(size, int) and 1 < size <= LONGEST
-        else flow.closed(size, "it is filled")
-        for size in sizes
-    ]
-    flow.emit(tracks)
-    patch_sizes(flow, 0, tracks)
-
-
-def if_(flow: Flow) -> None:
-    """Both branches give the same axes as the node."""
-    branches = [body for attribute in flow.node.attributes.values() for body in bodies_of(attribute)]
-    for index in range(len(flow.node.outputs)):
-        values = [body.outputs[index] for body in branches]
-        found = [_tracks_of(flow, value) for value in values]
-        ranks = {len(tracks) for tracks in found if tracks is not None}
-        if any(tracks is None for tracks in found) or len(ranks) != 1:
-            for track in (track for tracks in found for track in tracks or []):
-                flow.freeze(track, "the branches differ in rank")
-            sizes = sizes_of(flow.node.outputs[index])
-            if sizes is not None:
-                flow.emit([flow.closed(size, "the branches differ in rank") for size in sizes], index)
-            continue
-        flow.emit([flow.meet(list(axis)) for axis in zip(*found, strict=True)], index)  # type: ignore[arg-type]
-
-
-def loop(flow: Flow) -> None:
-    """Loop and Scan: what is carried is frozen, what the body computes inside stays free."""
-    for body in (body for attribute in flow.node.attributes.values() for body in bodies_of(attribute)):
-        for value in body.outputs:
-            for track in _tracks_of(flow, value) or []:
-                flow.freeze(track, "it is carried from one turn of a loop to the next")
-    flow.refuse("it enters a loop")
-
-
-def _tracks_of(flow: Flow, value: ir.Value) -> list[Track] | None:
-    if value in flow.known:
-        return flow.known[value]
-    sizes = sizes_of(value)
-    if sizes is None:
-        return None
-    reason = (
-        Reason("it is a constant", flow.name)
-        if constant_of(value) is not None
-        else Reason("its origin is not known", flow.name)
-    )
-    return [Track(size, reason=reason) for size in sizes]
 
 
 def squeeze(flow: Flow) -> None:
