@@ -78,6 +78,7 @@ def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
         batch=sources.batch,
         threads=sources.threads,
         progress=sources.progress,
+        memory_limit=sources.memory_limit,
     )
     return dict.fromkeys(needs, walk)
 

@@ -1,27 +1,87 @@
 """Original and current model walked together, layer by layer, on the same samples.
 
-The walk stops before every layer that a pass wants to look at. Everything computed so far stays in memory, so each node
-runs once; what no later node reads is dropped. A weight that is replaced at a stop is what the rest of the walk uses, so
-that every layer is fitted to what the layers before it really feed it.
+The walk stops before every layer that a pass wants to look at, so each node runs once; what no later node reads is dropped.
+Everything computed so far is kept on a Shelf: in memory up to a limit, beyond that in temporary files that are read again
+batch by batch, so that peak memory does not grow with the number of samples. A weight that is replaced at a stop is what the
+rest of the walk uses, so that every layer is fitted to what the layers before it really feed it.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxcompress.data import Data
+from onnxcompress.errors import DataError
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
 from onnxcompress.runtime.session import open_session
 
-Arrays = list[np.ndarray]
-"""One array a batch."""
+LEAST_BATCHES = 5
+"""Batches are made smaller where there would be fewer: a fit keeps whole batches back to be judged on."""
+
+
+@dataclass(eq=False)
+class Room:
+    """Memory that all shelves of a walk share, and the folder for what does not fit.
+
+    free  bytes that are left      files  how many were written, which is also the next one's name
+    """
+
+    free: int
+    folder: Path
+    files: int = 0
+
+
+@dataclass(eq=False)
+class Shelf:
+    """The arrays of one value, one a batch, in memory while there is room and in files beyond; `shelf[batch]` reads either."""
+
+    room: Room
+    kept: list[np.ndarray | Path] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, batch: int) -> np.ndarray:
+        kept = self.kept[batch]
+        return np.load(kept, allow_pickle=False) if isinstance(kept, Path) else kept
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[batch] for batch in range(len(self)))
+
+    def append(self, array: np.ndarray) -> None:
+        """Keep one more. DataError where the folder for temporary files is full."""
+        if array.nbytes <= self.room.free or array.dtype.hasobject:
+            self.room.free -= array.nbytes
+            self.kept.append(array)
+            return
+        path = self.room.folder / f"{self.room.files}.npy"
+        self.room.files += 1
+        try:
+            np.save(path, array, allow_pickle=False)
+        except OSError as error:
+            raise DataError(
+                f"{self.room.folder}: no room for activations ({error.strerror}); give fewer samples with --limit, "
+                "or set TMPDIR to a larger disk"
+            ) from error
+        self.kept.append(path)
+
+    def clear(self) -> None:
+        """Give the room back."""
+        for kept in self.kept:
+            if isinstance(kept, Path):
+                kept.unlink()
+            else:
+                self.room.free += kept.nbytes
+        self.kept.clear()
 
 
 @dataclass(eq=False)
@@ -31,7 +91,8 @@ class Track:
     proto: onnx.ModelProto
     constants: dict[str, onnx.TensorProto]
     place: dict[str, int]
-    store: dict[str, Arrays]
+    store: dict[str, Shelf]
+    room: Room
     threads: int
     done: int = 0
     last: dict[str, int] = field(default_factory=dict)
@@ -47,14 +108,17 @@ class Track:
         made = {name for node in nodes for name in node.output if name}
         wanted = [name for name in sorted(made) if self.last.get(name, -1) >= stop]
         if wanted:
-            for name, arrays in self.run(nodes, wanted).items():
-                self.store[name] = arrays
+            shelves = {name: Shelf(self.room) for name in wanted}
+            for values in self.run(nodes, wanted):
+                for name, shelf in shelves.items():
+                    shelf.append(values[name])
+            self.store.update(shelves)
         self.done = stop
         for name in [name for name in self.store if self.last.get(name, -1) < stop]:
-            del self.store[name]
+            self.store.pop(name).clear()
 
-    def run(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> dict[str, Arrays]:
-        """Values that these nodes make, on every batch, from what is stored."""
+    def run(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Values that these nodes make from what is stored, batch by batch."""
         made = {name for node in nodes for name in node.output}
         read = {name for node in nodes for name in _inputs(node)} - made
         fed = sorted(name for name in read if name in self.store)
@@ -67,13 +131,8 @@ class Track:
         )
         model = onnx.helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
         session = open_session(model.SerializeToString(), threads=self.threads, name="part of the model")
-        batches = len(next(iter(self.store.values())))
-        found: dict[str, Arrays] = {name: [] for name in outputs}
-        for batch in range(batches):
-            values = session.run({name: self.store[name][batch] for name in fed})
-            for name in outputs:
-                found[name].append(values[name])
-        return found
+        for batch in range(len(next(iter(self.store.values())))):
+            yield session.run({name: self.store[name][batch] for name in fed})
 
 
 @dataclass(eq=False)
@@ -84,7 +143,7 @@ class Pair:
     original: Track
     current: Track
 
-    def read(self, value: str) -> Arrays:
+    def read(self, value: str) -> Shelf:
         """A value that the current layer is fed."""
         return self.current.store[value]
 
@@ -92,16 +151,15 @@ class Pair:
         """Is a value of the current model known here?"""
         return value in self.current.store
 
-    def target(self, value: str) -> Arrays:
-        """A value of the original at or behind this layer, as long as nothing that is not known yet is needed for it."""
-        graph = self.original.proto.graph
+    def target(self, value: str) -> Iterator[np.ndarray]:
+        """A value of the original at or behind this layer, batch by batch; nothing that is not known yet may be needed for it."""
         nodes, made = [], set()
-        for node in graph.node[self.original.done :]:
+        for node in self.original.proto.graph.node[self.original.done :]:
             nodes.append(node)
             made.update(node.output)
             if value in made:
-                return self.original.run(nodes, [value])[value]
-        return self.original.store[value]
+                return (values[value] for values in self.original.run(nodes, [value]))
+        return iter(self.original.store[value])
 
     def constant(self, name: str) -> np.ndarray:
         """The present values of a constant of the current model."""
@@ -111,15 +169,22 @@ class Pair:
         """Use these values of a constant from here on."""
         self.current.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
 
-    def add_input(self, name: str, values: np.ndarray) -> None:
-        """Give this layer one more constant input."""
+    def add_bias(self, name: str, values: np.ndarray) -> None:
+        """Give this layer, which has none, a bias as its third input."""
         self.replace(name, values)
-        self.current.proto.graph.node[self.current.place[self.node]].input.append(name)
+        inputs = self.current.proto.graph.node[self.current.place[self.node]].input
+        if len(inputs) > 2:
+            inputs[2] = name
+        else:
+            inputs.append(name)
 
 
 @dataclass(eq=False)
 class Paired:
-    """Evidence for Refit: the walk itself, since what a layer is fed depends on how the layers before it were refitted."""
+    """Evidence for Refit: the walk itself, since what a layer is fed depends on how the layers before it were refitted.
+
+    memory_limit  bytes of activations that are held in memory, both models together
+    """
 
     NEED: ClassVar[Need] = Need("paired", "")
 
@@ -129,27 +194,30 @@ class Paired:
     batch: int = 8
     threads: int = 1
     progress: Callable[[int, int, str], None] | None = None
+    memory_limit: int = 256 << 20
 
     def walk(self, nodes: Sequence[str]) -> Iterator[Pair]:
         """Stop before each of these nodes of the main graph, in graph order; nodes that only one model has are passed over."""
-        feeds = list(self.data.batches(self.batch))
-        original = _track(self.original, feeds, self.threads)
-        current = _track(self.current, feeds, self.threads)
-        wanted = [name for name in current.place if name in set(nodes) and name in original.place]
-        for number, name in enumerate(wanted):
-            if self.progress is not None:
-                self.progress(number, len(wanted), "refit")
-            original.advance(original.place[name])
-            current.advance(current.place[name])
-            yield Pair(name, original, current)
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+            room = Room(self.memory_limit, Path(folder))
+            original, current = self._track(self.original, room), self._track(self.current, room)
+            wanted = [name for name in current.place if name in set(nodes) and name in original.place]
+            for number, name in enumerate(wanted):
+                if self.progress is not None:
+                    self.progress(number, len(wanted), "refit")
+                original.advance(original.place[name])
+                current.advance(current.place[name])
+                yield Pair(name, original, current)
 
-
-def _track(model: Model, feeds: Sequence[dict[str, Any]], threads: int) -> Track:
-    proto = ir.to_proto(model.ir)
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    place = {node.name: number for number, node in enumerate(proto.graph.node)}
-    store = {name: [np.asarray(feed[name]) for feed in feeds] for name in feeds[0]}
-    return Track(proto, constants, place, store, threads)
+    def _track(self, model: Model, room: Room) -> Track:
+        proto = ir.to_proto(model.ir)
+        constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        place = {node.name: number for number, node in enumerate(proto.graph.node)}
+        store: dict[str, Shelf] = {}
+        for feed in self.data.batches(max(1, min(self.batch, self.data.samples // LEAST_BATCHES))):
+            for name, array in feed.items():
+                store.setdefault(name, Shelf(room)).append(np.asarray(array))
+        return Track(proto, constants, place, store, room, self.threads)
 
 
 def _inputs(node: onnx.NodeProto) -> list[str]:

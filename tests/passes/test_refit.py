@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from generate import feeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo import ZOO
 
+import onnxcompress
 from onnxcompress.data import open_data
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import load
+from onnxcompress.model.edit import set_constant
 from onnxcompress.model.save import to_bytes
 from onnxcompress.passes import Prune, Refit
-from onnxcompress.passes.refit import Sums, solve
+from onnxcompress.passes.refit.solver import Sums, solve
 from onnxcompress.run import run
 from onnxcompress.runtime.session import open_session
 
@@ -31,33 +35,34 @@ def test_the_solver_finds_the_weights_that_made_the_data(seed: int, inputs: int,
     weight, bias = rng.standard_normal((outputs, inputs)), rng.standard_normal(outputs)
     fit, judge = Sums(), Sums()
     for sums in (fit, judge):
-        x = rng.standard_normal((200, inputs))
+        x = rng.standard_normal((1, 200, inputs))
         sums.add(x, x @ weight.T + bias)
-    found = solve(fit, judge, np.zeros((outputs, inputs)), np.zeros(outputs))
+    found = solve(fit, judge, np.zeros((1, outputs, inputs)), np.zeros((1, outputs)))
     assert found is not None and found.ridge == 1e-6
+    np.testing.assert_allclose(found.weight[0], weight, atol=1e-4)
+    np.testing.assert_allclose(found.bias[0], bias, atol=1e-4)
+
+
+def test_each_group_is_fitted_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((4, 2, 9)), rng.standard_normal((4, 2))
+    fit, judge = Sums(), Sums()
+    for sums in (fit, judge):
+        x = rng.standard_normal((4, 300, 9))
+        sums.add(x, x @ weight.transpose(0, 2, 1) + bias[:, None])
+    found = solve(fit, judge, np.zeros((4, 2, 9)), np.zeros((4, 2)))
+    assert found is not None
     np.testing.assert_allclose(found.weight, weight, atol=1e-4)
     np.testing.assert_allclose(found.bias, bias, atol=1e-4)
 
 
-def test_depthwise_rows_are_fitted_output_by_output() -> None:
-    rng = np.random.default_rng(0)
-    weight, bias = rng.standard_normal((4, 9)), rng.standard_normal(4)
-    fit, judge = Sums(), Sums()
-    for sums in (fit, judge):
-        x = rng.standard_normal((300, 4, 9))
-        sums.add(x, np.einsum("nok,ok->no", x, weight) + bias)
-    found = solve(fit, judge, np.zeros((4, 1, 3, 3)), np.zeros(4))
-    assert found is not None
-    np.testing.assert_allclose(found.weight.reshape(4, 9), weight, atol=1e-4)
-
-
 def test_perfect_weights_are_left_alone() -> None:
     rng = np.random.default_rng(1)
-    weight = rng.standard_normal((3, 6))
+    weight = rng.standard_normal((1, 3, 6))
     sums = Sums()
-    x = rng.standard_normal((50, 6))
-    sums.add(x, x @ weight.T)
-    assert solve(sums, sums, weight, np.zeros(3)) is None
+    x = rng.standard_normal((1, 50, 6))
+    sums.add(x, x @ weight[0].T)
+    assert solve(sums, sums, weight, np.zeros((1, 3))) is None
 
 
 def test_error_is_the_sum_of_squares() -> None:
@@ -69,9 +74,9 @@ def test_error_is_the_sum_of_squares() -> None:
         rng.standard_normal(3),
     )
     sums = Sums()
-    sums.add(x[:10], y[:10])
-    sums.add(x[10:], y[10:])
-    assert sums.error(w, b) == pytest.approx(np.sum((y - x @ w.T - b) ** 2))
+    sums.add(x[None, :10], y[None, :10])
+    sums.add(x[None, 10:], y[None, 10:])
+    assert sums.error(w[None], b[None]) == pytest.approx(np.sum((y - x @ w.T - b) ** 2))
 
 
 def test_repair_brings_a_pruned_model_back() -> None:
@@ -118,3 +123,63 @@ def test_every_layer_only_gets_better_on_held_out_rows(name: str) -> None:
 def test_an_unpruned_model_is_left_as_it_is() -> None:
     result = run(DIGITS, [Refit(rows=512)], DATA)
     assert result.comparison is not None and result.comparison.sqnr_db > 60  # type: ignore[operator]
+
+
+def test_the_bias_that_an_add_brings_to_a_product_is_fitted_with_it() -> None:
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,16] x) => (float[N,8] y) '
+        "{ m = MatMul(x, w) a = Add(m, b) r = Relu(a) n = MatMul(r, v) y = Add(n, c) }"
+    )
+    for name, shape, offset in (("w", (16, 32), 0), ("b", (32,), 2), ("v", (32, 8), 0), ("c", (8,), 5)):
+        values = (rng.standard_normal(shape) + offset).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    data = {"x": rng.standard_normal((400, 16)).astype(np.float32)}
+    result = run(proto, [Prune(amount=0.5), Refit()], data)
+    assert result.comparison is not None and result.comparison.sqnr_db > 8  # type: ignore[operator]
+    assert {decision["bias"] for decision in result.plans[1].decisions} == {
+        "c"
+    }  # b needs none: what its layer is fed is the original
+
+
+def test_statistics_of_a_normalisation_that_no_fitted_layer_feeds_match_the_original() -> None:
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,6,5,5] x) => (float[N,6,5,5] y) '
+        "{ s = Mul(x, k) n = BatchNormalization(s, scale, shift, mean, var) y = Relu(n) }"
+    )
+    for name, values in {
+        "k": np.full((6, 1, 1), 2.0), "scale": rng.standard_normal(6), "shift": rng.standard_normal(6),
+        "mean": rng.standard_normal(6), "var": rng.uniform(0.5, 2, 6),
+    }.items():  # fmt: skip
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    original = load(proto)
+    graph = original.ir.clone()
+    set_constant(graph, "k", np.linspace(0.3, 3, 6).reshape(6, 1, 1) * (2 + rng.uniform(-1, 1, (6, 1, 1))))
+    spoilt = original.edited(graph)
+    inputs = {"x": rng.standard_normal((40, 6, 5, 5)).astype(np.float32) + 1}
+    data = open_data(inputs, open_session(proto.SerializeToString()).inputs)
+    plan = Refit().plan(spoilt, {Paired.NEED: Paired(original, spoilt, data)})
+    assert [(each["weight"], each["bias"]) for each in plan.decisions] == [("var", "mean")]
+    again = open_session(to_bytes(Refit().apply(spoilt, plan).ir)).run(inputs)["y"]
+    np.testing.assert_allclose(again, open_session(proto.SerializeToString()).run(inputs)["y"], atol=1e-4)
+
+
+def test_a_weight_that_two_layers_share_is_left_alone() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y) '
+        "{ a = MatMul(x, w) r = Relu(a) y = MatMul(r, w) }"
+    )
+    values = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "w"))
+    model = load(proto)
+    data = open_data({"x": np.ones((8, 4), np.float32)}, open_session(proto.SerializeToString()).inputs)
+    plan = Refit().plan(model, {Paired.NEED: Paired(model, model, data)})
+    assert not plan.decisions and {refusal.why for refusal in plan.refusals} == {"its weight is shared"}
+
+
+def test_rounds_leave_as_many_channels_as_one_cut() -> None:
+    one = onnxcompress.prune(DIGITS, amount=0.5, refit=False)
+    for rounds in (2, 3):
+        several = onnxcompress.prune(DIGITS, amount=0.5, refit=False, rounds=rounds)
+        assert several.after.parameters == one.after.parameters and len(several.plans) == rounds

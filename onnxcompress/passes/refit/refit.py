@@ -1,0 +1,208 @@
+"""Refit: fit every layer by least squares to the original's outputs, from what the compressed network really feeds it.
+
+Rows are gathered at every layer (rows.py), with the original's values as goals (goals.py), on a walk in which each layer is
+fitted before the next one is fed; solver.py fits them. Whole batches are kept back, and a layer stays as it is where they do
+not fall for its fit: the reconstruction step of He, Zhang, Sun, ICCV 2017, arXiv:1707.06168. BatchNormalizations that no
+fitted layer feeds get new statistics instead (statistics.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass as plain
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Pair, Paired
+from onnxcompress.model import Model
+from onnxcompress.model.edit import new_constant, set_constant, walk
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.refit.goals import goals, kept
+from onnxcompress.passes.refit.rows import on_left, rows
+from onnxcompress.passes.refit.solver import Sums, solve
+from onnxcompress.passes.refit.statistics import Statistics, matched, normalisations
+from onnxcompress.plan import Plan, Refusal
+
+HELD_OUT = 5
+"""Every fifth batch judges the fit of the others; of a single batch, every fifth row."""
+
+FITTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NO_BETTER = "no fit beats the present weights on held-out rows"
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Fit weights and biases to the original's outputs, layer by layer, by least squares on calibration data."""
+
+    name: ClassVar[str] = "refit"
+
+    rows: Annotated[
+        int, Field(ge=16, description="rows (positions of samples) at most that one layer is fitted on")
+    ] = 16384
+    seed: Annotated[int, Field(ge=0, description="which positions are drawn")] = 0
+
+    def needs(self, model: Model) -> list[Need]:
+        """The paired walk."""
+        return [Paired.NEED]
+
+    def plan(self, model: Model, evidence: Evidence) -> Plan:
+        """Walk once; each layer is fitted before the next one is fed."""
+        paired: Paired = evidence[Paired.NEED]
+        plan = Plan(self.name, dict(vars(self)), model.fingerprint)
+        nodes = {node.name or "": node for node in walk(model.ir)}
+        todo: dict[str, Layer] = {}
+        for layer in layers(model):
+            why = _unsuited(layer, nodes[layer.name], model)
+            if why:
+                plan.refusals.append(Refusal(layer.weight, why, layer.name))
+            else:
+                todo[layer.name] = layer
+        norms = {norm.layer.name: norm for norm in normalisations(model, todo)}
+        for pair in paired.walk([*todo, *norms]):
+            if pair.node in todo:
+                self._fit(model, todo[pair.node], nodes[pair.node], pair, plan)
+            else:
+                self._correct(model, norms[pair.node], nodes[pair.node], pair, plan)
+        return plan
+
+    def _fit(self, model: Model, layer: Layer, node: ir.Node, pair: Pair, plan: Plan) -> None:
+        """One layer: gather rows, solve, and let the rest of the walk use the new weights where they are better."""
+        weight = pair.constant(layer.weight)
+        matrix = layer.matrix(weight).astype(np.float64)
+        present = matrix.reshape(layer.groups, len(matrix) // layer.groups, -1)
+        bias = _bias(model, layer, node, len(matrix))
+        offset = np.zeros(present.shape[:2])
+        if bias.name is not None:
+            offset = pair.constant(bias.name).astype(np.float64).reshape(offset.shape)
+        fit, judge = self._sums(layer, node, pair, goals(model, node, bias.value, pair))
+        found = solve(fit, judge, present, offset, fixed_bias=not bias.free) if fit.count and judge.count else None
+        if found is None:
+            plan.refusals.append(Refusal(layer.weight, NO_BETTER, layer.name))
+            return
+        decision = {"layer": layer.name, "weight": layer.weight, "bias": None, "new_bias": False, "ridge": found.ridge}
+        changed = {layer.weight: layer.stored(found.weight.reshape(matrix.shape), weight).astype(weight.dtype)}
+        if bias.free and bias.name is not None:
+            stored = pair.constant(bias.name)
+            changed[bias.name] = found.bias.reshape(stored.shape).astype(stored.dtype)
+            decision["bias"] = bias.name
+        elif bias.free:
+            name = _free_name(f"{layer.weight}.bias", model)
+            changed[name] = found.bias.reshape(-1).astype(weight.dtype)
+            pair.add_bias(name, changed[name])
+            decision |= {"bias": name, "new_bias": True}
+        _decide(plan, pair, changed, {**decision, "before_db": found.before_db, "after_db": found.after_db})
+
+    def _correct(self, model: Model, norm: Statistics, node: ir.Node, pair: Pair, plan: Plan) -> None:
+        """One BatchNormalization: new mean and variance where they are better on held-out rows."""
+        layer = norm.layer
+        fit, judge = self._sums(layer, node, pair, kept(model, layer.writes, pair))
+        present = tuple(pair.constant(name).astype(np.float64) for name in norm.names)
+        found = matched(fit, judge, present, norm.epsilon) if fit.count and judge.count else None
+        if found is None:
+            plan.refusals.append(Refusal(layer.weight, "its statistics do no better when re-estimated", layer.name))
+            return
+        mean, variance = norm.names[2:]
+        changed = {
+            name: new.astype(pair.constant(name).dtype)
+            for name, new in ((mean, found.mean), (variance, found.variance))
+        }
+        decision = {"layer": layer.name, "weight": variance, "bias": mean, "new_bias": False, "ridge": None}
+        _decide(plan, pair, changed, {**decision, "before_db": found.before_db, "after_db": found.after_db})
+
+    def _sums(self, layer: Layer, node: ir.Node, pair: Pair, goal: Iterator[np.ndarray]) -> tuple[Sums, Sums]:
+        """Sums over the rows to fit on, and over those that judge."""
+        fit, judge = Sums(), Sums()
+        rng = np.random.default_rng(self.seed)
+        fed = pair.read(layer.reads)
+        share, last = max(1, self.rows // len(fed)), len(fed) - 1
+        for number, (x, y) in enumerate(zip(fed, goal, strict=True)):
+            judging = number % HELD_OUT == HELD_OUT - 1 or number == last
+            for taken, wanted in rows(node, layer, x, y, share, rng):
+                if last:
+                    (judge if judging else fit).add(taken, wanted)
+                    continue
+                apart = np.arange(taken.shape[1]) % HELD_OUT == HELD_OUT - 1
+                judge.add(taken[:, apart], wanted[:, apart])
+                fit.add(taken[:, ~apart], wanted[:, ~apart])
+        return fit, judge
+
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """Write the fitted weights."""
+        plan.check_fits(model.fingerprint)
+        graph = model.ir.clone()
+        nodes = {node.name or "": node for node in walk(graph)}
+        for decision in plan.decisions:
+            set_constant(graph, decision["weight"], plan.arrays[decision["weight"]])
+            name = decision["bias"]
+            if decision["new_bias"]:
+                value = new_constant(graph, name, plan.arrays[name])
+                node = nodes[decision["layer"]]
+                node.resize_inputs(3)
+                node.replace_input_with(2, value)
+            elif name is not None:
+                set_constant(graph, name, plan.arrays[name])
+        return model.edited(graph)
+
+
+def _decide(plan: Plan, pair: Pair, changed: dict[str, np.ndarray], decision: dict[str, Any]) -> None:
+    """Write it down, and let the rest of the walk use it."""
+    for name, values in changed.items():
+        plan.arrays[name] = values
+        pair.replace(name, values)
+    plan.decisions.append(decision)
+
+
+# -- which layers, and their biases --------------------------------------------------------------------------------
+
+
+def _unsuited(layer: Layer, node: ir.Node, model: Model) -> str:
+    """Why a layer is not refitted; empty where it is."""
+    if layer.op not in FITTED:
+        return f"{layer.op} is not refitted"
+    if node.graph is not model.ir.graph:
+        return "it lies in the body of an If or Loop"
+    if _readers(model, layer.weight) > 1:
+        return "its weight is shared"
+    if "Conv" not in layer.op and model.array(layer.weight).ndim != 2:
+        return "its weight has batch axes"
+    if layer.op == "Gemm" and on_left(node, layer):
+        return "its weight stands on the left"
+    return ""
+
+
+def _readers(model: Model, name: str) -> int:
+    return len(list(model.initializers[name].uses()))
+
+
+@plain(frozen=True)
+class Bias:
+    """name: the constant, None without one; free: may it be fitted; value: what holds the layer's output with its bias."""
+
+    name: str | None
+    free: bool
+    value: str
+
+
+def _bias(model: Model, layer: Layer, node: ir.Node, outs: int) -> Bias:
+    """The layer's own bias or that of the Add behind a product; a product without one gets none, so that no node is added."""
+    own = layer.writes
+    fits = layer.bias is not None and model.array(layer.bias).size == outs
+    if layer.op == "MatMul":
+        if not fits or on_left(node, layer) or _readers(model, layer.bias or "") > 1:
+            return Bias(None, False, own)
+        return Bias(layer.bias, True, next(iter(node.outputs[0].uses()))[0].outputs[0].name or "")
+    if layer.bias is None:
+        spare = len(node.inputs) < 3 or node.inputs[2] is None
+        return Bias(None, spare, own)
+    return Bias(layer.bias, fits and _readers(model, layer.bias) == 1, own)
+
+
+def _free_name(name: str, model: Model) -> str:
+    while name in model.initializers:
+        name += "_"
+    return name
