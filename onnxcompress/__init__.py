@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxcompress.model import Model, load, save
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
-    from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune, sparsify
+    from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune, quantize, sparsify
 
 HOMES = {
     "checkup": ("Checkup", "check"),
@@ -31,7 +31,7 @@ HOMES = {
     "model": ("Model", "load", "save"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
-    "verbs": ("Benchmark", "apply", "benchmark", "compare", "prune", "sparsify"),
+    "verbs": ("Benchmark", "apply", "benchmark", "compare", "prune", "quantize", "sparsify"),
 }
 """Module -> the public names that live in it."""
 
@@ -58,6 +58,7 @@ __all__ = [
     "inspect",
     "load",
     "prune",
+    "quantize",
     "save",
     "sparsify",
 ]

@@ -63,7 +63,7 @@ def run(
     data     what `open_data` takes; None: synthetic inputs, and the report says so
     budgets  name -> limit, rows of BUDGETS; the Result says which were met
     plans    saved plans to replay, one a pass, instead of planning
-    dry      plan the first pass, count what it would leave, and stop
+    dry      decide and count what is left, and leave the judging out
     Errors: ModelError, DataError, SettingError, each before anything is written.
     """
     how = how or How()
@@ -83,12 +83,9 @@ def run(
                 plan = each.plan(current, evidence_for(each, original, current, feed, how))
             made.append(plan)
             current = each.apply(current, plan)
-            if dry:
-                break
     before, after = _costs(original, current, feed)
     if dry:
-        notes = (*feed.notes, *([f"planned and counted: the first of {len(passes)} passes"] if len(passes) > 1 else []))
-        return Result(original, original, tuple(made), before, after, notes=notes, seconds=clock.seconds)
+        return Result(original, original, tuple(made), before, after, notes=feed.notes, seconds=clock.seconds)
     with clock("compare"):
         comparison = judged(original, current, feed, how)
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}

@@ -23,6 +23,7 @@ from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
+from onnxcompress.passes.quantize.quantize import Quantize
 from onnxcompress.report import benchmark_page, checkup_page, inspection_page, report_page
 from onnxcompress.result import Result
 
@@ -63,6 +64,10 @@ PLANNING = [
 ]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
 SPARSIFYING = options_of(Sparsify, panel="Sparsity")
+QUANTIZING = options_of(Quantize, panel="Quantization")
+EQUALIZE = Option(
+    "equalize", "equalize", bool, True, "first scale channels against each other, which changes no output", "Quantization"
+)
 LOOKING = options_of(
     Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
 )
@@ -116,6 +121,12 @@ def prune(model: Model, **given: Any) -> None:
 def sparsify(model: Model, **given: Any) -> None:
     """Set single weights to zero; the file gets smaller only with an encoding that stores zeros well."""
     _compress(verbs.sparsify, Sparsify, SPARSIFYING, model, given)
+
+
+@verb(OUTPUT, QUANTIZING, EQUALIZE, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def quantize(model: Model, **given: Any) -> None:
+    """int8 weights and activations, where that is faster on this CPU, in a file that answers the same on every other."""
+    _compress(verbs.quantize, Quantize, QUANTIZING, model, given, equalize=given["equalize"])
 
 
 def _compress(

@@ -7,8 +7,11 @@ from typing import Any
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
+from onnxcompress.passes.quantize.equalize import Equalize
+from onnxcompress.passes.quantize.fold import Fold
+from onnxcompress.passes.quantize.quantize import Quantize
 from onnxcompress.passes.refit import Refit
 
-PASSES: dict[str, type[Any]] = {each.name: each for each in (Prune, Sparsify, Refit)}
+PASSES: dict[str, type[Any]] = {each.name: each for each in (Prune, Sparsify, Refit, Fold, Equalize, Quantize)}
 
-__all__ = ["PASSES", "Pass", "Prune", "Refit", "Sparsify"]
+__all__ = ["PASSES", "Equalize", "Fold", "Pass", "Prune", "Quantize", "Refit", "Sparsify"]
