@@ -185,11 +185,14 @@ def refusal(node: ir.Node, graph: ir.Graph) -> str:
         return row.why
     if node.graph is not graph:
         return "it lies in the body of an If or Loop, whose activations nobody has seen"
+    why = row.unless(node)
+    if why:
+        return why
     reads = [v for v in data_of(node) if constant_of(v) is None]
     if not reads:
         return "it reads constants only"
     other = next((v for v in (*reads, node.outputs[0]) if v.dtype not in (None, ir.DataType.FLOAT)), None)
-    return row.unless(node) or ("" if other is None else f"{other.name} is {other.dtype.name.lower()}, not float32")  # type: ignore[union-attr]
+    return "" if other is None else f"{other.name} is {other.dtype.name.lower()}, not float32"  # type: ignore[union-attr]
 
 
 # -- what a node reads and writes ----------------------------------------------------------------------------------

@@ -103,10 +103,11 @@ def write_weights(model: Model, forms: Mapping[str, Form], weights: Mapping[str,
 
 @dataclass
 class Codes(Pen):
-    """The levels, and what several nodes share: decoded weights and rounded inputs."""
+    """The levels, and what several nodes share: decoded weights, matrices of levels (turned or not), rounded inputs."""
 
     weights: Mapping[str, Rounded | Blocks]
     decoded: dict[str, ir.Value] = field(default_factory=dict)
+    matrices: dict[tuple[str, bool], ir.Value] = field(default_factory=dict)
     rounded: dict[tuple[ir.Value, object], ir.Node] = field(default_factory=dict)
 
     def by_channel(self, name: str) -> Rounded:
@@ -131,14 +132,16 @@ def _integer_product(pen: Codes, node: ir.Node, layer: Layer) -> None:
         raise ModelError(f"{node.name}: its weight is not a matrix on the right; use the form 'weights'")
     if not (node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0):
         raise ModelError(f"{node.name}: alpha and beta are not one; use the form 'weights'")
-    stem, levels, grid = node.name or "", stored.levels, stored.grid
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
-        levels = levels.T
+    stem, grid = node.name or "", stored.grid
+    turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    if (layer.weight, turned) not in pen.matrices:
+        matrix = stored.levels.T if turned else stored.levels
+        pen.matrices[layer.weight, turned] = pen.constant(f"{layer.weight}.levels", matrix.astype(grid.kind))
     place = (value, node.graph)  # a body cannot be read from outside
     if place not in pen.rounded:
         pen.rounded[place] = _round_now(pen, node, value)
     rounded, scale, zero = pen.rounded[place].outputs
-    parts: list[ir.Value | None] = [rounded, pen.constant(f"{layer.weight}.levels", levels.astype(grid.kind)), zero]
+    parts: list[ir.Value | None] = [rounded, pen.matrices[layer.weight, turned], zero]
     if np.any(grid.zero):
         parts.append(pen.constant(f"{layer.weight}.zero", np.asarray(grid.zero).astype(grid.kind)))
     sums = pen.step(node, "MatMulInteger", parts, stem)
