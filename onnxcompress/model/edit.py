@@ -66,9 +66,27 @@ def set_constant(model: ir.Model, name: str, values: np.ndarray) -> None:
     """Give initializer `name` new values, stored in the type it had."""
     value = model.graph.initializers[name]
     assert value.const_value is not None
-    stored = np.ascontiguousarray(values.astype(value.const_value.dtype.numpy(), copy=False))
-    value.const_value = ir.Tensor(stored, dtype=value.const_value.dtype, name=name)
-    value.shape = ir.Shape(stored.shape)
+    kept = np.ascontiguousarray(values.astype(value.const_value.dtype.numpy(), copy=False))
+    if FILE_TYPE not in value.const_value.meta:
+        value.const_value = ir.Tensor(kept, dtype=value.const_value.dtype, name=name)
+    else:
+        value.const_value = narrow_tensor(kept, value.const_value.meta[FILE_TYPE], name)
+    value.shape = ir.Shape(kept.shape)
+
+
+FILE_TYPE = "onnxcompress.file_type"
+"""Key of a tensor's meta: the narrower type in which the file holds its values, behind a Cast."""
+
+
+def narrow_tensor(values: np.ndarray, file_type: ir.DataType, name: str) -> ir.Tensor:
+    """Values rounded to what the file can hold; where one is too large for it, the file gets them as they are."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(file_type.numpy()).astype(values.dtype)
+    fits = bool(np.isfinite(rounded).all())
+    tensor = ir.Tensor(rounded if fits else values, name=name)
+    if fits:
+        tensor.meta[FILE_TYPE] = file_type
+    return tensor
 
 
 def new_constant(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxcompress.errors import ModelError
-from onnxcompress.model.edit import constant_of, new_constant, set_constant, walk
+from onnxcompress.model.edit import constant_of, narrow_tensor, new_constant, walk
 from onnxcompress.model.model import Model, Source
 from onnxcompress.model.native import FAILURES, first_line, run_native
 
@@ -178,6 +178,27 @@ def constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
     return model
 
 
+NARROW = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+"""Types of weights that are read as float, and written back behind a Cast as they came."""
+
+
+def widen(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Weights that a Cast makes float: the float values, which remember the type of the file."""
+    for node in [node for node in walk(model) if node.op_type == "Cast" and not node.domain]:
+        given, made = node.inputs[0], node.outputs[0]
+        tensor = given.const_value if given is not None else None
+        wanted = node.attributes.get_int("to") == ir.DataType.FLOAT
+        if tensor is None or tensor.dtype not in NARROW or not wanted or made.is_graph_output() or node.graph is None:
+            continue
+        weight = ir.Value(
+            name=made.name, const_value=narrow_tensor(tensor.numpy().astype(np.float32), tensor.dtype, made.name or "")
+        )
+        made.replace_all_uses_with(weight)
+        node.graph.remove(node, safe=True)
+        model.graph.register_initializer(weight)
+    return model
+
+
 def gemm_in_one_form(model: ir.Model, notes: list[str]) -> ir.Model:
     """Gemm with transA=0 and alpha=beta=1: the factors go into its constants."""
     for node in walk(model):
@@ -191,7 +212,7 @@ def gemm_in_one_form(model: ir.Model, notes: list[str]) -> ir.Model:
             elif value is not None and (values := constant_of(value)) is not None:
                 scaled = (values.astype(np.float64) * factor).astype(values.dtype)
                 if len(list(value.uses())) == 1:
-                    set_constant(model, value.name or "", scaled)
+                    value.const_value = ir.Tensor(scaled, name=value.name)
                 else:
                     fresh = new_constant(model, f"{value.name}.{attribute}", scaled)
                     node.replace_input_with(1 if attribute == "alpha" else 2, fresh)
@@ -266,6 +287,7 @@ STEPS: tuple[Step, ...] = (
     large_constants_to_initializers,
     to_arrays,
     validate,
+    widen,
     run_native,
     order,
     constants_to_initializers,

@@ -11,7 +11,7 @@ from onnx import checker
 
 from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
-from onnxcompress.model.edit import constant_of
+from onnxcompress.model.edit import FILE_TYPE, constant_of, new_constant
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import first_line
 
@@ -40,7 +40,23 @@ def finished(model: Model) -> ir.Model:
     ):
         each(graph)
     _transposed_once(graph)
+    _narrowed(graph)
     return graph
+
+
+def _narrowed(graph: ir.Model) -> None:
+    """Values that came in a narrower type go back to the file in it, behind a Cast, which onnxruntime folds when it loads the file."""
+    for value in list(graph.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or FILE_TYPE not in tensor.meta or value.is_graph_output():
+            continue
+        narrow = tensor.meta[FILE_TYPE]
+        stored = new_constant(graph, f"{value.name}.{narrow.name.lower()}", tensor.numpy().astype(narrow.numpy()))
+        node = ir.node("Cast", [stored], {"to": tensor.dtype}, name=f"{value.name}.widened")
+        value.replace_all_uses_with(node.outputs[0])
+        graph.graph.initializers.pop(value.name or "")
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = value.name, value.type, value.shape
+        graph.graph.insert_before(graph.graph[0], node)
 
 
 SMALLEST_TWIN = 1024
