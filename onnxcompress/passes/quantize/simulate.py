@@ -264,17 +264,25 @@ def simulate(
     returns int32 levels on `out`, or float32; DataError for an operator that is not among them
     """
     sums = sums_of(op, attributes, x, w)
+    return finished(op, sums.saturating if saturate else sums.exact, x.grid, w.grid, bias, out)
+
+
+def finished(op: str, sums: np.ndarray, x: Grid, w: Grid, bias: np.ndarray | None, out: Grid | None) -> np.ndarray:
+    """Sums -> levels on `out`, or float32 without: the bias added (a float bias behind the scales) and the scales applied."""
     axis = KERNELS[op][1]
-    shape = [1] * sums.exact.ndim
-    if np.size(w.grid.scale) > 1:
-        shape[axis] = -1
-    total = sums.saturating if saturate else sums.exact
-    if bias is not None:
-        total = total + (bias.reshape([-1 if n == 1 else 1 for n in range(total.ndim)]) if axis == 1 else bias)
-    factor = np.asarray(x.grid.scale, np.float32) * np.asarray(w.grid.scale, np.float32)
-    if out is None:
-        return total.astype(np.float32) * factor.reshape(shape)
-    return requantized(total, (factor / np.asarray(out.scale, np.float32)).reshape(shape), out)
+    ones = [1] * sums.ndim
+    ones[axis] = -1
+    factor = np.asarray(x.scale, np.float32) * np.asarray(w.scale, np.float32)
+    shape = ones if np.size(w.scale) > 1 else []
+    if bias is not None and axis == 1:
+        bias = bias.reshape(ones)
+    late = bias if bias is not None and bias.dtype.kind == "f" else None
+    total = sums if bias is None or late is not None else sums + bias
+    if out is not None and late is None:
+        return requantized(total, (factor / np.asarray(out.scale, np.float32)).reshape(shape), out)
+    values = total.astype(np.float32) * factor.reshape(shape)
+    values = values if late is None else values + late.astype(np.float32)
+    return values if out is None else out.levels(values)
 
 
 def sums_of(op: str, attributes: Attributes, x: Operand, w: Operand) -> Sums:
