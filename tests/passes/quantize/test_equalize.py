@@ -217,3 +217,24 @@ def test_a_plan_for_another_model_is_refused() -> None:
     model = load(ZOO["conv_chain"]())
     with pytest.raises(ModelError, match="made for another model"):
         Equalize().apply(model, planned(load(ZOO["mlp_gemm"]()), feeds(ZOO["mlp_gemm"](), 0)))
+
+
+# ---- BatchNormalization ----
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_folding_changes_no_output_of_the_zoo(name: str) -> None:
+    proto = ZOO[name]()
+    model, inputs = load(proto), feeds(proto, 0)
+    less, before = folded(model), outputs(model, inputs)
+    assert not violations(less)
+    assert distance(outputs(less, inputs), before, before) <= LOOSE.get(name, UNCHANGED)
+    assert folded(less).fingerprint == less.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("conv_bn", 0), ("residual_identity", 0), ("bn_relu_conv", 0), ("depthwise", 0)]
+)
+def test_norms_behind_layers_are_folded(name: str, left: int) -> None:
+    less = folded(load(ZOO[name]()))
+    assert sum(node.op_type == "BatchNormalization" for node in less.ir.graph) == left
