@@ -16,14 +16,14 @@ from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.load import read
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer, parameters
-from onnxcompress.operators.layer import Shapes, layers
+from onnxcompress.operators.layer import Shapes, all_layers
 from onnxcompress.passes.prune.free import free_cuts
 from onnxcompress.runtime.session import open_session
 
 
 @dataclass(frozen=True)
 class LayerLine:
-    """One weight of one node: shape as [out, in/groups, *kernel]; macs of one sample, None where unknown."""
+    """One weight of one node: shape as [out, in/groups, *kernel]; bits as stored; macs of one sample, None where unknown."""
 
     name: str
     op: str
@@ -32,6 +32,7 @@ class LayerLine:
     parameters: int
     macs: int | None
     share: float | None
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class Inspection:
     def headline(self) -> str:
         """The first line."""
         free = sum(group.units for group in self.groups)
+        narrow = sum(layer.bits < 16 for layer in self.layers)
+        if narrow:
+            return f"{self.name}: already quantized, {narrow} of {len(self.layers)} weights have 8 bits or fewer"
         total = free + sum(frozen.channels for frozen in self.frozen)
         if not free:
             return f"{self.name}: no channel can be cut"
@@ -164,13 +168,16 @@ def _layers(model: Model, shapes: Shapes) -> tuple[LayerLine, ...]:
     macs = macs_by_layer(model, shapes)
     total = sum(macs.values())
     lines = []
-    for layer in layers(model):
+    for layer in all_layers(model):
         values = model.array(layer.weight)
         bias = 0 if layer.bias is None else model.array(layer.bias).size
+        bits = layer.bits or 8 * values.dtype.itemsize
         own = macs.get((layer.name, layer.weight)) if shapes else None
         share = own / total if own is not None and total else None
         lines.append(
-            LayerLine(layer.name, layer.op, layer.weight, layer.matrix(values).shape, values.size + bias, own, share)
+            LayerLine(
+                layer.name, layer.op, layer.weight, layer.matrix(values).shape, values.size + bias, own, share, bits
+            )
         )
     return tuple(lines)
 

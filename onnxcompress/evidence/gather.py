@@ -13,6 +13,7 @@ from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.sensitivity import sensitivities
+from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 
 
@@ -96,10 +97,16 @@ def sensitivity(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     return {need: found[need.value] for need in needs if need.value in found}
 
 
+def trial(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+    """Runs of graphs that a pass might make."""
+    return dict.fromkeys(needs, Trial(sources.original, sources.data, sources.batch, sources.threads))
+
+
 PROVIDERS: dict[str, Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]] = {
     "shapes": shapes,
     "paired": paired,
     "sensitivity": sensitivity,
+    "trial": trial,
 }
 
 

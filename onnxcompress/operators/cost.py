@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from onnxcompress.model import Model
 from onnxcompress.model.save import finished, to_bytes
-from onnxcompress.operators.layer import Shapes, layers
+from onnxcompress.operators.layer import Shapes, all_layers
 
 
 @dataclass(frozen=True)
@@ -18,19 +20,30 @@ class Cost:
     macs: int | None
 
 
+SCALED = {"QuantizeLinear", "DequantizeLinear"}
+
+
 def parameters(model: Model) -> int:
-    """Numbers held in floating-point constants."""
+    """Numbers held in floating-point constants, and levels that stand for such numbers; scales are none of them."""
     return sum(
         value.const_value.size
         for value in model.initializers.values()
-        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+        if value.const_value is not None and _is_parameter(value)
     )
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    assert value.const_value is not None
+    uses = [(node.op_type in SCALED, index) for node, index in value.uses()]
+    if value.const_value.dtype.is_floating_point():
+        return not uses or any(not scaled or index == 0 for scaled, index in uses)
+    return any(scaled and index == 0 for scaled, index in uses)
 
 
 def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:
     """(node, weight) -> multiply-adds of one run with these shapes; layers whose shapes were not seen are left out."""
     found = {}
-    for layer in layers(model):
+    for layer in all_layers(model):
         positions = layer.positions(shapes)
         if positions is not None:
             size = model.initializers[layer.weight].const_value.size  # type: ignore[union-attr]

@@ -31,6 +31,7 @@ class Layer:
     reads, writes   value names
     repeats     for the ConvTranspose layout [(G i), o, *k]: the number of groups, else 1
     groups      of a convolution
+    bits        of a stored weight where the node reads it through a DequantizeLinear; None: it reads the initializer itself
     """
 
     name: str
@@ -44,6 +45,7 @@ class Layer:
     writes: str
     groups: int = 1
     repeats: int = 1
+    bits: int | None = None
 
     def matrix(self, values: np.ndarray) -> np.ndarray:
         """Stored values -> [out, in/groups, *kernel]."""
@@ -79,7 +81,12 @@ class Layer:
 
 
 def layers(model: Model) -> list[Layer]:
-    """Every weight that a row of the signature table calls `w` or `r`, in order of execution."""
+    """Every weight that a row of the signature table calls `w` or `r`, in order of execution; passes may rewrite these."""
+    return [layer for layer in all_layers(model) if layer.bits is None]
+
+
+def all_layers(model: Model) -> list[Layer]:
+    """`layers`, and those whose weight is stored as levels behind a DequantizeLinear: these are counted and shown, not edited."""
     return model.remember("layers", _layers)
 
 
@@ -97,7 +104,7 @@ def _of_node(node: ir.Node) -> list[Layer]:
     signature = parse(case.signature)
     found = []
     for index, term in enumerate(signature.inputs):
-        value = input_of(node, index)
+        value, bits = _stored(input_of(node, index))
         values = constant_of(value)
         places = term.expand(values.ndim) if values is not None else None
         if term.name not in ("w", "r") or value is None or places is None:
@@ -116,9 +123,19 @@ def _of_node(node: ir.Node) -> list[Layer]:
                 writes=node.outputs[0].name or "",
                 groups=node.attributes.get_int("group", 1) if "Conv" in op else 1,
                 repeats=node.attributes.get_int("group", 1) if op == "ConvTranspose" else 1,
+                bits=bits,
             )
         )
     return found
+
+
+def _stored(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
+    """The initializer that holds a weight; its bits where it holds levels."""
+    made = None if value is None else value.producer()
+    if made is None or made.op_type != "DequantizeLinear" or made.domain or constant_of(made.inputs[0]) is None:
+        return value, None
+    held = made.inputs[0]
+    return held, None if held is None or held.dtype is None else int(8 * held.dtype.itemsize)
 
 
 def _kinds(places: tuple[Axis, ...], signature: Signature, index: int) -> tuple[list[int], list[int], list[int]]:

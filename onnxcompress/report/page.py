@@ -155,7 +155,40 @@ def _plain(plan: Mapping[str, Any]) -> Table:
     return table(plan["method"], ("decision",), cells)
 
 
-DECISIONS = {"prune": _cut, "refit": _refitted}
+def _equalized(plan: Mapping[str, Any]) -> Table:
+    rows = sorted(plan["decisions"], key=lambda each: each["before_db"] - each["after_db"])
+    cells = [
+        (
+            ", ".join(each["written_by"]),
+            ", ".join(each["read_by"]),
+            str(each["channels"]),
+            words.decibel(each["before_db"]),
+            words.decibel(each["after_db"]),
+        )
+        for each in rows
+    ]
+    columns = ("written by", "read by", "channels", "before", "after")
+    return table("channels scaled against each other: SQNR on one grid", columns, cells, columns[2:])
+
+
+def _quantized(plan: Mapping[str, Any]) -> Table:
+    ops = {each["node"]: each["op"] for each in plan["decisions"] if "node" in each}
+    rows = sorted((each for each in plan["decisions"] if "weight" in each), key=lambda each: each["sqnr_db"])
+    cells = [
+        (
+            each["layer"],
+            ops[each["layer"]],
+            words.decibel(each["sqnr_db"]),
+            f"{each['portable_db']:.1f} dB" if each["portable_db"] > 0.05 else words.UNKNOWN,
+        )
+        for each in rows
+    ]
+    title = f"int8: {len(rows)} weights in {len(ops)} nodes, those that lose most first"
+    columns = ("layer", "operator", "SQNR of the weight", "lost to portability")
+    return table(title, columns, cells, columns[2:])
+
+
+DECISIONS = {"prune": _cut, "refit": _refitted, "equalize": _equalized, "quantize": _quantized}
 """Method of a plan -> its table."""
 
 
@@ -176,12 +209,13 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
         *(("output", port) for port in found.outputs),
         ("operators", ", ".join(f"{n} {op}" for op, n in list(found.operators.items())[:MOST_ROWS])),
     ]
-    columns = ("layer", "operator", "shape", "parameters", "MACs", "share")
+    columns = ("layer", "operator", "shape", "bits", "parameters", "MACs", "share")
     layers = [
         (
             each.name,
             each.op,
             words.shape(each.shape),
+            str(each.bits),
             words.count(each.parameters),
             words.count(each.macs),
             words.percent(each.share),

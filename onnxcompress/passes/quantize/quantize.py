@@ -22,7 +22,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.operators.layer import Layer, all_layers, layers
 from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needless_grid
 from onnxcompress.passes.quantize.grid import Grid, grid_of
@@ -77,6 +77,10 @@ class Quantize:
         """Grids and levels for all nodes that can; then the clock says which of them stay."""
         nodes, refused = self._nodes(model)
         if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
+            if any(layer.bits for layer in all_layers(model)):
+                raise ModelError(
+                    f"{model.source.name}: it is already quantized; give the float model that it was made of"
+                )
             first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
             raise ModelError(f"{model.source.name}: nothing in it can be quantized ({first})")
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
