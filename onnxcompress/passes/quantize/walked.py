@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import bodies_of, constant_of, input_of
 from onnxcompress.passes.quantize.grid import LEVELS, Grid
 from onnxcompress.passes.quantize.portable import fits, pairing
@@ -190,11 +190,14 @@ class Simulation:
     """
 
     def __init__(self, model: ir.Model, *, saturate: bool = True, every: bool = False) -> None:
-        self.model, self.saturate = model, saturate
-        wanted = [item for item in products(model) if every or (saturate and can_saturate(item))]
+        self.model, self.saturate = model.clone(), saturate
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(self.model)
+        wanted = [item for item in products(self.model) if every or (saturate and can_saturate(item))]
         self.simulated = {item.node: item for item in wanted}
         self._constants = {
-            name: value.const_value for name, value in model.graph.initializers.items() if value.const_value is not None
+            name: value.const_value
+            for name, value in self.model.graph.initializers.items()
+            if value.const_value is not None
         }
         self._steps = self._cut()
 
@@ -216,15 +219,10 @@ class Simulation:
         for node in self.model.graph:
             if node in self.simulated:
                 steps.append(self.simulated[node])
-            elif node.op_type != "Constant" or node.domain:
+            else:
                 if not steps or not isinstance(steps[-1], Stretch):
                     steps.append(Stretch())
                 steps[-1].nodes.append(node)  # type: ignore[union-attr]
-            else:
-                value = node.outputs[0]
-                if value.const_value is None:
-                    raise ModelError(f"constant {value.name!r} cannot be read; normalise the model first")
-                self._constants[value.name or ""] = value.const_value
         wanted = {value.name or "" for value in self.model.graph.outputs}
         for step in reversed(steps):
             if isinstance(step, Stretch):
