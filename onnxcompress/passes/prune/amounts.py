@@ -89,7 +89,9 @@ ROUNDS = 4
 """How often costs are taken anew about the last choice: those of neighbouring groups multiply. The second settles most."""
 
 
-def within_error(budget: Budgeted, curves: Mapping[str, np.ndarray], round_to: int, most: float) -> dict[str, int]:
+def within_error(
+    budget: Budgeted, curves: Mapping[str, np.ndarray], round_to: int | None, most: float
+) -> dict[str, int]:
     """Units kept in each group by the largest cut whose expected errors add up to at most `most`.
 
     curves  group -> [size - 1] expected error after 1, 2, ... units went; a group without stays whole
@@ -116,7 +118,7 @@ def within_error(budget: Budgeted, curves: Mapping[str, np.ndarray], round_to: i
     return best[1]
 
 
-def _options(size: int, curve: np.ndarray, round_to: int) -> dict[int, float]:
+def _options(size: int, curve: np.ndarray, round_to: int | None) -> dict[int, float]:
     """Count kept -> expected error."""
     counts = [kept_count(size, level / LEVELS, 1, round_to) for level in range(LEVELS)]
     return {count: float(max(curve[size - count - 1], 0.0)) if count < size else 0.0 for count in counts}

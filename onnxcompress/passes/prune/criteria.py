@@ -245,24 +245,44 @@ def normalise(scores: np.ndarray, how: str) -> np.ndarray:
 # ---- choosing ----
 
 
-def kept_count(units: int, amount: float, minimum: int = 1, round_to: int = 1) -> int:
+BLOCKS = (16, 8)
+"""Channels in a block of onnxruntime's NCHWc convolutions: with AVX-512, and with AVX or NEON."""
+
+WIDE = 64
+"""Units from which on counts become multiples of 16 by default: that loses at most an eighth of the group, and on six real
+models at an amount of a half not over 0.6 % of the parameters; 16 throughout loses up to 3 %, and 15 % of the multiply-adds
+at three quarters, where groups of 24 are left whole."""
+
+
+def step_of(units: int, round_to: int | None) -> int:
+    """What the count of a group of so many units is a multiple of; None: 16 for wide groups, 8 for others.
+
+    A file is made on one machine and run on others. A multiple of 16 is one of 8 too, so it is whole blocks on both.
+    """
+    if round_to is not None:
+        return round_to
+    return BLOCKS[0] if units >= WIDE else BLOCKS[1]
+
+
+def kept_count(units: int, amount: float, minimum: int = 1, round_to: int | None = 1) -> int:
     """How many of `units` stay when a share `amount` (0 ... 1) should go.
 
-    A cut count becomes the nearest multiple of `round_to` (halves keep more), never zero, at least `minimum`; a group
-    smaller than `round_to` is not rounded.
+    A cut count becomes the nearest multiple of `round_to` (None: see `step_of`; halves keep more), never zero, at least
+    `minimum`; a group smaller than that is not rounded.
     """
     if not 0 <= amount <= 1:
         raise SettingError(f"amount is {amount}; it is the share of channels to remove, between 0 and 1")
     return _rounded(int(np.floor(units * (1 - amount) + 0.5 + 1e-9)), units, minimum, round_to)
 
 
-def _rounded(kept: int, units: int, minimum: int, round_to: int) -> int:
+def _rounded(kept: int, units: int, minimum: int, round_to: int | None) -> int:
     """As kept_count, from a count."""
     if kept >= units:
         return units
-    if round_to > 1 and units >= round_to:
-        kept = round_to * max(1, int(np.floor(kept / round_to + 0.5)))
-        minimum = -(-minimum // round_to) * round_to
+    step = step_of(units, round_to)
+    if step > 1 and units >= step:
+        kept = step * max(1, int(np.floor(kept / step + 0.5)))
+        minimum = -(-minimum // step) * step
     return min(units, max(kept, minimum, 1))
 
 
@@ -274,7 +294,11 @@ def keep_largest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def choose_local(
-    scores: Mapping[str, np.ndarray], amounts: float | Mapping[str, float], *, minimum: int = 1, round_to: int = 1
+    scores: Mapping[str, np.ndarray],
+    amounts: float | Mapping[str, float],
+    *,
+    minimum: int = 1,
+    round_to: int | None = 1,
 ) -> dict[str, np.ndarray]:
     """Per group, remove its own share of its own units: name -> bool [units], True = kept.
 
@@ -288,7 +312,12 @@ def choose_local(
 
 
 def choose_global(
-    scores: Mapping[str, np.ndarray], costs: Mapping[str, float], amount: float, *, minimum: int = 1, round_to: int = 1
+    scores: Mapping[str, np.ndarray],
+    costs: Mapping[str, float],
+    amount: float,
+    *,
+    minimum: int = 1,
+    round_to: int | None = 1,
 ) -> dict[str, np.ndarray]:
     """One threshold over all groups: the lowest scores go until `amount` of the summed cost went. name -> bool [units].
 

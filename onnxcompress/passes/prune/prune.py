@@ -104,9 +104,14 @@ class Prune:
         ),
     ] = None
     round_to: Annotated[
-        int,
-        Field(ge=1, le=256, description="channel counts become multiples of this, for the runtime's blocked kernels"),
-    ] = 8
+        int | None,
+        Field(
+            ge=1,
+            le=256,
+            description="channel counts become multiples of this, for the runtime's blocked kernels; left out: of 16 in groups "
+            "of 64 and more, else of 8, which are whole blocks with AVX-512 and with AVX2",
+        ),
+    ] = None
     keep: Annotated[tuple[str, ...], Field(description="weights, by name or pattern, whose channels all stay")] = ()
     inexact: Annotated[
         bool, Field(description="also cut along axes where that changes what is left (norms, softmax, means)")

@@ -18,7 +18,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.prune.amounts import Budgeted
-from onnxcompress.passes.prune.criteria import keep_largest
+from onnxcompress.passes.prune.criteria import keep_largest, step_of
 from onnxcompress.passes.prune.reconstruction import SELECTORS, Elimination, eliminate, error_curve
 from onnxcompress.passes.prune.scores import channel_axis, readers_of
 
@@ -148,8 +148,8 @@ def keep_by_reconstruction(
     return kept
 
 
-def shared_out(budget: Budgeted, curves: Mapping[str, np.ndarray], step: int) -> dict[str, int]:
-    """Units kept in each group when the next `step` always go where they cost the least error for what they save.
+def shared_out(budget: Budgeted, curves: Mapping[str, np.ndarray], round_to: int | None) -> dict[str, int]:
+    """Units kept in each group when the next `step_of` it always go where they cost the least error for what they save.
 
     curves  group -> relative error of its readers after 1, 2, ... units went
     """
@@ -162,6 +162,7 @@ def shared_out(budget: Budgeted, curves: Mapping[str, np.ndarray], step: int) ->
 
     def rate(name: str) -> tuple[float, float] | None:
         """Error for each share of cost saved by the next step, and the error; None at the end."""
+        step = step_of(sizes[name], round_to)
         after = counts[name] - (counts[name] % step or step) if counts[name] > step else counts[name] - 1
         if after < 1 or name not in curves:
             return None

@@ -226,3 +226,8 @@ def test_scores_that_are_not_finite_are_refused_with_their_group():
     with pytest.raises(DataError, match="group 'conv'"):
         choose_local({"conv": np.array([1.0, np.nan])}, 0.5)
     assert combine([np.ones(2)], "max").dtype == np.float64
+
+
+@pytest.mark.parametrize(("units", "kept"), [(6, 4), (24, 16), (40, 24), (64, 32), (100, 64)])
+def test_by_default_wide_groups_keep_multiples_of_16_and_others_of_8(units, kept):
+    assert kept_count(units, 0.4, 1, None) == kept
