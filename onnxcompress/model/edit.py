@@ -49,14 +49,14 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 
 def axes_of(node: ir.Node, rank: int, default: list[int] | None = None) -> list[int] | None:
-    """The `axes` of a node as non-negative numbers, given as attribute or as second input; None where they are computed."""
+    """The `axes` of a node as non-negative numbers, given as attribute or as second input; None where they are computed or not a list."""
     if "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())
     elif input_of(node, 1) is not None:
-        found = ints_of(node.inputs[1])
-        if found is None:
+        found = constant_of(node.inputs[1])
+        if found is None or found.ndim > 1:  # onnxruntime takes no matrix of axes, but ONNX's checker lets it pass
             return None
-        axes = found
+        axes = found.reshape(-1).tolist()
     else:
         axes = list(range(rank)) if default is None else default
     return [axis % rank if rank else axis for axis in axes]

@@ -221,11 +221,11 @@ def squeeze(flow: Flow) -> None:
         flow.refuse("the rank of its input is not known")
         return
     every = [axis for axis, track in enumerate(tracks) if track.size == 1]
-    axes = axes_of(flow.node, len(tracks), every) or every
-    certain = axes is not every or all(isinstance(track.size, int) for track in tracks)
-    if (input_of(flow.node, 1) is not None and ints_of(flow.node.inputs[1]) is None) or not certain:
+    axes = axes_of(flow.node, len(tracks), every)
+    if axes is None or (not axes and not all(isinstance(track.size, int) for track in tracks)):
         flow.refuse("its axes are computed")
         return
+    axes = axes or every
     for axis in axes:
         flow.freeze(tracks[axis], "it is squeezed away")
     flow.emit([track for axis, track in enumerate(tracks) if axis not in axes])

@@ -130,6 +130,20 @@ def test_a_weight_with_a_size_below_zero_is_refused() -> None:
         load(proto)
 
 
+@pytest.mark.parametrize("operator", ["Squeeze", "Unsqueeze"])
+def test_a_matrix_of_axes_freezes(operator: str) -> None:
+    """ONNX's checker lets it pass, and onnxruntime refuses it when the model runs."""
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    graph (float[N,3,1,1] x) => (float y) <int64[1,1] axes = {{2}}>
+    {{ h = Conv (x, w) r = {operator} (h, axes) y = Relu (r) }}
+    """
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((6, 3, 1, 1), np.float32), "w"))
+    channels = analyse(load(proto))
+    assert not channels.groups and {frozen.why for frozen in channels.frozen} == {"its axes are computed"}
+
+
 def test_a_constant_without_a_value_is_refused() -> None:
     proto = ZOO["conv_chain"]()
     proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["nothing"]))
