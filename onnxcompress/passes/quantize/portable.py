@@ -82,7 +82,8 @@ def pairing(op: str, shape: tuple[int, ...], groups: int = 1, most: np.ndarray |
     """The pairs of an operator with uint8 activations and int8 weights; None where nothing can saturate.
 
     op     operator type, as Layer.op has it           shape  [out, in/groups, *kernel] of the Layer view
-    most   largest level of the activations: a number, or one for each channel of a group [in/groups]
+    most   largest level of the activations: a number, or one for each channel of a group [in/groups]; where a
+           convolution pads it meets the zero point too
     An operator that is not known may pair any two weights of a row.
     """
     if op in IN_FLOAT or (op in CHANNELS_LAST and shape[1] == 1 and shape[0] == groups):

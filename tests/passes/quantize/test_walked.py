@@ -12,6 +12,11 @@ from onnxcompress.passes.quantize.walked import Simulation, can_saturate, produc
 from onnxcompress.runtime.session import open_session
 
 
+def scales_of(outs: int) -> np.ndarray:
+    """A scale for each channel of a weight."""
+    return np.linspace(0.5, 1.5, outs, dtype=np.float32) / 1000
+
+
 class Net:
     """A QDQ model under construction."""
 
@@ -33,9 +38,15 @@ class Net:
         pair = [self.constant(f"{value}.s", np.float32(scale)), self.constant(f"{value}.z", np.uint8(zero))]
         return self.node("DequantizeLinear", [self.node("QuantizeLinear", [value, *pair]), *pair])
 
+    def bias(self, levels: np.ndarray, scale: float) -> str:
+        """On the grid of `weight` times that of the data, `scale`."""
+        name = f"b{len(self.held)}"
+        scales = self.constant(f"{name}.s", scales_of(len(levels)) * np.float32(scale))
+        return self.node("DequantizeLinear", [self.constant(name, levels.astype(np.int32)), scales], axis=0)
+
     def weight(self, levels: np.ndarray, axis: int) -> str:
         name, outs = f"w{len(self.held)}", levels.shape[axis]
-        scale = self.constant(f"{name}.s", np.linspace(0.5, 1.5, outs, dtype=np.float32) / 1000)
+        scale = self.constant(f"{name}.s", scales_of(outs))
         zero = self.constant(f"{name}.z", np.zeros(outs, np.int8))
         return self.node("DequantizeLinear", [self.constant(name, levels.astype(np.int8)), scale, zero], axis=axis)
 
@@ -57,7 +68,8 @@ def network(seed: int, top: int) -> tuple[onnx.ModelProto, np.ndarray]:
 
     net = Net()
     x = net.rounded("x", 1 / 255, 0)
-    y = net.node("Relu", [net.node("Conv", [x, net.weight(levels(4, 3, 3, 3), 0)], pads=[1] * 4)])
+    bias = net.bias(rng.integers(-50000, 50000, 4), 1 / 255)
+    y = net.node("Relu", [net.node("Conv", [x, net.weight(levels(4, 3, 3, 3), 0), bias], pads=[1] * 4)])
     y = net.rounded(y, 0.015 * top / 127, 0)
     z = net.node("Conv", [y, net.weight(levels(4, 2, 3, 3), 0)], group=2, pads=[1] * 4)
     z = net.node("Add", [net.rounded(z, 0.03, 0), y])
