@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxcompress.operators import FLOWS, SIGNATURES, case_of
 from onnxcompress.operators.notation import parse
 from onnxcompress.operators.view import Case, View
+from onnxcompress.passes.quantize.rows import ROWS, Row
 
 HEAD = """# Operators
 
@@ -27,6 +28,7 @@ that is not listed freezes what it touches, and `inspect` names it.
 - *Patched*: what a cut changes at the node beside its constants' axes.
 - *Exact*: does cutting a zeroed unit leave the others as they are? "exact", or along which letter it does not, and why: that axis is
   frozen unless `--inexact` is given. "frozen": along that letter nothing is ever cut at this node.
+- *int8*, at the end: what `onnxcompress quantize` makes of it.
 - *Zeros*: what becomes of a unit that is zero on the way in. linear: its weights are zeroed, so it stays zero; keeps: f(0) = 0;
   all: a sum; any: a product; moves: f(0) is something else.
 
@@ -191,7 +193,19 @@ def page() -> str:
         "operator | rule | patched | zero behind it |",
         list(FLOWS),
     )
-    return f"{HEAD}{rules}\n{flows}"
+    return f"{HEAD}{rules}\n{flows}\n{_integers()}"
+
+
+def _integers() -> str:
+    """The table of `onnxcompress quantize`."""
+    lines = [f"| {name} | {_static(row)} | {row.dynamic or '–'} | {row.why} |" for name, row in sorted(ROWS.items())]
+    head = ["## int8 (`passes/quantize/rows.py`)", "", "| operator | static | grids found at run time | how, or why not |"]
+    return "\n".join([*head, "|---|---|---|---|", *lines, "", "An operator that is not listed stays float.", ""])
+
+
+def _static(row: Row) -> str:
+    fixed = "" if row.fixed is None else f", output in [{row.fixed[0]:g}, {row.fixed[1]:.4g}]"
+    return f"{row.form}{fixed}"
 
 
 if __name__ == "__main__":
