@@ -1,5 +1,6 @@
 """Exact rewrites before quantization: what can be a weight is one, and operators without an integer kernel become others that have one.
 
+  a constant turned or joined (in a body)            a constant: recurrent weights are exported in pieces
   norm, scale or shift of channels behind a product  into its weight and bias   (the grid must see the weights that run)
   BatchNormalization behind anything else            1x1 depthwise Conv         (an integer kernel with an int32 shift)
   x · clip(x + 3, 0, 6) / 6 in pieces                HardSwish, HardSigmoid     (ranges of the pieces need no grids)
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import axes_of, constant_of, input_of, new_constant, set_constant, walk
@@ -30,7 +32,7 @@ Affine = tuple[np.ndarray, np.ndarray]
 def folded(model: Model) -> Model:
     """The same function with as little beside products as can be; idempotent. Bodies of If and Loop included."""
     graph = model.ir.clone()
-    for rewrite in (_as_hard, _as_pool, _as_add_or_mul, _as_pixels):
+    for rewrite in (_as_constant, _as_hard, _as_pool, _as_add_or_mul, _as_pixels):
         for node in list(walk(graph)):
             rewrite(graph, node)
     weighted = {layer.name: layer for layer in layers(model.edited(graph))}
@@ -148,6 +150,25 @@ def _give(graph: ir.Model, node: ir.Node, index: int, name: str, values: np.ndar
 
 
 # -- into another operator -----------------------------------------------------------------------------------------
+
+
+TURNED = {"Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+def _as_constant(graph: ir.Model, node: ir.Node) -> None:
+    """What only turns or joins floats that never change; the door folds it in the main graph, not in bodies."""
+    if node.domain or node.op_type not in TURNED or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+        return
+    values = {value.name or "": constant_of(value) for value in node.inputs if value is not None}
+    first = next(iter(values.values()), None)
+    if first is None or first.dtype.kind != "f" or any(each is None for each in values.values()):
+        return
+    evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": graph.opset_imports[""]})
+    (result,) = evaluator.run(None, values)
+    name = node.outputs[0].name or ""
+    node.outputs[0].replace_all_uses_with(new_constant(graph, name, np.ascontiguousarray(result)))
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.remove(node, safe=True)
 
 
 def _as_depthwise(graph: ir.Model, node: ir.Node) -> None:

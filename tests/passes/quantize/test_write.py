@@ -13,6 +13,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import walk
 from onnxcompress.model.save import to_bytes
 from onnxcompress.model.spec import violations
+from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.folding import folded
 from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.pen import Rounded
@@ -216,6 +217,19 @@ def chain() -> tuple:
     return model, feeds, decided(model, feeds)
 
 
+def test_a_ramp_outside_the_grid_is_computed_in_float() -> None:
+    """No zero of the type stands for where the ramp begins: right, if not in integers."""
+    for op in ("HardSwish", "HardSigmoid"):
+        model = model_of(f"agraph (float[2,8,6,6] x) => (float[n,c,h,w] y) {{ h = Relu(x)  y = {op}(h) }}")
+        feeds = feeds_of(model)
+        nodes, grids, weights = decided(model, feeds)
+        got, wanted = (
+            run(write(model, nodes, grids, weights), feeds[0])["y"],
+            fake(model, feeds[0], grids, weights)["y"],
+        )
+        assert np.abs(got - wanted).max() <= 2 * float(grids["y"].scale)
+
+
 def test_values_keep_their_names_and_types() -> None:
     """A float reader of a rounded value reads it by its own name; inputs and outputs are as they were."""
     model, _, (nodes, grids, weights) = chain()
@@ -387,6 +401,25 @@ def test_folding_is_the_same_function(name: str) -> None:
     wanted, got = run(model, feed)["y"], run(same, feed)["y"]
     assert np.abs(wanted - got).max() <= 1e-5 * max(np.abs(wanted).max(), 1)
     assert folded(same).serialized == same.serialized
+
+
+def test_weights_in_pieces_inside_a_body() -> None:
+    """A recurrent weight that a body joins and lifts by an axis is a weight after folding."""
+    model = model_of(
+        "agraph (bool c, float[5,2,16] x) => (float[5,1,2,12] y)"
+        " { y = If (c) <then_branch = t () => (float[5,1,2,12] p)"
+        " { j = Concat<axis=0>(w1, w2)  u = Unsqueeze(j, a)  v = Unsqueeze(r, a)  p = LSTM<hidden_size=12>(x, u, v) },"
+        " else_branch = e () => (float[5,1,2,12] q) { q = LSTM<hidden_size=12>(x, w3, v3) }> }",
+        {
+            **{"w1": normal(24, 16), "w2": normal(24, 16), "r": normal(48, 12), "a": np.array([0])},
+            **{"w3": normal(1, 48, 16), "v3": normal(1, 48, 12)},
+        },
+    )
+    same = folded(model)
+    assert len(layers(model)) == 2 and len(layers(same)) == 4
+    assert not violations(same)
+    for feed in feeds_of(model):
+        assert np.array_equal(run(model, feed)["y"], run(same, feed)["y"])
 
 
 def test_folding_leaves_a_shared_weight_to_the_other() -> None:
