@@ -32,16 +32,19 @@ MOST, LEAST = 32767, -32768
 """What 16 bits hold."""
 
 REACH = 4
-"""Levels to both sides of the best real pair in which the best integer pair is looked for."""
+"""Levels to both sides of the nearest real pair in which the nearest integer pair is looked for, where both weigh the same."""
 
 SHRINK = np.linspace(1.0, 0.7, 13)
 """Scales tried, as shares of the one at which the largest weight takes the last level."""
 
 WIDEN = np.linspace(1.0, 2.0, 17)[1:]
-"""Larger scales, tried for rows in which a pair overflows; at 2 none does."""
+"""Larger scales, tried where pairs are limited; at 2 no pair overflows."""
 
 BLOCK = 1 << 20
 """Weights that the search holds at once."""
+
+PROJECTED = 1 << 14
+"""Pairs projected at once: up to 128 levels of each are tried."""
 
 CHANNELS_LAST = {"Conv", "com.microsoft.FusedConv", "QLinearConv", "ConvInteger"}
 ALONG_THE_SUM = {
@@ -156,11 +159,13 @@ def project(
     sign = np.where(first + second < 0, -1.0, 1.0)
     cap = np.where(sign > 0, MOST, -LEAST)
     x, y = np.abs(first), np.abs(second)
-    slope = coupling - most[0] / most[1]
-    excess = np.minimum(cap - most[0] * x - most[1] * y, 0.0) / most[1]
-    centre = np.rint(x - stiff[1] * slope * excess / (stiff[0] + stiff[1] * slope**2))
+    if np.array_equal(most[0], most[1]) and stiff == (1.0, 1.0) and coupling == 0.0:
+        centre = np.rint(x + np.minimum(cap / most[0] - x - y, 0.0) / 2)
+        tried = centre[:, None] + np.arange(-REACH, REACH + 1)
+    else:  # few integer pairs lie on a slanted bound, and the best may be far from the best real one
+        tried = np.arange(max(high, -low) + 1.0)
     top = np.where(sign > 0, high, -low)[:, None]
-    a = np.clip(centre[:, None] + np.arange(-REACH, REACH + 1), 0, np.minimum(top, (cap // most[0])[:, None]))
+    a = np.clip(tried, 0, np.minimum(top, (cap // most[0])[:, None]))
     column = [np.broadcast_to(np.asarray(value, float), x.shape)[:, None] for value in (*most, *stiff, coupling)]
     wish = y[:, None] - column[4] * (a - x[:, None])
     b = np.clip(np.rint(wish), 0, np.minimum(top, np.floor((cap[:, None] - column[0] * a) / column[1])))
@@ -175,13 +180,13 @@ def safe_levels(real: np.ndarray, low: int, high: int, pairs: Pairing | None) ->
     levels = np.clip(np.rint(real), low, high)
     if pairs is None or pairs.columns is None:
         return levels
-    rows, bad = np.nonzero(overflows(levels, pairs))
-    if len(rows):
-        first, second = pairs.columns[bad].T
-        wish = np.clip(real, low, high)
-        levels[rows, first], levels[rows, second] = project(
-            wish[rows, first], wish[rows, second], (pairs.most[first], pairs.most[second]), low, high
-        )
+    every, bad = np.nonzero(overflows(levels, pairs))
+    for start in range(0, len(every), PROJECTED):
+        rows = every[start : start + PROJECTED]
+        first, second = pairs.columns[bad[start : start + PROJECTED]].T
+        x, y = np.clip(real[rows, first], low, high), np.clip(real[rows, second], low, high)
+        most = pairs.most[first], pairs.most[second]
+        levels[rows, first], levels[rows, second] = project(x, y, most, low, high)
     return levels
 
 
@@ -197,7 +202,7 @@ def scales(
     rows        [out, row] weights                     low, high  levels that may be used, zero at 0
     importance  [row] mean square of what each weight meets (the Gram's diagonal); default: all the same
     returns     [out] scales, float32's numbers in float64; [out] Σ importance · (error)²
-    Rows in which a pair overflows are tried at larger scales too, so that fewer levels and clipped pairs compete.
+    Under a limit larger scales are tried too, so that fewer levels and clipped pairs compete.
     """
     weights = np.ones(rows.shape[1]) if importance is None else np.asarray(importance, float)
     step = max(1, BLOCK // max(rows.shape[1], 1))
@@ -224,10 +229,8 @@ def _scales(
     for share in SHRINK:
         trial(share, everything)
     if pairs is not None and pairs.columns is not None:
-        plain = np.clip(np.rint(rows / full[:, None]), low, high)
-        tight = np.flatnonzero(overflows(plain, pairs).any(axis=1))
         for share in WIDEN:
-            trial(share, tight)
+            trial(share, everything)
     return best, loss
 
 
