@@ -120,7 +120,7 @@ def _plain(product: ir.Node) -> bool:
     """A bias that can be scaled by the channel: a constant vector, counted once."""
     bias = input_of(product, 2)
     values = constant_of(bias)
-    if bias is not None and (values is None or values.size not in (1, values.shape[-1])):
+    if bias is not None and (values is None or values.size not in (1, *values.shape[-1:])):
         return False
     return product.op_type != "Gemm" or product.attributes.get_float("beta", 1.0) == 1.0
 

@@ -73,7 +73,7 @@ def _gemm(node: ir.Node) -> str:
     values = constant_of(bias)
     if values is None:
         return "its bias is computed"
-    return "its bias differs from row to row" if values.size not in (1, values.shape[-1]) else ""
+    return "its bias differs from row to row" if values.size not in (1, *values.shape[-1:]) else ""
 
 
 def _matmul(node: ir.Node) -> str:

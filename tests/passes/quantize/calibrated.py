@@ -58,10 +58,17 @@ def rounded_weights(model: Model, names: set[str]) -> dict[str, Rounded]:
     return found
 
 
-def decided(model: Model, feeds: list[Arrays]) -> tuple[set[str], dict[str, Grid], dict[str, Rounded]]:
-    """Everything that can be static is; least and largest value seen."""
+def static(model: Model) -> set[str]:
+    """Every node that can be."""
     graph = model.ir.graph
-    nodes = {node.name or "" for node in graph if not refusal(node, graph)}
+    return {node.name or "" for node in graph if not refusal(node, graph)}
+
+
+def decided(
+    model: Model, feeds: list[Arrays], nodes: set[str] | None = None
+) -> tuple[set[str], dict[str, Grid], dict[str, Rounded]]:
+    """Grids from the least and largest value seen; everything that can be static is, or the nodes given."""
+    nodes = static(model) if nodes is None else nodes
     sets = shares(model, nodes)
     ranges = _seen(model, feeds, [name for share in sets for name in share.ranges])
     grids: dict[str, Grid] = {}
