@@ -16,13 +16,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from onnxcompress.compare import json_safe
+from onnxcompress.data import Data, open_data
 from onnxcompress.errors import ModelError
 from onnxcompress.model.load import check_external, read
+from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
 from onnxcompress.runtime.session import open_session
 
 PAIR = {"QuantizeLinear", "DequantizeLinear"}
+
+SAMPLES = 8
+"""On which two CPUs are compared."""
 
 INTEGER_FORM = {
     *("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"),
@@ -53,6 +59,8 @@ class Examined:
     proto: onnx.ModelProto
     runnable: Path | bytes
     name: str
+    data: Any = None
+    seed: int = 0
 
     @cached_property
     def loaded(self) -> tuple[onnx.ModelProto | None, str]:
@@ -64,6 +72,22 @@ class Examined:
             except ModelError as error:
                 return None, str(error)
             return onnx.load(target), ""
+
+    @cached_property
+    def graph(self) -> ir.Model:
+        """The file as onnx-ir reads it."""
+        graph = ir.from_proto(self.proto)
+        if isinstance(self.runnable, Path):
+            ir.external_data.set_base_dir(graph.graph, self.runnable.parent)
+        return graph
+
+    @cached_property
+    def feeds(self) -> Data:
+        """What it is run on."""
+        session = open_session(self.runnable, name=self.name)
+        return open_data(
+            self.data, session.inputs, seed=self.seed, samples=SAMPLES, limit=SAMPLES, session=session, images=None
+        )
 
     @property
     def executed(self) -> Iterable[onnx.NodeProto]:
@@ -220,6 +244,38 @@ def signed_activations(seen: Examined) -> Iterator[Finding]:
         yield Finding("signed", what, "use uint8 activations with int8 weights on x86", tuple(where))
 
 
+PORTABLE_DB = 40.0
+"""Signal to what saturation changes, above which two CPUs are said to answer the same."""
+
+
+def saturating(seen: Examined) -> Iterator[Finding]:
+    """Neighbouring products of uint8 and int8 are added in 16 bits on CPUs without VNNI: the same file, another answer.
+
+    Both arithmetics are computed on the data and compared (passes/quantize/walked.py), whatever CPU this is.
+    """
+    nodes = [each.node.name or "" for each in products(seen.graph) if can_saturate(each)]
+    if not nodes or seen.loaded[0] is None:
+        return
+    with_, without = Simulation(seen.graph), Simulation(seen.graph, saturate=False)
+    signal: dict[str, float] = {}
+    error: dict[str, float] = {}
+    hit: dict[str, float] = {}
+    for feed in seen.feeds.batches(1):
+        one, two = without.run(feed).outputs, with_.run(feed)
+        hit.update({each.node: each.share for each in two.saturation if each.share > 0})
+        for name, y in one.items():
+            if y.dtype.kind == "f":
+                signal[name] = signal.get(name, 0.0) + float((y.astype(np.float64) ** 2).sum())
+                error[name] = error.get(name, 0.0) + float(((two.outputs[name].astype(np.float64) - y) ** 2).sum())
+    db = min((10 * np.log10(signal[n] / error[n]) for n in signal if error[n] > 0 and signal[n] > 0), default=np.inf)
+    told = f"{len(nodes)} nodes have weights whose products can leave 16 bits without VNNI, {len(hit)} do on this data"
+    answer = f"{told}: its answer is {db:.1f} dB from what a CPU with VNNI says" if hit else told
+    advice = "write it with weights that cannot saturate ('onnxcompress quantize'), or with 7 bits"
+    yield Finding(
+        "portable", answer, advice, tuple(sorted(hit, key=hit.__getitem__, reverse=True) or nodes), db < PORTABLE_DB
+    )
+
+
 FAULTS: tuple[Callable[[Examined], Iterator[Finding]], ...] = (
     does_not_load,
     axis_before_13,
@@ -228,14 +284,18 @@ FAULTS: tuple[Callable[[Examined], Iterator[Finding]], ...] = (
     left_in_float,
     norms_between,
     signed_activations,
+    saturating,
 )
 
 
-def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None) -> Checkup:
-    """Look for the faults of FAULTS in a quantized file as it stands. ModelError where it cannot be read."""
+def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None, seed: int = 0) -> Checkup:
+    """Look for the faults of FAULTS in a quantized file as it stands. ModelError where it cannot be read.
+
+    data  a few samples on which two CPUs are compared; None: synthetic ones
+    """
     proto, source = read(model)
     check_external(proto, source)
-    seen = Examined(proto, source.runnable, source.name)
+    seen = Examined(proto, source.runnable, source.name, data, seed)
     findings = [finding for row in FAULTS for finding in row(seen)]
     counted = Counter(node.op_type for node in seen.executed)
     quantized = sum(_is_integer(node) for node in [*seen.proto.graph.node, *seen.executed])

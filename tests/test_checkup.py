@@ -23,9 +23,10 @@ def quantized(
     scale: float = 0.02,
     norm: bool = False,
     output: bool = True,
+    largest: int = 63,
 ) -> onnx.ModelProto:
     """x -> Q -> DQ -> Conv -> (BatchNormalization) -> Q -> DQ -> y, with an int8 weight."""
-    levels = RNG.integers(-127, 128, (8, 4, 3, 3)).astype(np.int8)
+    levels = RNG.integers(-largest, largest + 1, (8, 4, 3, 3)).astype(np.int8)
     constants = {
         "x_scale": np.float32(scale), "x_zero": zero(0 if zero is np.int8 else 128),
         "w": levels, "w_scale": np.full(8, 0.01, np.float32) if per_channel else np.float32(0.01),
@@ -100,6 +101,16 @@ def test_a_norm_between_quantized_layers() -> None:
 
 def test_signed_activations() -> None:
     assert "signed" in kinds(quantized(zero=np.int8))
+
+
+def test_products_that_saturate_where_they_meet_large_inputs() -> None:
+    model = quantized(largest=127, zero=np.uint8, scale=0.01)
+    loud, quiet = (np.full((2, 4, 8, 8), value, np.float32) for value in (1.2, -1.27))
+    (finding,) = check(model, data={"x": loud}).findings
+    assert (finding.kind, finding.severe, finding.where) == ("portable", True, ("conv",))
+    (finding,) = check(model, data={"x": quiet}).findings
+    assert not finding.severe
+    assert "0 do on this data" in finding.what
 
 
 def test_an_operator_that_onnxruntime_does_not_know() -> None:

@@ -186,11 +186,11 @@ def inspect(model: Model, **given: Any) -> None:
     show(inspection_page(found, whole=given["all_rows"]), found.to_json(), to=given["json"], quiet=given["quiet"])
 
 
-@verb(WRITING)
+@verb(INSPECT_DATA, WRITING)
 def check(model: Model, **given: Any) -> None:
     """Find what is wrong with a quantized file: does it load, do its nodes fuse, does it answer the same on every CPU."""
     _check(given, model, None)
-    found = checked(model)
+    found = checked(model, data=given["data"])
     show(checkup_page(found), found.to_json(), to=given["json"], quiet=given["quiet"])
     _gate([f"{each.what}; {each.advice}" for each in found.findings if each.severe])
 
