@@ -107,12 +107,14 @@ def _taps(
     x: np.ndarray, samples: np.ndarray, kernel: Sequence[int], at: Callable[[int, int], np.ndarray]
 ) -> np.ndarray:
     """[n, in, kernel]: for each tap, x [samples, *spatial, in] at `at(axis, tap)`; zero outside."""
-    found = np.zeros((len(samples), x.shape[-1], int(np.prod(kernel))), x.dtype)
-    for number, tap in enumerate(product(*(range(size) for size in kernel))):
+    found = []
+    for tap in product(*(range(size) for size in kernel)):
         index = [at(axis, t) for axis, t in enumerate(tap)]
         inside = np.logical_and.reduce([(i >= 0) & (i < size) for i, size in zip(index, x.shape[1:-1], strict=True)])
-        found[inside, :, number] = x[(samples[inside], *(i[inside] for i in index))]
-    return found
+        met = x[(samples, *(np.where(inside, i, 0) for i in index))]
+        met[~inside] = 0
+        found.append(met)
+    return np.stack(found, axis=-1)
 
 
 def _begins(node: ir.Node, whole: Sequence[int]) -> list[int]:
