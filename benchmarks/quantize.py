@@ -17,6 +17,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -54,6 +55,7 @@ HELD_OUT = {
 """Samples to judge on, by the cost of a run: the first 20 of efficientnet-lite0 are whole labelled photos."""
 HELD_OUT_ELSE = 60
 LEAST = 1e-6
+INTEGER = re.compile("Quantize|QLinear|Integer|NBits")
 
 Metric = Callable[..., float]
 Source = tuple[Path, dict[str, np.ndarray], np.ndarray | None, Metric | None]
@@ -170,9 +172,11 @@ def made(case: Case, tool: str, asked: argparse.Namespace, folder: Path) -> Row:
     row = Row(case.name, tool, note=str(told.get("error", told.get("note", ""))))
     if "error" in told:
         return row
-    size = out.stat().st_size / case.given.stat().st_size
+    size, integer = out.stat().st_size / case.given.stat().st_size, integer_nodes(onnx.load(out).graph)
+    if not integer:
+        row = replace(row, note=f"nothing was quantized; {row.note}".removesuffix("; "))
     costs = {key: told[key] for key in ("seconds", "peak", "base", "version")}
-    row = replace(row, runs=True, size=size, **costs)
+    row = replace(row, runs=True, size=size, integer=integer, **costs)
     try:
         open_session(out, name="the file")
         row = replace(row, loads=True)
@@ -215,6 +219,12 @@ def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess
         lines = done.stderr.strip().splitlines()
         return f"exit code {done.returncode}: {lines[-1][:240] if lines else 'no message'}"
     return done
+
+
+def integer_nodes(graph: onnx.GraphProto) -> int:
+    """Nodes that make, take or compute with integers in place of floats, in bodies of If and Loop too."""
+    inside = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return sum(bool(INTEGER.search(node.op_type)) for node in graph.node) + sum(map(integer_nodes, inside))
 
 
 def judged(case: Case, out: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class Row:
     """What one tool made of one model; None where it did not come to that.
 
     runs, loads       the tool wrote a file; stock onnxruntime loads it
+    integer           nodes that make, take or compute with integers; 0: the tool changed nothing that matters here
     sqnr_db           of the worst output, held-out samples; logits_db: with probabilities as logits; agreement: share of equal decisions
     before, after     score of the task; error_before, error_after: character error of text readers
     speed             time of fp32 / time of the file, median of paired runs; timed: runs of each
@@ -34,6 +35,7 @@ class Row:
     tool: str
     runs: bool = False
     loads: bool = False
+    integer: int | None = None
     sqnr_db: float | None = None
     logits_db: float | None = None
     agreement: float | None = None
@@ -76,7 +78,8 @@ def with_row(rows: Sequence[Row], row: Row) -> list[Row]:
 
 ABOUT = (
     "{calibration} calibration samples, the same for every tool (ours holds a quarter of them out by itself), in a fresh "
-    "process each; figures are of other samples. Static peers: QDQ, per channel, uint8 activations, int8 weights where "
+    "process each; figures are of other samples. *Quantized*: files that load and have any "
+    "integer node. Static peers: QDQ, per channel, uint8 activations, int8 weights where "
     "the tool lets one choose; *7 bits* is onnxruntime's reduce_range. All but *as given* and ours get the file raised "
     "to opset 17 by onnx's converter where it is older, not on the clock; onnxruntime's own pre-processing is on it, "
     "NNCF gets its result for nothing (it folds no BatchNormalization itself). *SQNR*: of the worst output, dB; "
@@ -107,23 +110,24 @@ def report(rows: Sequence[Row], calibration: int) -> None:
 
 
 TOOL_HEADS = (
-    "tool", "models", "wrote a file", "loads", "median logits dB", "slower than fp32", "median speed",
+    "tool", "models", "wrote a file", "loads", "quantized", "median logits dB", "slower than fp32", "median speed",
     "same to 40 dB on the other CPU",
 )  # fmt: skip
 
 
 def tools(rows: Sequence[Row]) -> list[list[str]]:
-    """One line a tool, over all of its models."""
+    """One line a tool, over all of its models; medians and speeds of files that load and are quantized at all."""
     lines = []
     for tool in dict.fromkeys([*TOOLS, *(row.tool for row in rows)]):
         mine = [row for row in rows if row.tool == tool]
         if not mine:
             continue
-        speeds = [row.speed for row in mine if row.speed is not None]
-        apart = [row.between_db >= DB_APART for row in mine if row.between_db is not None]
-        counts = [len(mine), sum(row.runs for row in mine), sum(row.loads for row in mine)]
+        useful = [row for row in mine if row.loads and row.integer != 0]
+        speeds = [row.speed for row in useful if row.speed is not None]
+        apart = [row.between_db >= DB_APART for row in useful if row.between_db is not None]
+        counts = [len(mine), sum(row.runs for row in mine), sum(row.loads for row in mine), len(useful)]
         lines.append([
-            tool, *map(str, counts), number(_median([row.logits_db for row in mine]), 1),
+            tool, *map(str, counts), number(_median([row.logits_db for row in useful]), 1),
             f"{sum(speed < 1 for speed in speeds)} of {len(speeds)}", number(_median(speeds), 2),
             f"{sum(apart)} of {len(apart)}" if apart else NOTHING,
         ])  # fmt: skip
@@ -134,10 +138,10 @@ MODEL_HEADS = ("model", "best peer logits dB", "by", "ours", "fastest peer", "by
 
 
 def models(rows: Sequence[Row]) -> list[list[str]]:
-    """One line a model: the best of the peers' files that load, each in its own discipline, beside ours."""
+    """One line a model: the best of the peers' quantized files that load, in each discipline, beside ours."""
     lines = []
     for model in dict.fromkeys(row.model for row in rows):
-        mine = [row for row in rows if row.model == model and row.loads]
+        mine = [row for row in rows if row.model == model and row.loads and row.integer != 0]
         peers, own = [row for row in mine if not row.tool.startswith(OURS)], [row for row in mine if row.tool == OURS]
         (faithful, its), (fastest, time) = _best(peers, "logits_db"), _best(peers, "speed")
         right = max((row.after for row in peers if row.after is not None), default=None)
