@@ -7,6 +7,10 @@
 3. Prune with a `target_error` solves for the cut that takes most within a summed error. How much error the budgets bear is
    found by halving the interval of its logarithm. What is expected only ranks the cuts: each trial is cut, repaired and judged
    on held-out data, and what it reports is measured.
+
+Beside one amount for all groups, halved likewise (mean share of parameters and multiply-adds left at 20 dB, 15 dB, agreement
+0.98; l2 and refit): digits .62 .52 .26 -> .63 .45 .25; PP-OCR's classifier .97 .90 .72 -> .88 .79 .53. Without step 2 digits
+came to .70 .64 .66, the classifier to .85 .80 .60.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ LEVELS = (1e-5, 1e1)
 PROBES = 12
 """Groups at most that are measured, evenly from first to last: how much repair makes up for changes slowly with depth."""
 
-PROBE_SAMPLES = 16
+PROBE_SAMPLES = 32
 """Of which a quarter judges: a probe only ranks groups, whose sensitivities differ by factors of a hundred."""
 
 LEAST = 1e-9

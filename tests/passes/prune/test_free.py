@@ -8,7 +8,7 @@ import pytest
 from generate import feeds, models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from laws import distance
+from laws import CUT_EQUALS_ZEROED, distance
 from onnx import numpy_helper, parser
 from zoo import ZOO
 
@@ -32,7 +32,7 @@ def _with(name: str, **changes: dict[int, float]) -> onnx.ModelProto:
     return proto
 
 
-def _cut(proto: onnx.ModelProto) -> tuple[Model, Model, list[dict[str, object]]]:
+def _cut(proto: onnx.ModelProto, tolerance: float = 1e-5) -> tuple[Model, Model, list[dict[str, object]]]:
     """Before, after, and decisions; only what is free goes, and the answers stay."""
     model, prune, inputs = load(proto), Prune(amount=0.0, round_to=1), feeds(proto, 0)
     if not prune.groups(model):
@@ -40,7 +40,7 @@ def _cut(proto: onnx.ModelProto) -> tuple[Model, Model, list[dict[str, object]]]
     plan = prune.plan(model, {})
     cut = prune.apply(model, plan)
     before = open_session(proto.SerializeToString()).run(inputs)
-    assert distance(open_session(to_bytes(finished(cut))).run(inputs), before, before) <= 1e-5
+    assert distance(open_session(to_bytes(finished(cut))).run(inputs), before, before) <= tolerance
     return model, cut, plan.decisions
 
 
@@ -101,7 +101,8 @@ def test_what_is_free_on_generated_models_changes_nothing(proto: onnx.ModelProto
             values, gone = values.copy(), rng.random(len(values)) < 0.4
             values[gone] = -np.abs(values[gone]) if negative else 0
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    model, cut, decisions = _cut(proto)
+    # a normalisation of what hardly varies divides by the root of its epsilon: rounding grows three hundredfold
+    model, cut, decisions = _cut(proto, tolerance=CUT_EQUALS_ZEROED)
     assert (parameters(cut) < parameters(model)) == bool(decisions)
 
 
