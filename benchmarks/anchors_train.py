@@ -40,14 +40,14 @@ class Setup:
 
 SETUPS = {
     "vgg": Setup((32,) * 12, 1e-3),
-    "resnet": Setup((24,) * 6 + (32,) * 2, 5e-4),
+    "resnet": Setup((24,) * 6, 5e-4),
 }
 
 VGG_WIDTH = 0.25
 VGG = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
 """Channels of Network Slimming's VGG, 0 where it pools."""
 
-RESNET_BLOCKS, RESNET_WIDTHS = 2, (16, 32, 64)
+RESNET_BLOCKS, RESNET_WIDTHS = 2, (8, 16, 32)
 """Blocks a stage (18 in ResNet-164), and the inner width of each stage; the stream is four times as wide."""
 
 
@@ -89,7 +89,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """Pre-activation ResNet of 6 blocks (20 layers), of the paper's widths."""
+    """Pre-activation ResNet of 6 blocks (20 layers), of half the paper's widths."""
     width = RESNET_WIDTHS[0]
     steps: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False)]
     for stage, inner in enumerate(RESNET_WIDTHS):

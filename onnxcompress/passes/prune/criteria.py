@@ -317,18 +317,21 @@ def choose_global(
     amount: float,
     *,
     minimum: int = 1,
+    floor: float = 0.0,
     round_to: int | None = 1,
 ) -> dict[str, np.ndarray]:
     """One threshold over all groups: the lowest scores go until `amount` of the summed cost went. name -> bool [units].
 
     costs      of one unit of each group, >= 0 (1 each: `amount` is a share of channels)
-    Each group keeps at least `minimum` units and its count is rounded afterwards, so the share that goes is near
-    `amount`. Scores must be comparable between groups: normalise. Of equal ones the lower index is kept.
+    Each group keeps at least `minimum` units, and the share `floor` of its own (else one threshold may close a layer, and
+    the network with it); its count is rounded afterwards, so the share that goes is near `amount`.
+    Scores must be comparable between groups: normalise. Of equal ones the lower index is kept.
     """
     if not 0 <= amount <= 1:
         raise SettingError(f"amount is {amount}; it is the share of the cost to remove, between 0 and 1")
     values = _finite(scores)
     total = sum(len(v) * costs[name] for name, v in values.items())
+    least = {name: max(minimum, 1, int(np.ceil(floor * len(v) - 1e-9))) for name, v in values.items()}
     left, gone, spent = {name: len(v) for name, v in values.items()}, 0.0, amount * total * (1 - 1e-12)
     for _, _, _, name in sorted(
         (score, position, -unit, name)
@@ -337,10 +340,10 @@ def choose_global(
     ):
         if gone >= spent:
             break
-        if left[name] > max(minimum, 1):
+        if left[name] > least[name]:
             left[name] -= 1
             gone += costs[name]
-    return {name: keep_largest(v, _rounded(left[name], len(v), minimum, round_to)) for name, v in values.items()}
+    return {name: keep_largest(v, _rounded(left[name], len(v), least[name], round_to)) for name, v in values.items()}
 
 
 def _finite(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -86,6 +86,9 @@ class Prune:
         Literal["none", "sum", "mean", "max", "l2", "range", "standard"],
         Field(description="scale of scores under --ranking global"),
     ] = "mean"
+    floor: Annotated[
+        float, Field(ge=0, lt=1, description="share of every group's channels that stays under --ranking global")
+    ] = 0.1
     target_params: Annotated[Share, Field(description="share of the parameters that is left; instead of --amount")] = (
         None
     )
@@ -228,7 +231,7 @@ class Prune:
         if self.ranking == "local":
             return choose_local(scores, amount, round_to=self.round_to)
         scaled = {name: normalise(values, self.normalise) for name, values in scores.items()}
-        return choose_global(scaled, dict.fromkeys(scores, 1.0), amount, round_to=self.round_to)
+        return choose_global(scaled, dict.fromkeys(scores, 1.0), amount, floor=self.floor, round_to=self.round_to)
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Merge duplicates into the units that stay, cut, and put what constants did into the biases."""

@@ -214,6 +214,15 @@ def test_global_choice_counts_costs_and_rounds_groups():
     assert list(tied["a"]) == [True, False, False] and list(tied["b"]) == [True, True, False]
 
 
+def test_a_floor_keeps_a_layer_open_that_one_threshold_would_close():
+    scores = {"open": 100 + np.arange(20.0), "closed": np.arange(20.0)}
+    costs = dict.fromkeys(scores, 1.0)
+    assert {name: kept.sum() for name, kept in choose_global(scores, costs, 0.5).items()} == {"open": 19, "closed": 1}
+    kept = choose_global(scores, costs, 0.5, floor=0.15)
+    assert {name: mask.sum() for name, mask in kept.items()} == {"open": 17, "closed": 3}
+    assert choose_global(scores, costs, 0.5, floor=0.15, round_to=8)["closed"].sum() == 8
+
+
 @pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan")])
 def test_an_amount_out_of_range_is_refused(amount):
     with pytest.raises(SettingError, match="between 0 and 1"):
