@@ -9,7 +9,7 @@
    on held-out data, and what it reports is measured.
 
 Beside one amount for all groups, halved likewise (mean share of parameters and multiply-adds left at 20 dB, 15 dB, agreement
-0.98; l2 and refit): digits .62 .52 .26 -> .63 .45 .25; PP-OCR's classifier .97 .90 .72 -> .88 .79 .53. Without step 2 digits
+0.98; l2 and refit): digits .62 .52 .26 -> .63 .45 .25; PP-OCR's classifier .97 .90 .72 -> .88 .79 .70. Without step 2 digits
 came to .70 .64 .66, the classifier to .85 .80 .60.
 """
 
