@@ -61,7 +61,7 @@ def free_cuts(model: Model, channels: Channels, group: Group, *, exact: bool = T
     constant = _constant(model, group) & ~summed & ~unread & ~zero if exact else none
     into = np.full(group.size, -1)
     if readers and not summed.any():
-        into = _duplicates(model, group, unread | zero | constant)
+        into = _duplicates(model, channels, group, unread | zero | constant)
     found = FreeCuts(unread, zero & ~unread, constant, into)
     return found if not found.all.all() else FreeCuts(_spared(unread), _spared(found.zero), _spared(constant), into)
 
@@ -78,8 +78,8 @@ def _units(labels: list[np.ndarray], channels: Channels, group: Group) -> np.nda
     return np.isin(group.units, np.unique(channels.unit[np.concatenate(labels)]))
 
 
-def _duplicates(model: Model, group: Group, gone: np.ndarray) -> np.ndarray:
-    """For each unit, an earlier one that is written by the very same numbers, else -1."""
+def _duplicates(model: Model, channels: Channels, group: Group, gone: np.ndarray) -> np.ndarray:
+    """For each unit, an earlier one that is written by the very same numbers and goes the same way, else -1."""
     written = [slices_of(model, member) for member in group.members if member.role != "read"]
     into = np.full(group.size, -1)
     if not written:
@@ -89,7 +89,21 @@ def _duplicates(model: Model, group: Group, gone: np.ndarray) -> np.ndarray:
     for unit in np.flatnonzero(~gone):
         keeper = first.setdefault(rows[unit].tobytes(), int(unit))
         into[unit] = keeper if keeper != unit else -1
+    if (into >= 0).any():
+        way = _ways(channels, group)
+        into[[unit for unit in np.flatnonzero(into >= 0) if (way[unit] != way[into[unit]]).any()]] = -1
     return into
+
+
+def _ways(channels: Channels, group: Group) -> np.ndarray:
+    """[units, values that hold some of the units]: which. Behind a Split, parts may meet different operators."""
+    held = [
+        np.isin(group.units, channels.unit[track.labels])
+        for tracks in channels.tracks.values()
+        for track in tracks
+        if track.labels is not None
+    ]
+    return np.stack([flags for flags in held if flags.any()] or [np.ones(group.size, bool)], axis=1)
 
 
 def merged(model: Model, group: Group, into: np.ndarray) -> dict[str, np.ndarray]:

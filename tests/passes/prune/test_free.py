@@ -83,6 +83,18 @@ def test_a_reader_without_a_bias_gets_one() -> None:
     assert next(layer for layer in layers(cut) if layer.weight == "w2").bias is not None
 
 
+def test_units_that_go_different_ways_are_no_duplicates() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N,6] x) => (float[N,3] y) {
+        h = MatMul(x, w1)  a, b = Split<axis=1>(h, halves)  s = Sigmoid(a)  r = Relu(b)
+        c = Concat<axis=1>(s, r)  y = MatMul(c, w2) }"""
+    proto, rng = parser.parse_model(text), np.random.default_rng(0)
+    w1, w2 = rng.normal(size=(6, 4)), rng.normal(size=(4, 3))
+    w1[:, 2] = w1[:, 0]
+    arrays = {"w1": w1.astype(np.float32), "w2": w2.astype(np.float32), "halves": np.array([2, 2])}
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    assert _cut(proto)[2] == []
+
+
 def test_constants_are_left_where_axes_are_inexact() -> None:
     proto = _with("conv_chain", w2={1: 0.0}, b2={1: 0.7})
     assert not Prune(amount=0.0, round_to=1, inexact=True).plan(load(proto), {}).decisions
