@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.passes.quantize.portable import (
+    SHRINK,
+    WIDEN,
     Pairing,
     bounds,
     fits,
@@ -169,6 +171,22 @@ def test_a_better_scale_than_the_widest_is_found() -> None:
     full = 9.0 / 7
     assert (scale < full).all()
     assert (lost < ((rows - np.rint(rows / full) * full) ** 2).sum(axis=1)).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 9999), width=st.sampled_from([9, 128, 700]), top=TOPS, low=st.sampled_from([-127, -128]))
+def test_the_quick_search_loses_what_trying_every_scale_in_float64_does(
+    seed: int, width: int, top: int, low: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows, importance = rng.standard_t(4, (3, width)), rng.uniform(0.1, 2, width)
+    pairs = pairing("MatMul", rows.shape, most=top)
+    full = np.abs(rows).max(axis=1) / 127
+    every = []
+    for share in (*SHRINK, *WIDEN):
+        scale = (full * share).astype(np.float32).astype(float)[:, None]
+        every.append(((rows - safe_levels(rows / scale, low, 127, pairs) * scale) ** 2) @ importance)
+    assert (scales(rows, low, 127, pairs, importance)[1] <= np.min(every, axis=0) * 1.005).all()
 
 
 def test_zero_rows_are_zero() -> None:
