@@ -20,6 +20,7 @@ from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.files import write_atomic
 from onnxcompress.largest import largest_cut
+from onnxcompress.mixed import ON_OUTPUTS, mixed_precision
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
@@ -97,20 +98,31 @@ def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings
     return _run(model, [made(Sparsify, cutting)], data, wanted, how, dry=dry)
 
 
-def quantize(
-    model: Loadable, *, data: Any = None, equalize: bool = True, dry: bool = False, **settings: Any
-) -> Result:
+def quantize(model: Loadable, *, data: Any = None, equalize: bool = True, dry: bool = False, **settings: Any) -> Result:
     """int8 weights and activations, where that is faster on this CPU, in a file that answers the same on every other.
 
     data      calibration and held-out samples; None: synthetic inputs, and the report says so
     equalize  first scale channels against each other, without a change to the outputs
     settings  fields of `passes.Quantize`, names of BUDGETS, fields of `run.How`
+
+    Where a budget on outputs is not met, the fewest nodes that it asks for stay float (mixed.py).
     """
     from onnxcompress.passes import Equalize, Fold, Quantize
+    from onnxcompress.passes.quantize.write import integer_ends
 
     own, wanted, how = _sorted_out(settings, Quantize)
     quantizer = made(Quantize, own)
-    return _run(model, [Fold(), *([Equalize()] if equalize else []), quantizer], data, wanted, how, dry=dry)
+    passes: list[Any] = [Fold(), *([Equalize()] if equalize else []), quantizer]
+    if not dry and any(name in wanted for name in ON_OUTPUTS):
+        mixed = mixed_precision(model, passes, data, budgets=_unclocked(wanted), how=how)
+        result = _with_clock(mixed, wanted, data, how)
+    else:
+        result = _run(model, passes, data, wanted, how, dry=dry)
+    if quantizer.io == "float" or dry:
+        return result
+    # judged with float ends: the same numbers, and the original takes and gives floats
+    written, told = integer_ends(result.model)
+    return dataclasses.replace(result, model=written, notes=(*result.notes, *told))
 
 
 def _share_of(whole: Any, rounds: int) -> list[dict[str, Any]]:
@@ -316,17 +328,18 @@ def _run(
 ) -> Result:
     """`run`, and the clock for budgets that need it."""
     gates.validate(wanted)
-    result = run(
-        model,
-        passes,
-        data,
-        budgets={n: v for n, v in wanted.items() if n not in CLOCKED},
-        plans=plans,
-        dry=dry,
-        how=how,
-    )
+    result = run(model, passes, data, budgets=_unclocked(wanted), plans=plans, dry=dry, how=how)
+    return result if dry else _with_clock(result, wanted, data, how)
+
+
+def _unclocked(wanted: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in wanted.items() if name not in CLOCKED}
+
+
+def _with_clock(result: Result, wanted: Mapping[str, float], data: Any, how: How) -> Result:
+    """The result with verdicts on the budgets that need the clock."""
     timed = {name: value for name, value in wanted.items() if name in CLOCKED}
-    if dry or not timed or result.comparison is None:
+    if not timed or result.comparison is None:
         return result
     one = Runnable(result.original, result.original.source.runnable)
     costs = _clocked(timed, one.file, to_bytes(finished(result.model)), _judging(one, data, False, how), how)

@@ -11,6 +11,7 @@ from onnxcompress.channels import analyse, cut, zero
 from onnxcompress.model import Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.model.spec import violations
+from onnxcompress.passes.quantize.walked import Simulation
 from onnxcompress.runtime.session import open_session
 
 CUT_EQUALS_ZEROED = 1e-4
@@ -83,3 +84,18 @@ def check_cut(model: Model, feeds: Feeds, share: float, seed: int, tolerance: fl
     whole = open_session(model.serialized).run(feeds)
     assert distance(open_session(data).run(feeds), open_session(to_bytes(zeroed.ir)).run(feeds), whole) <= tolerance
     return narrow
+
+
+def check_quantized(model: Model, feeds: Feeds, tolerance: float = SAME) -> None:
+    """A quantized graph is legal, and onnxruntime answers as numpy does in integers, with 16-bit sums and without.
+
+    Within `tolerance` of an output's largest value: float operators between the integer ones are fused by onnxruntime, not by
+    numpy, and what then lies halfway between two levels may take either.
+    """
+    assert not violations(model)
+    data = to_bytes(finished(model))
+    onnx.checker.check_model(data)
+    answers = open_session(data).run(feeds)
+    exact, saturating = (Simulation(model.ir, saturate=way, every=True).run(feeds).outputs for way in (False, True))
+    assert all(np.array_equal(exact[name], saturating[name]) for name in exact)
+    assert distance(answers, exact, answers) <= tolerance

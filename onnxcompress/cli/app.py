@@ -66,7 +66,12 @@ DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_r
 SPARSIFYING = options_of(Sparsify, panel="Sparsity")
 QUANTIZING = options_of(Quantize, panel="Quantization")
 EQUALIZE = Option(
-    "equalize", "equalize", bool, True, "first scale channels against each other, which changes no output", "Quantization"
+    "equalize",
+    "equalize",
+    bool,
+    True,
+    "first scale channels against each other, which changes no output",
+    "Quantization",
 )
 LOOKING = options_of(
     Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]

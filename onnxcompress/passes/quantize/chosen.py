@@ -94,13 +94,13 @@ def _kind(node: ir.Node, layer: Layer | None, model: Model) -> str:
     return "pointwise Conv" if all(size == 1 for size in kernel) else "Conv"
 
 
-def needless_grid(model: Model, nodes: Collection[str], value: str) -> bool:
-    """Can the product that writes `value` hand it out in float, because no integer node reads it?"""
+def needless_grid(model: Model, nodes: Collection[str], value: str, *, ends: bool = False) -> bool:
+    """Can the product that writes `value` hand it out in float, because no integer node reads it? Outputs of the model: `ends`."""
     weighted = {layer.name: layer for layer in layers(model)}
     for node in model.ir.graph:
         if node.name in nodes and row_of(node).float_output:
             result = result_of(node, weighted.get(node.name or ""))
-            if result.name == value:
+            if result.name == value and (ends or not result.is_graph_output()):
                 return not any(reader.name in nodes and _reads(reader, result) for reader, _ in result.uses())
     return False
 

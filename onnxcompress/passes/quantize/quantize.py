@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +25,7 @@ from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, all_layers, layers
 from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needless_grid
+from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
 from onnxcompress.passes.quantize.ranges import calibrate
@@ -62,8 +63,14 @@ class Quantize:
         ),
     ] = True
     seconds: Annotated[float, Field(gt=0, description="of measuring, for each round of candidates")] = 2.0
-    io: Annotated[Literal["float", "int8"], Field(description="type of the model's inputs and outputs")] = "float"
+    io: Annotated[
+        Literal["float", "int8"],
+        Field(description="int8: the file takes and gives levels where its inputs and outputs are on a grid"),
+    ] = "float"
     keep: Annotated[tuple[str, ...], Field(description="nodes, by name or pattern, that stay float")] = ()
+    explain: Annotated[
+        bool, Field(description="rank the layers by the error that each alone brings to the outputs: a run for each")
+    ] = False
 
     def needs(self, model: Model) -> list[Need]:
         """Histograms of what the nodes read and write, means of what layers read, and the clock."""
@@ -71,7 +78,7 @@ class Quantize:
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
         if self.correct:
             found += [Need("moments", layer.reads, _axis(layer)) for layer in _weighted(model, nodes).values()]
-        return [*dict.fromkeys(found), *([Trial.NEED] if self.measure else [])]
+        return [*dict.fromkeys(found), *([Trial.NEED] if self.measure or self.explain else [])]
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Grids and levels for all nodes that can; then the clock says which of them stay."""
@@ -90,16 +97,15 @@ class Quantize:
         if self.measure:
             nodes = self._faster(model, nodes, grids, weights, evidence[Trial.NEED], plan)
         self._decide(model, nodes, grids, weights, plan)
+        if self.explain:
+            self._explain(model, plan, evidence)
         return plan
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the nodes, grids and levels of the plan."""
         plan.check_fits(model.fingerprint)
-        nodes = [each["node"] for each in plan.decisions if "node" in each]
-        grids = {each["value"]: _read(each) for each in plan.decisions if "value" in each}
-        weights = {each["weight"]: _rounded(each, plan.arrays) for each in plan.decisions if "weight" in each}
-        biases = {key.removeprefix("bias/"): array for key, array in plan.arrays.items() if key.startswith("bias/")}
-        return _written(model, nodes, grids, weights, biases, self.io)
+        decided = read(plan)
+        return _written(model, decided.nodes, decided.grids, decided.weights, decided.biases)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -113,7 +119,7 @@ class Quantize:
         made = {value.name or "": node for node in model.ir.graph for value in node.outputs}
         grids: dict[str, Grid] = {}
         for share in shares(model, nodes):
-            if all(needless_grid(model, nodes, value) for value in share.values):
+            if all(needless_grid(model, nodes, value, ends=self.io == "float") for value in share.values):
                 continue
             grid = self._grid(share, evidence)
             if grid is not None:
@@ -163,7 +169,7 @@ class Quantize:
         """Those of the nodes that are worth it on this CPU; none where the float model is faster."""
 
         def written(some: frozenset[str]) -> ir.Model:
-            return _written(model, connected(model, some), grids, _plain(weights), {}, self.io).ir
+            return _written(model, connected(model, some), grids, _plain(weights), {}).ir
 
         choice = fastest(
             trial,
@@ -210,6 +216,47 @@ class Quantize:
             if each.bias is not None and layer.bias is not None:
                 plan.arrays[f"bias/{layer.bias}"] = each.bias
 
+    def _explain(self, model: Model, plan: Plan, evidence: Evidence) -> None:
+        """What each node, value and weight alone brings, beside its decision."""
+        found = brought_by(model, plan, evidence[Trial.NEED])
+        grids = read(plan).grids
+        for each in plan.decisions:
+            if "node" in each:
+                each.update(of_node(found, each["node"]))
+            elif "value" in each:
+                seen = evidence.get(Need("histogram", each["value"], 0))
+                each.update(of_value(found, each["value"], grids[each["value"]], seen))
+            else:
+                each["alone_db"] = decibel(found.noise.get(f"weight/{each['weight']}", 0.0))
+
+
+# -- reading a plan ----------------------------------------------------------------------------------------------------
+
+
+class Decided(NamedTuple):
+    """What a plan says, as arrays: nodes in int8, grids of values, levels of weights, corrected biases."""
+
+    nodes: list[str]
+    grids: dict[str, Grid]
+    weights: dict[str, Rounded]
+    biases: dict[str, np.ndarray]
+
+
+def read(plan: Plan) -> Decided:
+    """The decisions and arrays of a plan of this pass."""
+    nodes = [each["node"] for each in plan.decisions if "node" in each]
+    grids = {each["value"]: _read(each) for each in plan.decisions if "value" in each}
+    weights = {each["weight"]: _rounded(each, plan.arrays) for each in plan.decisions if "weight" in each}
+    biases = {key.removeprefix("bias/"): array for key, array in plan.arrays.items() if key.startswith("bias/")}
+    return Decided(nodes, grids, weights, biases)
+
+
+def brought_by(model: Model, plan: Plan, trial: Trial) -> Brought:
+    """What each rounding of a plan alone brings to the outputs."""
+    decided = read(plan)
+    kept = {value: grid for value, grid in decided.grids.items() if not needless_grid(model, decided.nodes, value)}
+    return brought(model, decided.nodes, kept, decided.weights, decided.biases, trial)
+
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
@@ -220,7 +267,6 @@ def _written(
     grids: Mapping[str, Grid],
     weights: Mapping[str, Rounded],
     biases: Mapping[str, np.ndarray],
-    io: Literal["float", "int8"],
 ) -> Model:
     if biases:
         graph = model.ir.clone()
@@ -228,7 +274,7 @@ def _written(
             set_constant(graph, name, values)
         model = model.edited(graph)
     kept = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
-    return write(model, nodes, kept, weights, io=io)
+    return write(model, nodes, kept, weights)
 
 
 def _plain(weights: Mapping[str, Leveled]) -> dict[str, Rounded]:

@@ -30,7 +30,6 @@ from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, ramp, result_of, row_of
 
 Style = Literal["qdq", "qoperator"]
-Io = Literal["float", "int8"]
 
 
 def write(
@@ -38,8 +37,6 @@ def write(
     nodes: Collection[str],
     grids: Mapping[str, Grid],
     weights: Mapping[str, Rounded],
-    *,
-    io: Io = "float",
 ) -> Model:
     """The model with `nodes` on static integer grids.
 
@@ -47,7 +44,6 @@ def write(
     grids    of every value that they read or write; values of one `rows.Share` on the same one. A constant operand that has
              none is put on the grid that spans it. A product with float_output may go without one for its output
     weights  initializer name -> its levels, for every weight of those nodes
-    io       "int8": inputs and outputs of the model that are on a grid are handed over as levels
 
     ModelError where a grid or a weight that is needed is missing, or grids differ that must not.
     """
@@ -58,8 +54,6 @@ def write(
     for node in chosen:
         if node not in absorbed:
             WRITERS[row_of(node).form](pen, node)
-    if io == "int8":
-        _integer_ends(graph)
     tidy(graph)
     return model.edited(graph)
 
@@ -351,12 +345,17 @@ WRITERS: Mapping[str, Callable[[Pairs, ir.Node], None]] = {
 # -- ends ----------------------------------------------------------------------------------------------------------
 
 
-def _integer_ends(graph: ir.Model) -> None:
-    """Levels at the model's own inputs and outputs: the first QuantizeLinear and the last DequantizeLinear are left out."""
+def integer_ends(model: Model) -> tuple[Model, tuple[str, ...]]:
+    """Levels at the model's own inputs and outputs: the first QuantizeLinear and the last DequantizeLinear are left out.
+
+    The second: what a caller must now do himself, a sentence an input or output. One that is read or made in float stays float.
+    """
+    graph, told = model.ir.clone(), []
     for value in graph.graph.inputs:
         readers = [node for node, _ in value.uses()]
         if [node.op_type for node in readers] == ["QuantizeLinear"]:
             (quantize,) = readers
+            told.append(f"feed {value.name!r} as {_step(quantize)}")
             value.type = quantize.outputs[0].type
             quantize.outputs[0].replace_all_uses_with(value)
             graph.graph.remove(quantize, safe=True)
@@ -367,5 +366,15 @@ def _integer_ends(graph: ir.Model) -> None:
         levels, name = made.inputs[0], value.name
         if levels is None or levels.producer() is None or levels.is_graph_output():
             continue
+        told.append(f"read {name!r} as {_step(made)}")
         value.name, levels.name, levels.shape = f"{name}.rounded", name, value.shape
         graph.graph.outputs[index] = levels
+    tidy(graph)
+    return model.edited(graph), tuple(told)
+
+
+def _step(node: ir.Node) -> str:
+    """The grid of a QuantizeLinear or DequantizeLinear, for people."""
+    scale, zero = constant_of(node.inputs[1]), constant_of(node.inputs[2])
+    assert scale is not None and zero is not None
+    return f"(level - {int(zero)}) * {float(scale):.8g}, {zero.dtype}"

@@ -20,7 +20,7 @@ from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.pen import Rounded
 from onnxcompress.passes.quantize.qoperator import KERNELS, as_operators
 from onnxcompress.passes.quantize.rows import ROWS, refusal
-from onnxcompress.passes.quantize.write import write
+from onnxcompress.passes.quantize.write import integer_ends, write
 
 from .calibrated import Arrays, db, decided, executed, fake, feeds_of, model_of, run, static
 
@@ -266,7 +266,9 @@ def test_values_keep_their_names_and_types() -> None:
 def test_int8_ends_hand_over_levels() -> None:
     """The same levels as the float ends stand for."""
     model, feeds, (nodes, grids, weights) = chain()
-    floats, levels = write(model, nodes, grids, weights), write(model, nodes, grids, weights, io="int8")
+    floats = write(model, nodes, grids, weights)
+    levels, told = integer_ends(floats)
+    assert [sentence.split()[0] for sentence in told] == ["feed", "read"]
     fed = {"x": grids["x"].levels(feeds[0]["x"]).astype(np.uint8)}
     got, wanted = run(levels, fed), run(floats, feeds[0])
     assert got["z"].dtype == np.uint8 and got["y"].dtype == np.float32  # Erf is float

@@ -1,0 +1,151 @@
+"""Quantize as a whole: laws on the zoo and on generated models, plans that are replayed, refusals, and the clock's part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from generate import feeds, models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from laws import SAME, check_quantized, distance
+from zoo import ZOO
+
+from onnxcompress import DataError, ModelError, SettingError, quantize
+from onnxcompress.evidence.trial import Trial
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.passes import Fold, Quantize
+from onnxcompress.result import Result
+from onnxcompress.run import run
+from onnxcompress.runtime.session import open_session
+from onnxcompress.verbs import apply, save_plans
+
+DIGITS = Path(__file__).parents[3] / "sample_models" / "digits.onnx"
+DATA = DIGITS.with_suffix(".npz")
+
+
+def quantized(proto: onnx.ModelProto, seed: int = 0, samples: int = 4) -> Result | None:
+    """Every node that has an integer kernel, calibrated on random samples; None where there is none."""
+    data = [feeds(proto, seed + number) for number in range(samples)]
+    try:
+        return run(proto, [Fold(), Quantize(measure=False)], data)
+    except ModelError as error:
+        if "nothing in it can be quantized" not in str(error):
+            raise
+        return None
+
+
+FAR = {"batched_experts": 0.3, "lstm_last": 0.5}
+"""Random weights that nearly cancel: a small output hangs on large numbers."""
+
+
+HALFWAY = {"transpose_depthwise": 0.02}
+"""Two levels that a float sum lies between; share of the output's largest value."""
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_law_on_the_zoo(name: str) -> None:
+    proto = ZOO[name]()
+    result = quantized(proto)
+    if result is None:
+        return
+    inputs = feeds(proto, 0)
+    check_quantized(result.model, inputs, HALFWAY.get(name, SAME))
+    before, after = (
+        open_session(each).run(inputs) for each in (proto.SerializeToString(), to_bytes(finished(result.model)))
+    )
+    assert distance(after, before, before) <= FAR.get(name, 0.1)
+
+
+def test_most_of_the_zoo_can_be_quantized() -> None:
+    refused = [name for name in ZOO if quantized(ZOO[name](), samples=1) is None]
+    assert len(refused) <= 5, refused
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(proto=models(), seed=st.integers(0, 99))
+def test_the_law_on_generated_models(proto: onnx.ModelProto, seed: int) -> None:
+    result = quantized(proto, seed)
+    if result is not None:
+        check_quantized(result.model, feeds(proto, seed), 0.1)
+
+
+def test_digits_from_python(tmp_path: Path) -> None:
+    result = quantize(DIGITS, data=DATA, labels=DIGITS.with_name("digits_labels.npz"), measure=False)
+    assert result.comparison is not None
+    assert result.comparison.sqnr_db > 30  # type: ignore[operator]
+    assert result.comparison.score is not None
+    assert abs(result.comparison.score.drop) < 0.01
+    assert result.after.bytes < 0.4 * result.before.bytes
+    assert result.after.macs == result.before.macs
+    again = quantize(DIGITS, data=DATA, measure=False)
+    assert to_bytes(finished(again.model)) == to_bytes(finished(result.model))
+
+
+def test_a_saved_plan_makes_the_same_file_and_fits_no_other_model(tmp_path: Path) -> None:
+    result = quantize(DIGITS, data=DATA, limit=64, measure=False)
+    save_plans(result.plans, tmp_path / "plan.json")
+    replayed = apply(DIGITS, tmp_path / "plan.json", data=DATA, limit=64)
+    assert to_bytes(finished(replayed.model)) == to_bytes(finished(result.model))
+    with pytest.raises(ModelError, match="made for another model"):
+        apply(to_bytes(finished(result.model)), tmp_path / "plan.json")
+
+
+def test_a_quantized_model_is_recognised() -> None:
+    result = quantize(DIGITS, data=DATA, limit=64, measure=False)
+    with pytest.raises(ModelError, match="already quantized"):
+        quantize(to_bytes(finished(result.model)), data=DATA, limit=64, measure=False)
+
+
+def test_kept_nodes_stay_float_and_a_wrong_name_is_told_the_nearest() -> None:
+    result = quantize(DIGITS, data=DATA, limit=64, measure=False, keep=("/stem", "/logits"))
+    chosen = {each["node"] for each in result.plans[-1].decisions if "node" in each}
+    assert "/residual1" in chosen
+    assert not chosen & {"/stem", "/logits"}
+    with pytest.raises(SettingError, match="/stem"):
+        quantize(DIGITS, data=DATA, limit=64, measure=False, keep=("/stam",))
+
+
+def test_ranges_that_are_not_finite_name_the_tensor() -> None:
+    model = onnx.load(DIGITS)
+    samples = np.load(DATA)["image"][:16].copy()
+    samples[3] *= np.float32(3e38)
+    with pytest.raises(DataError, match="becomes"):
+        quantize(model, data={"image": samples}, measure=False)
+
+
+def test_integer_inputs_and_outputs() -> None:
+    result = quantize(DIGITS, data=DATA, limit=64, measure=False, io="int8")
+    types = [str(value.dtype) for value in (*result.model.ir.graph.inputs, *result.model.ir.graph.outputs)]
+    assert types == ["UINT8", "UINT8"]
+
+
+class Slow:
+    """A clock by which int8 convolutions take longer and everything else is free: no test depends on a real one."""
+
+    def __init__(self, float_ms: float) -> None:
+        self.float_ms = float_ms
+
+    def milliseconds(self, graphs: dict, seconds: float) -> dict[str, float]:  # type: ignore[type-arg]
+        ms = {name: 1.0 + 0.5 * self._convolutions(graph) for name, graph in graphs.items()}
+        return {**ms, "float": self.float_ms}
+
+    @staticmethod
+    def _convolutions(graph) -> int:  # type: ignore[no-untyped-def]
+        fed = [node.inputs[1].producer() for node in graph.graph if node.op_type == "Conv"]
+        return sum(made is not None for made in fed)
+
+
+@pytest.mark.parametrize(("float_ms", "left"), [(100.0, {"Gemm"}), (0.5, set())])
+def test_what_the_clock_says_slower_stays_float(monkeypatch, float_ms: float, left: set[str]) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(
+        Trial, "milliseconds", lambda self, graphs, seconds: Slow(float_ms).milliseconds(graphs, seconds)
+    )
+    result = quantize(DIGITS, data=DATA, limit=64)
+    products = {each["op"] for each in result.plans[-1].decisions if each.get("form") == "product"}
+    assert products == left
+    assert any("stays float" in note or "nothing is int8" in note for note in result.plans[-1].notes)
+    assert result.comparison is not None
+    assert result.comparison.sqnr_db is not None
