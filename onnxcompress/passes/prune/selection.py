@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxcompress.channels import Channels, Group
 from onnxcompress.errors import SettingError
+from onnxcompress.evidence.kinds import Gram
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer, layers
@@ -28,6 +29,9 @@ WIDEST = 4096
 
 RIDGE = 1e-4
 """Share of the mean diagonal: as if every channel had independent noise of -40 dB, about what refit's own held-out choice takes."""
+
+ROUNDING = 1e-11
+"""Share of the mean square: centred sums in float64 are off by about 1e-13 of it (Moments.variance)."""
 
 
 def gram_needs(model: Model, channels: Channels, groups: Sequence[Group]) -> list[Need]:
@@ -64,7 +68,7 @@ class Readers:
         for value, positions in readers_of(model, group):
             axis = channel_axis(channels, value, group)
             gram = evidence.get(Need("gram", value, -1 if axis is None else axis))
-            if gram is None or positions.max() >= len(gram.matrix):
+            if gram is None or positions.max() >= len(gram.matrix) or _constant(gram):
                 self.reach += sum(max(evidence.get(_sensitivity(layer), 1.0), 1e-9) for layer in by_value[value])
                 continue
             centred = gram.centred
@@ -89,6 +93,11 @@ class Readers:
     def keep(self, criterion: str, count: int) -> np.ndarray:
         """Indices of the units that a selector keeps."""
         return SELECTIONS[criterion](self.grams, self.targets, count, RIDGE, self.positions)
+
+
+def _constant(gram: Gram) -> bool:
+    """Whether the value never changed: what is left about its means is rounding, and no choice can be made on that."""
+    return bool(np.trace(gram.centred) <= ROUNDING * np.trace(gram.matrix))
 
 
 def _target(layer: Layer, model: Model, columns: int) -> np.ndarray:
