@@ -41,6 +41,9 @@ FAR = {"batched_experts": 0.3, "lstm_last": 0.5}
 """Random weights that nearly cancel: a small output hangs on large numbers."""
 
 
+REFUSED = {"matmul_weight_left", "if_whole_net", "no_weights", "float16", "double"}
+"""No product of theirs has a kernel that reads grids found beforehand."""
+
 HALFWAY = {"transpose_depthwise": 0.02}
 """Two levels that a float sum lies between; share of the output's largest value."""
 
@@ -49,6 +52,7 @@ HALFWAY = {"transpose_depthwise": 0.02}
 def test_the_law_on_the_zoo(name: str) -> None:
     proto = ZOO[name]()
     result = quantized(proto)
+    assert (result is None) == (name in REFUSED)
     if result is None:
         return
     inputs = feeds(proto, 0)
@@ -57,11 +61,6 @@ def test_the_law_on_the_zoo(name: str) -> None:
         open_session(each).run(inputs) for each in (proto.SerializeToString(), to_bytes(finished(result.model)))
     )
     assert distance(after, before, before) <= FAR.get(name, 0.1)
-
-
-def test_most_of_the_zoo_can_be_quantized() -> None:
-    refused = [name for name in ZOO if quantized(ZOO[name](), samples=1) is None]
-    assert len(refused) <= 5, refused
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
