@@ -6,7 +6,7 @@ graph is run beside the original. Only calibration samples are used; the held-ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data
+from onnxcompress.evidence.gates import arriving
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
 from onnxcompress.model.save import to_bytes
@@ -22,7 +23,7 @@ from onnxcompress.runtime import clock
 from onnxcompress.runtime.profile import NodeTime, profile
 
 FEEDS = 4
-"""Different inputs that are timed in turn."""
+"""Samples that are run with each of many gates, inputs that are timed in turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class Trial:
         return compare(
             self.original.source.runnable, to_bytes(graph), self.data, batch=self.batch, threads=self.threads
         )
+
+    def arriving(self, graph: ir.Model, openings: Mapping[str, Iterable[str]]) -> dict[str, float]:
+        """Key -> noise share at the worst output when its gates alone are open (gates.py); on a few samples."""
+        name = self.original.source.name
+        return arriving(graph, openings, self.data, batch=min(self.batch, FEEDS), threads=self.threads, name=name)
 
     def milliseconds(self, graphs: Mapping[str, ir.Model], seconds: float) -> dict[str, float]:
         """Name -> median time of one sample; interleaved runs, each paired with the first graph's, whose median it is scaled by.
