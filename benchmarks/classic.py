@@ -3,8 +3,8 @@
 The graphs (backend/test/data/light) compute constant weights. Here each becomes a random one (He et al., ICCV 2015,
 arXiv:1502.01852), and one walk over photos, node by node, sets what keeps activations from vanishing or exploding:
 statistics of every BatchNormalization, and weights and bias of every Conv and Gemm that has a bias, to mean 0 and
-deviation 1 a channel (Mishkin, Matas, ICLR 2016, arXiv:1511.06422). The last layer gets deviation LOGITS, so that its
-Softmax is about as peaked as a trained one's. Built once, kept in the cache.
+deviation 1 a channel (Mishkin, Matas, ICLR 2016, arXiv:1511.06422). The last layer's outputs together get deviation
+LOGITS, so that its Softmax is about as peaked as a trained one's. Built once, kept in the cache.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _walk(graph: onnx.GraphProto, arrays: Arrays, values: Values, opsets: Sequen
             arrays[node.input[3]], arrays[node.input[4]] = mean, deviation**2
         values[node.output[0]] = _run(node, arrays, values, opsets)
         if node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
-            _normalise(node, arrays, made, values[node.output[0]], LOGITS if node is last else 1.0)
+            _normalise(node, arrays, made, values[node.output[0]], LOGITS if node is last else None)
         for key in node.input:
             waiting[key] -= 1
             if not waiting[key]:
@@ -147,14 +147,24 @@ def _run(
 
 
 def _normalise(
-    node: onnx.NodeProto, arrays: Arrays, made: dict[str, onnx.NodeProto], outputs: list[np.ndarray], wanted: float
+    node: onnx.NodeProto,
+    arrays: Arrays,
+    made: dict[str, onnx.NodeProto],
+    outputs: list[np.ndarray],
+    spread: float | None,
 ) -> None:
-    """Weight and bias such that each output channel has mean 0 and that deviation; the outputs are changed likewise."""
+    """Weight and bias such that each output channel has mean 0 and deviation 1; the outputs are changed likewise.
+
+    With a spread all channels together get that deviation, by one factor: what a random network says of different
+    images differs little, and a mean of their own taken off each class would leave little more than noise.
+    """
     mean, deviation = _statistics(outputs)
+    if spread:
+        mean, deviation = np.zeros_like(mean), np.full_like(deviation, np.concatenate(outputs).std() / spread)
     weight = node.input[1]
     home = weight if weight in arrays else made[weight].input[0]  # Caffe's inner products reshape theirs
     channels = len(mean)
-    factor = wanted / deviation
+    factor = 1 / deviation
     array = arrays[home]
     transposed = node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute)
     rows = array.reshape(-1, channels).T if transposed else array.reshape(channels, -1)

@@ -197,19 +197,19 @@ def _fresh_process(case: Case, tool: str, asked: argparse.Namespace, out: Path) 
     python = asked.nncf_python if chosen.nncf else sys.executable
     model = case.raised if chosen.raised else case.given
     command = [python, "-m", "benchmarks.quantize_peers", tool, str(model), str(case.feeds), str(out)]
-    done = _run(command, asked.patience)
+    done = _run(command, asked.patience, out.parent)
     if isinstance(done, str):
         return {"error": done}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run(command: Sequence[str], patience: float) -> subprocess.CompletedProcess[str] | str:
-    """The finished process, or in one line why it has no result."""
+def _run(command: Sequence[str], patience: float, folder: Path) -> subprocess.CompletedProcess[str] | str:
+    """The finished process, or in one line why it has no result; NNCF leaves files where it is started."""
     roots = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "TQDM_DISABLE": "1"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=patience, env=environment, cwd=ROOT
+            command, capture_output=True, text=True, errors="replace", timeout=patience, env=environment, cwd=folder
         )
     except subprocess.TimeoutExpired:
         return f"not done in {patience:.0f} s"
@@ -314,7 +314,7 @@ def elsewhere(case: Case, out: Path, command: str, folder: Path, patience: float
     feeds, answers = folder / "few.npz", folder / "answers.npz"
     write_feeds(feeds, case.few)
     worker = [sys.executable, "-m", "benchmarks.quantize_peers", "--answers", str(out), str(feeds), str(answers)]
-    done = _run([*shlex.split(command), *worker], patience)
+    done = _run([*shlex.split(command), *worker], patience, folder)
     if isinstance(done, str):
         return {"note": f"on the emulated CPU: {done}"}
     with np.load(answers, allow_pickle=False) as arrays:
