@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -158,14 +158,14 @@ def accuracy(model: Model, test: Test) -> float:
 # -- Network Slimming ----------------------------------------------------------------------------------------------
 
 
-def slimming(case: Case) -> list[Row]:
+def slimming(case: Case) -> Iterator[Row]:
     """Shares of all channels, by one threshold on |γ|; then the best choice with as many multiply-adds."""
-    rows = [original(case)]
+    yield original(case)
     for share, found in NETWORKS[case.name].shares.items():
         question = f"{share:.0%} of the channels"
         masked, macs = by_masks(case, share)
         score, method = accuracy(masked, case.test), "the paper's rule, γ and β zeroed"
-        rows.append(Row(case.name, question, method, score, macs, 1 - share, None, found))
+        yield Row(case.name, question, method, score, macs, 1 - share, None, found)
         gamma = {"criterion": "bn_scale", "ranking": "global", "amount": share, "round_to": 1}
         paper = Prune(**gamma, normalise="none", floor=0.0)
         floored = Prune(**gamma, normalise="none", floor=0.1)
@@ -177,8 +177,8 @@ def slimming(case: Case) -> list[Row]:
             ("the same, scores of mean 1 a group + refit", [Prune(**gamma), Refit()]),
             ("backward + refit, MACs of the paper's rule", [best, Refit()]),
         ]
-        rows += [judged(case, question, each, passes) for each, passes in tries]
-    return rows
+        for each, passes in tries:
+            yield judged(case, question, each, passes)
 
 
 def by_masks(case: Case, share: float) -> tuple[Model, float]:
@@ -218,22 +218,18 @@ def _left(model: Model, layer: Any, left: dict[str | None, float]) -> float:
 # -- channel pruning -----------------------------------------------------------------------------------------------
 
 
-def channel_pruning(case: Case) -> list[Row]:
+def channel_pruning(case: Case) -> Iterator[Row]:
     """2, 4 and 5 times fewer multiply-adds: the paper's lasso without and with its least squares, and our best."""
     if case.name != "vgg":
-        return []
-    rows = []
+        return
     for target, lost in LOST.items():
         question = f"{1 / target:g} times fewer MACs"
         lasso = Prune(criterion="lasso", target_macs=target, round_to=1)
         best = Prune(criterion="backward", target_macs=target, round_to=1)
-        rows += [
-            judged(case, question, "lasso", [lasso]),
-            judged(case, question, "lasso + refit (what the paper does)", [lasso, Refit()], lost),
-            judged(case, question, "backward + refit", [best, Refit()]),
-            judged(case, question, "backward + refit, three rounds", rounds(target, 3)),
-        ]
-    return rows
+        yield judged(case, question, "lasso", [lasso])
+        yield judged(case, question, "lasso + refit (what the paper does)", [lasso, Refit()], lost)
+        yield judged(case, question, "backward + refit", [best, Refit()])
+        yield judged(case, question, "backward + refit, three rounds", rounds(target, 3))
 
 
 def rounds(target: float, count: int) -> list[Any]:
