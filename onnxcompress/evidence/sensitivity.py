@@ -8,16 +8,14 @@ is the sensitivity by which errors of different layers can be added up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.data import Data
+from onnxcompress.evidence.gates import add_gate, arriving
 from onnxcompress.model import Model
 from onnxcompress.model.edit import new_constant
-from onnxcompress.model.save import to_bytes
-from onnxcompress.runtime.session import open_session
 
 GATE = 0.1
 """-20 dB: far above float noise, and small enough that the answer is nearly linear."""
@@ -38,23 +36,11 @@ def sensitivities(
     values  names of main-graph values and their channel axis; those inside If or Loop bodies are left out
     """
     graph, gates = _gated(model, values, seed)
-    session = open_session(to_bytes(graph), threads=threads, name=model.source.name)
-    feeds = list(islice(data.batches(batch), batches))
-    off = {gate: np.zeros((), np.float32) for gate in gates.values()}
-    plain = [session.run({**feed, **off}) for feed in feeds]
-    found = {}
-    for value, gate in gates.items():
-        noise: dict[str, float] = {}
-        power: dict[str, float] = {}
-        for feed, before in zip(feeds, plain, strict=True):
-            after = session.run({**feed, **off, gate: np.full((), GATE, np.float32)})
-            for name, y in before.items():
-                if np.asarray(y).dtype.kind == "f" and np.shape(y) == np.shape(after[name]):
-                    noise[name] = noise.get(name, 0.0) + float(np.sum((after[name].astype(np.float64) - y) ** 2))
-                    power[name] = power.get(name, 0.0) + float(np.sum(y.astype(np.float64) ** 2))
-        shares = [noise[name] / power[name] for name in noise if power[name] > 0]
-        found[value] = max(shares, default=0.0) / GATE**2
-    return found
+    openings = {value: [gate] for value, gate in gates.items()}
+    found = arriving(
+        graph, openings, data, level=GATE, batch=batch, batches=batches, threads=threads, name=model.source.name
+    )
+    return {value: share / GATE**2 for value, share in found.items()}
 
 
 def _gated(model: Model, values: Sequence[tuple[str, int]], seed: int) -> tuple[ir.Model, dict[str, str]]:
@@ -82,8 +68,7 @@ def _insert(graph: ir.Model, node: ir.Node, value: ir.Value, along: tuple[int, i
     shape = [1] * len(value.shape)  # type: ignore[arg-type]
     shape[axis] = size
     name = f"{value.name}.gate"
-    gate = ir.val(name, dtype=ir.DataType.FLOAT, shape=ir.Shape([]))
-    graph.graph.inputs.append(gate)
+    gate = add_gate(graph, name)
     signs = new_constant(graph, f"{name}.signs", rng.choice([-1.0, 1.0], shape).astype(np.float32))
     one = new_constant(graph, f"{name}.one", np.ones((), np.float32))
     readers = list(value.uses())

@@ -172,20 +172,29 @@ def _equalized(plan: Mapping[str, Any]) -> Table:
 
 
 def _quantized(plan: Mapping[str, Any]) -> Table:
+    """Layers with weights; where errors were measured one by one, every node that computes."""
     ops = {each["node"]: each["op"] for each in plan["decisions"] if "node" in each}
-    rows = sorted((each for each in plan["decisions"] if "weight" in each), key=lambda each: each["sqnr_db"])
+    alone = {each["node"]: each for each in plan["decisions"] if "node" in each and "alone_db" in each}
+    weights = {each["layer"]: each for each in plan["decisions"] if "weight" in each}
+    sqnr = {name: each["alone_db"] for name, each in alone.items()} or {n: e["sqnr_db"] for n, e in weights.items()}
     cells = [
-        (
-            each["layer"],
-            ops[each["layer"]],
-            words.decibel(each["sqnr_db"]),
-            f"{each['portable_db']:.1f} dB" if each["portable_db"] > 0.05 else words.UNKNOWN,
-        )
-        for each in rows
+        _int8_row(name, ops[name], alone.get(name), weights.get(name)) for name in sorted(sqnr, key=sqnr.__getitem__)
     ]
-    title = f"int8: {len(rows)} weights in {len(ops)} nodes, those that lose most first"
-    columns = ("layer", "operator", "SQNR of the weight", "lost to portability")
-    return table(title, columns, cells, columns[2:])
+    most = "bring most error" if alone else "lose most"
+    title = f"int8: {len(weights)} weights in {len(ops)} nodes, those that {most} first"
+    columns = ("layer", "operator", "SQNR alone", "mostly by", "SQNR of the weight", "lost to portability")
+    return table(title, columns, cells, ("SQNR alone", *columns[4:]))
+
+
+def _int8_row(name: str, op: str, alone: Mapping[str, Any] | None, weight: Mapping[str, Any] | None) -> tuple[str, ...]:
+    return (
+        name,
+        op,
+        words.decibel(alone["alone_db"]) if alone else words.UNKNOWN,
+        str(alone["mostly"]) if alone else words.UNKNOWN,
+        words.decibel(weight["sqnr_db"]) if weight else words.UNKNOWN,
+        f"{weight['portable_db']:.1f} dB" if weight and weight["portable_db"] > 0.05 else words.UNKNOWN,
+    )
 
 
 DECISIONS = {"prune": _cut, "refit": _refitted, "equalize": _equalized, "quantize": _quantized}
