@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from passes.quantize.outlier import outlier_model, samples
 
 from onnxcompress import mixed
 from onnxcompress.errors import SettingError
@@ -13,9 +11,6 @@ from onnxcompress.mixed import mixed_precision
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.passes import Quantize
 from onnxcompress.result import Result
-
-sys.path.append(str(Path(__file__).parent / "passes" / "quantize"))
-from outlier import outlier_model, samples
 
 PASSES = [Quantize(measure=False, calibration="minmax")]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from calibrated import model_of
 
 from onnxcompress.model import Model
+
+from .calibrated import model_of
 
 WIDTH = 16
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calibrated import db, decided, feeds_of, model_of
-from outlier import outlier_model, samples
 from zoo import ZOO
 
 from onnxcompress.evidence import trial
@@ -21,6 +19,9 @@ from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.write import write
 from onnxcompress.run import How, run
 from onnxcompress.runtime.session import open_session
+
+from .calibrated import db, decided, feeds_of, model_of
+from .outlier import outlier_model, samples
 
 PLAIN = {"measure": False, "correct": False, "calibration": "minmax"}
 
