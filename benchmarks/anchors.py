@@ -272,7 +272,10 @@ def _report(rows: Sequence[Row], calibration: int, test: int) -> None:
         "(`benchmarks/anchors_train.py`), so the papers' figures stand beside ours for scale, not as rivals: a narrow "
         "network has less to spare. *MACs*, *channels*: shares that are left, channels as the paper counts them (of every "
         "BatchNormalization). *Narrowest*: channels of the narrowest of these. Channel counts are not rounded. With --keep in "
-        "the command, other networks' rows are of an earlier run of the same command."
+        "the command, other networks' rows are of an earlier run of the same command.",
+        "The paper's ResNet selects, block by block, which channels of the stream a block reads; masks do that here. Prune "
+        "cuts a channel of the stream for all that write and read it, so at the same share of channels its result has far "
+        "fewer multiply-adds: compare the rows of equal MACs.",
     ]
     for name in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == name]
