@@ -10,8 +10,11 @@ from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.equalize import Equalize
 from onnxcompress.passes.quantize.fold import Fold
 from onnxcompress.passes.quantize.quantize import Quantize
+from onnxcompress.passes.quantize.weights_only import QuantizeWeights
 from onnxcompress.passes.refit import Refit
 
-PASSES: dict[str, type[Any]] = {each.name: each for each in (Prune, Sparsify, Refit, Fold, Equalize, Quantize)}
+PASSES: dict[str, type[Any]] = {
+    each.name: each for each in (Prune, Sparsify, Refit, Fold, Equalize, Quantize, QuantizeWeights)
+}
 
-__all__ = ["PASSES", "Equalize", "Fold", "Pass", "Prune", "Quantize", "Refit", "Sparsify"]
+__all__ = ["PASSES", "Equalize", "Fold", "Pass", "Prune", "Quantize", "QuantizeWeights", "Refit", "Sparsify"]

@@ -14,9 +14,10 @@ from onnxcompress.model.edit import set_constant, walk
 from onnxcompress.model.save import to_bytes
 from onnxcompress.model.spec import violations
 from onnxcompress.operators.layer import layers
+from onnxcompress.passes.quantize.blocks import Blocks, blocks_of
 from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.pen import Rounded
-from onnxcompress.passes.quantize.write_weights import Blocks, blocks_of, write_weights
+from onnxcompress.passes.quantize.write_weights import write_weights
 
 from .calibrated import Arrays, db, executed, feeds_of, model_of, rounded_weights, run
 
