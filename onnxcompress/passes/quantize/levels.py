@@ -10,7 +10,7 @@ from onnxcompress.evidence.kinds import Moments
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
 from onnxcompress.passes.quantize.grid import Grid
-from onnxcompress.passes.quantize.portable import Restricted, pairing, restrict, safe_levels, scales
+from onnxcompress.passes.quantize.portable import Pairing, Restricted, pairing, restrict, safe_levels, scales
 from onnxcompress.passes.quantize.rounding import bias_shift
 from onnxcompress.passes.quantize.rows import weight_axis
 
@@ -20,13 +20,17 @@ LEAST, MOST = -127, 127
 
 @dataclass(frozen=True, eq=False)
 class Leveled:
-    """levels in the stored layout, their grid, the corrected bias; sqnr_db of the weight, cost_db of portability."""
+    """levels in the stored layout, their grid, the corrected bias; sqnr_db of the weight, cost_db of portability.
+
+    held_out_db  SQNR of the layer's output with nearest levels and with these, on held-out rows, where that was measured
+    """
 
     levels: np.ndarray
     grid: Grid
     bias: np.ndarray | None
     sqnr_db: float
     cost_db: float
+    held_out_db: tuple[float, float] | None = None
 
 
 def leveled(model: Model, layer: Layer, *, portable: bool, seen: Moments | None) -> Leveled:
@@ -38,25 +42,44 @@ def leveled(model: Model, layer: Layer, *, portable: bool, seen: Moments | None)
     stored = model.array(layer.weight)
     matrix = layer.matrix(stored).astype(np.float64)
     rows = matrix.reshape(len(matrix), -1)
-    pairs = pairing(layer.op, matrix.shape, layer.groups) if portable else None
+    pairs = pairs_of(layer, matrix, portable)
     axis = weight_axis(layer)
     fitted = restrict(rows, LEAST, MOST, pairs) if axis is not None else _one_scale(rows, pairs)
     values = fitted.levels * fitted.scale[:, None]
-    error, power = float(((values - rows) ** 2).sum()), float((rows**2).sum())
+    bias = _bias(model, layer, rows, values, matrix.shape, seen)
+    return made(layer, stored, fitted.levels, fitted.scale, axis, bias, fitted.cost_db)
+
+
+def pairs_of(layer: Layer, matrix: np.ndarray, portable: bool) -> Pairing | None:
+    """Which weights of a layer share 16 bits; matrix as Layer.matrix gives it."""
+    return pairing(layer.op, matrix.shape, layer.groups) if portable else None
+
+
+def made(
+    layer: Layer,
+    stored: np.ndarray,
+    levels: np.ndarray,
+    scale: np.ndarray,
+    axis: int | None,
+    bias: np.ndarray | None,
+    cost_db: float,
+) -> Leveled:
+    """Levels [out, row] and scales [out] of the weight `stored`, in its layout; `axis` of the channels, None: one scale."""
+    matrix = layer.matrix(stored).astype(np.float64)
+    rows = matrix.reshape(len(matrix), -1)
+    error, power = float(((levels * scale[:, None] - rows) ** 2).sum()), float((rows**2).sum())
     sqnr = float(10 * np.log10(power / error)) if error > 0 and power > 0 else float("inf")
-    scale = fitted.scale.astype(np.float32)
-    if axis is None:
-        scale = scale[0].reshape(())
-    grid = Grid(scale, np.zeros(scale.shape, np.int64), "int8", axis, LEAST, MOST)
-    levels = layer.stored(fitted.levels.reshape(matrix.shape), stored).astype(np.int32)
-    return Leveled(levels, grid, _bias(model, layer, rows, values, matrix.shape, seen), sqnr, fitted.cost_db)
+    kept = scale.astype(np.float32) if axis is not None else np.asarray(scale[0], np.float32)
+    grid = Grid(kept, np.zeros(kept.shape, np.int64), "int8", axis, LEAST, MOST)
+    whole = layer.stored(levels.reshape(matrix.shape), stored).astype(np.int32)
+    return Leveled(whole, grid, bias, sqnr, cost_db)
 
 
-def _one_scale(rows: np.ndarray, pairs: object) -> Restricted:
+def _one_scale(rows: np.ndarray, pairs: Pairing | None) -> Restricted:
     """One scale for all channels, for the layouts where the kernels know no other."""
     whole, _ = scales(rows.reshape(1, -1), LEAST, MOST)
     scale = np.full(len(rows), whole[0])
-    levels = safe_levels(rows / whole[0], LEAST, MOST, pairs)  # type: ignore[arg-type]
+    levels = safe_levels(rows / whole[0], LEAST, MOST, pairs)
     free = np.clip(np.rint(rows / whole[0]), LEAST, MOST)
     lost, unrestricted = (((each * whole[0] - rows) ** 2).sum(axis=1) for each in (levels, free))
     return Restricted(levels.astype(np.int32), scale, lost, unrestricted, int((levels != free).any(axis=1).sum()))

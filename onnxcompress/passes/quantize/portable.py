@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxcompress.passes.quantize.grid import SMALLEST_SCALE
+
 MOST, LEAST = 32767, -32768
 """What 16 bits hold."""
 
@@ -226,11 +228,11 @@ def scales(
     """The symmetric scale of each row that loses least, and what it loses.
 
     rows        [out, row] weights                     low, high  levels that may be used, zero at 0
-    importance  [row] mean square of what each weight meets (the Gram's diagonal); default: all the same
+    importance  [row] or [out, row] mean square of what each weight meets (the Gram's diagonal); default: all the same
     returns     [out] scales, float32's numbers in float64; [out] Σ importance · (error)²
     Under a limit larger scales are tried too, so that fewer levels and clipped pairs compete.
     """
-    parts = [_scales(rows[part], low, high, pairs, importance) for part in _parts(rows)]
+    parts = [_scales(rows[part], low, high, pairs, _of(importance, part)) for part in _parts(rows)]
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
@@ -240,13 +242,18 @@ def _parts(rows: np.ndarray) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(len(rows), 1), step)]
 
 
+def _of(importance: np.ndarray | None, rows: Any) -> np.ndarray | None:
+    """That of some rows."""
+    return importance if importance is None or importance.ndim == 1 else importance[rows]
+
+
 def _scales(
     rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of a few rows. Scales are compared in float32; what the best one loses is computed in float64."""
     low_used, high_used = box(low, high, pairs)
     full = np.abs(rows).max(axis=1, initial=0.0) / max(min(-low_used, high_used), 1)
-    full = np.where(full > 0, full, 1.0)
+    full = np.where(full > SMALLEST_SCALE, full, 1.0)
     limited = pairs is not None and pairs.columns is not None
     trial = _Trial(rows, low_used, high_used, pairs if limited else None, importance) if _even(pairs) else None
     shares = np.concatenate([SHRINK[::-1], WIDEN]) if limited else SHRINK[::-1]
@@ -290,13 +297,13 @@ class _Trial:
             order = np.concatenate([pairs.columns.reshape(-1), np.flatnonzero(pairs.partner() < 0)])
         self.rows = rows[:, order].astype(np.float32)
         if importance is not None:
-            self.root = np.sqrt(np.asarray(importance, np.float64)[order]).astype(np.float32)
+            self.root = np.sqrt(importance[..., order]).astype(np.float32)
         self.real, self.levels = np.empty_like(self.rows), np.empty_like(self.rows)
 
     def lost(self, scale: np.ndarray) -> np.ndarray:
         """[out] Σ importance · (error)²."""
         real, levels = self.real, self.levels
-        np.multiply(self.rows, (1 / scale).astype(np.float32)[:, None], out=real)
+        np.divide(self.rows, scale.astype(np.float32)[:, None], out=real)
         np.rint(real, out=levels)
         np.clip(levels, self.low, self.high, out=levels)
         if self.pairs:
@@ -326,7 +333,7 @@ def _lost(
 ) -> np.ndarray:
     """[out] Σ importance · (error)² at these scales, in float64."""
     error = rows - safe_levels(rows / scale[:, None], low, high, pairs) * scale[:, None]
-    return np.einsum("ok,ok->o", error, error) if importance is None else (error**2) @ importance
+    return np.einsum("ok,ok->o", error, error if importance is None else error * importance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,7 +366,7 @@ def restrict(
     Each row takes what loses least: all bits with the overflowing pairs clipped, a larger scale (fewer bits), or some of
     both. Rows in which nothing can overflow keep what they would have without the limit.
     """
-    parts = [_restrict(rows[part], low, high, pairs, importance) for part in _parts(rows)]
+    parts = [_restrict(rows[part], low, high, pairs, _of(importance, part)) for part in _parts(rows)]
     levels, scale, lost, unrestricted = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("levels", "scale", "lost", "unrestricted")
     )
@@ -376,7 +383,7 @@ def _restrict(
         return Restricted(levels.astype(np.int32), scale, free_lost, free_lost, 0)
     tight, lost = np.flatnonzero(overflows(levels, pairs).any(axis=1)), free_lost.copy()
     if len(tight):
-        scale[tight], lost[tight] = _scales(rows[tight], low, high, pairs, importance)
+        scale[tight], lost[tight] = _scales(rows[tight], low, high, pairs, _of(importance, tight))
         levels[tight] = safe_levels(rows[tight] / scale[tight][:, None], low, high, pairs)
     # a larger scale may suit a short row by chance, and is open to weights without the limit too
     return Restricted(levels.astype(np.int32), scale, lost, np.minimum(lost, free_lost), len(tight))

@@ -19,17 +19,19 @@ from pydantic.dataclasses import dataclass
 from onnxcompress.errors import ModelError
 from onnxcompress.evidence.kinds import KINDS, Histogram
 from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import set_constant
+from onnxcompress.model.edit import constant_of, set_constant
 from onnxcompress.operators.layer import Layer, all_layers, layers
 from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needless_grid
+from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
-from onnxcompress.passes.quantize.ranges import calibrate
-from onnxcompress.passes.quantize.rows import Share, data_of, ramp, row_of, shares
+from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, within
+from onnxcompress.passes.quantize.rows import NEAR, Share, data_of, derived, row_of, shares
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
 from onnxcompress.passes.quantize.write import Rounded, write
 from onnxcompress.plan import Plan, Refusal
@@ -55,6 +57,12 @@ class Quantize:
             description="any: the same answer on every CPU; vnni: all 8 bits of every weight, wrong on CPUs without VNNI"
         ),
     ] = "any"
+    rounding: Annotated[
+        Literal["nearest", "gptq", "descent"],
+        Field(
+            description="of weights: nearest; or layer by layer on calibration data, each making up for what was lost before"
+        ),
+    ] = "nearest"
     correct: Annotated[bool, Field(description="correct biases for the mean error of rounded weights")] = True
     measure: Annotated[
         bool,
@@ -78,7 +86,9 @@ class Quantize:
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
         if self.correct:
             found += [Need("moments", layer.reads, _axis(layer)) for layer in _weighted(model, nodes).values()]
-        return [*dict.fromkeys(found), *([Trial.NEED] if self.measure or self.explain else [])]
+        found += [Trial.NEED] if self.measure or self.explain else []
+        found += [Paired.NEED] if self.rounding != "nearest" else []
+        return list(dict.fromkeys(found))
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Grids and levels for all nodes that can; then the clock says which of them stay."""
@@ -96,6 +106,10 @@ class Quantize:
         weights = self._weights(model, nodes, grids, evidence)
         if self.measure:
             nodes = self._faster(model, nodes, grids, weights, evidence[Trial.NEED], plan)
+        if self.rounding != "nearest":
+            how = Compensation(self.rounding, self.cpu == "any")
+            rounded = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
+            weights = compensated(how, model, evidence[Paired.NEED], nodes, rounded, weights)
         self._decide(model, nodes, grids, weights, plan)
         if self.explain:
             self._explain(model, plan, evidence)
@@ -127,10 +141,10 @@ class Quantize:
         for share in shares(model, nodes):
             if share.of:
                 node = next(each for each in model.ir.graph if each.name == share.of)
-                source = data_of(node)[0].name or ""
-                found = ramp(node, grids[source]) if source in grids else None
+                source = next(v.name or "" for v in data_of(node) if constant_of(v) is None)
+                found = derived(node, grids[source]) if source in grids else None
                 if found is not None:
-                    grids |= dict.fromkeys(share.values, found[0])
+                    grids |= dict.fromkeys(share.values, found)
         return {value: grid for value, grid in grids.items() if value in made or value in _inputs(model)}
 
     def _grid(self, share: Share, evidence: Evidence) -> Grid | None:
@@ -143,10 +157,12 @@ class Quantize:
                 seen = KINDS["histogram"].merge(replace(seen) if seen is not None else None, each)
         if seen is None:
             return None
+        seen = within(seen, *share.limits)
         low, high = calibrate(
             share.ranges[0], seen, self.calibration, "uint8", symmetric=False, percentile=self.percentile
         )
-        return grid_of(low, high, "uint8", symmetric=False)
+        grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=False)
+        return grid if share.holds is None else holding(grid, share.holds, NEAR)
 
     def _weights(
         self, model: Model, nodes: Collection[str], grids: Mapping[str, Grid], evidence: Evidence
@@ -207,6 +223,7 @@ class Quantize:
                     "layer": layer.name,
                     "sqnr_db": each.sqnr_db,
                     "portable_db": each.cost_db,
+                    "held_out_db": each.held_out_db,
                     "axis": each.grid.axis,
                     "low": each.grid.low,
                     "high": each.grid.high,

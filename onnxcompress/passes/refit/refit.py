@@ -1,16 +1,15 @@
 """Refit: fit every layer by least squares to the original's outputs, from what the compressed network really feeds it.
 
 Rows are gathered at every layer (rows.py), with the original's values as goals (goals.py), on a walk in which each layer is
-fitted before the next one is fed; solver.py fits them. Whole batches are kept back, and a layer stays as it is where they do
-not fall for its fit: the reconstruction step of He, Zhang, Sun, ICCV 2017, arXiv:1707.06168. BatchNormalizations that no
+fitted before the next one is fed; solver.py fits them. Whole batches are kept back in turn, and a layer stays as it is where
+their errors do not fall for its fit: the reconstruction step of He, Zhang, Sun, ICCV 2017, arXiv:1707.06168. BatchNormalizations that no
 fitted layer feeds get new statistics instead (statistics.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass as plain
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,14 +21,11 @@ from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import new_constant, set_constant, walk
 from onnxcompress.operators.layer import Layer, layers
-from onnxcompress.passes.refit.goals import goals, kept
-from onnxcompress.passes.refit.rows import on_left, rows
-from onnxcompress.passes.refit.solver import Sums, solve
+from onnxcompress.passes.refit.goals import goals, kept, untouched
+from onnxcompress.passes.refit.rows import folded, gathered, on_left
+from onnxcompress.passes.refit.solver import solve
 from onnxcompress.passes.refit.statistics import Statistics, matched, normalisations
 from onnxcompress.plan import Plan, Refusal
-
-HELD_OUT = 5
-"""Every fifth batch judges the fit of the others; of a single batch, every fifth row."""
 
 FITTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NO_BETTER = "no fit beats the present weights on held-out rows"
@@ -45,6 +41,13 @@ class Refit:
         int, Field(ge=16, description="rows (positions of samples) at most that one layer is fitted on")
     ] = 16384
     seed: Annotated[int, Field(ge=0, description="which positions are drawn")] = 0
+    towards: Annotated[
+        Literal["present", "original"],
+        Field(
+            description="weights that the ridge pulls towards; present ones that were fitted before have seen the rows "
+            "that judge now"
+        ),
+    ] = "present"
 
     def needs(self, model: Model) -> list[Need]:
         """The paired walk."""
@@ -57,7 +60,7 @@ class Refit:
         nodes = {node.name or "": node for node in walk(model.ir)}
         todo: dict[str, Layer] = {}
         for layer in layers(model):
-            why = _unsuited(layer, nodes[layer.name], model)
+            why = unsuited(layer, nodes[layer.name], model)
             if why:
                 plan.refusals.append(Refusal(layer.weight, why, layer.name))
             else:
@@ -75,12 +78,18 @@ class Refit:
         weight = pair.constant(layer.weight)
         matrix = layer.matrix(weight).astype(np.float64)
         present = matrix.reshape(layer.groups, len(matrix) // layer.groups, -1)
-        bias = _bias(model, layer, node, len(matrix))
+        bias = bias_of(model, layer, node, len(matrix))
         offset = np.zeros(present.shape[:2])
         if bias.name is not None:
             offset = pair.constant(bias.name).astype(np.float64).reshape(offset.shape)
-        fit, judge = self._sums(layer, node, pair, goals(model, node, bias.value, pair))
-        found = solve(fit, judge, present, offset, fixed_bias=not bias.free) if fit.count and judge.count else None
+        goal = goals(model, node, bias.value, pair)
+        columns = (layer.groups, present.shape[2])
+        rest, judges = folded(node, layer, pair.read(layer.reads), goal, self.rows, self.seed, columns)
+        start = untouched(model, layer, pair) if self.towards == "original" else None
+        found = None
+        if judges and rest.count + sum(judge.count for judge in judges[1:]):
+            start = None if start is None else start.reshape(present.shape)
+            found = solve(rest, judges, present, offset, fixed_bias=not bias.free, towards=start)
         if found is None:
             plan.refusals.append(Refusal(layer.weight, NO_BETTER, layer.name))
             return
@@ -100,7 +109,8 @@ class Refit:
     def _correct(self, model: Model, norm: Statistics, node: ir.Node, pair: Pair, plan: Plan) -> None:
         """One BatchNormalization: new mean and variance where they are better on held-out rows."""
         layer = norm.layer
-        fit, judge = self._sums(layer, node, pair, kept(model, layer.writes, pair))
+        goal = kept(model, layer.writes, pair)
+        fit, judge = gathered(node, layer, pair.read(layer.reads), goal, self.rows, self.seed)
         present = tuple(pair.constant(name).astype(np.float64) for name in norm.names)
         found = matched(fit, judge, present, norm.epsilon) if fit.count and judge.count else None
         if found is None:
@@ -113,23 +123,6 @@ class Refit:
         }
         decision = {"layer": layer.name, "weight": variance, "bias": mean, "new_bias": False, "ridge": None}
         _decide(plan, pair, changed, {**decision, "before_db": found.before_db, "after_db": found.after_db})
-
-    def _sums(self, layer: Layer, node: ir.Node, pair: Pair, goal: Iterator[np.ndarray]) -> tuple[Sums, Sums]:
-        """Sums over the rows to fit on, and over those that judge."""
-        fit, judge = Sums(), Sums()
-        rng = np.random.default_rng(self.seed)
-        fed = pair.read(layer.reads)
-        share, last = max(1, self.rows // len(fed)), len(fed) - 1
-        for number, (x, y) in enumerate(zip(fed, goal, strict=True)):
-            judging = number % HELD_OUT == HELD_OUT - 1 or number == last
-            for taken, wanted in rows(node, layer, x, y, share, rng):
-                if last:
-                    (judge if judging else fit).add(taken, wanted)
-                    continue
-                apart = np.arange(taken.shape[1]) % HELD_OUT == HELD_OUT - 1
-                judge.add(taken[:, apart], wanted[:, apart])
-                fit.add(taken[:, ~apart], wanted[:, ~apart])
-        return fit, judge
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the fitted weights."""
@@ -160,7 +153,7 @@ def _decide(plan: Plan, pair: Pair, changed: dict[str, np.ndarray], decision: di
 # -- which layers, and their biases --------------------------------------------------------------------------------
 
 
-def _unsuited(layer: Layer, node: ir.Node, model: Model) -> str:
+def unsuited(layer: Layer, node: ir.Node, model: Model) -> str:
     """Why a layer is not refitted; empty where it is."""
     if layer.op not in FITTED:
         return f"{layer.op} is not refitted"
@@ -188,7 +181,7 @@ class Bias:
     value: str
 
 
-def _bias(model: Model, layer: Layer, node: ir.Node, outs: int) -> Bias:
+def bias_of(model: Model, layer: Layer, node: ir.Node, outs: int) -> Bias:
     """The layer's own bias or that of the Add behind a product; a product without one gets none, so that no node is added."""
     own = layer.writes
     fits = layer.bias is not None and model.array(layer.bias).size == outs
