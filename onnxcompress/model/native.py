@@ -175,17 +175,32 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Rank of every value of the main graph and of bodies that is known; names are unique across them."""
+    """Rank of every value that is known."""
+    return {name: len(tensor.shape.dim) for name, tensor in _tensor_types(model).items() if tensor.HasField("shape")}
+
+
+def _tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Type of every value of the main graph and of bodies that is known; names are unique across them."""
     inferred = _inferred(model).graph
     bodies = [inferred]
     for node in _nodes(inferred):
         bodies += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for body in bodies
-        for value in (*body.value_info, *body.input, *body.output)
-        if value.type.tensor_type.HasField("shape")
+        value.name: value.type.tensor_type for body in bodies for value in (*body.value_info, *body.input, *body.output)
     }
+
+
+def plain_casts(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    """CastLike as Cast where the type is known: of a constant it is folded then. PyTorch's exporter writes biases like an activation."""
+    found = [node for node in _nodes(model.graph) if node.op_type == "CastLike" and not node.domain]
+    types = _tensor_types(model) if found else {}
+    for node in found:
+        to = types[node.input[1]].elem_type if node.input[1] in types else 0
+        if to:
+            node.op_type = "Cast"
+            del node.input[1], node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("to", to))
+    return model
 
 
 def lift_constants(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
@@ -241,7 +256,7 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     return shown
 
 
-STEPS: list[Step] = [check, raise_opset, lift_constants, simplify, infer_shapes]
+STEPS: list[Step] = [check, raise_opset, plain_casts, lift_constants, simplify, infer_shapes]
 
 
 def first_line(error: BaseException) -> str:

@@ -143,8 +143,9 @@ def reduction(*, adds_up: bool, why: str = "") -> Callable[[View], Case | None]:
         kept = [
             ("1" if view.number("keepdims", 1) else "") if place in axes else name for place, name in enumerate(names)
         ]
+        listed = " axes[A]" if view.has(1) else ""
         return Case(
-            f"x[{','.join(names)}] -> y[{','.join(name for name in kept if name)}]",
+            f"x[{','.join(names)}]{listed} -> y[{','.join(name for name in kept if name)}]",
             zeros="keeps",
             adds_up=adds_up,
             inexact={names[place]: why for place in axes} if why else {},

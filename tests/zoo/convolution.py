@@ -257,6 +257,26 @@ GROUPED = table(
         dict(w1=(6, 3, 3, 3), b1=(6,), se1=(3, 6), sb1=(3,), se2=(6, 3), sb2=(6,), axes=[2, 3], w2=(4, 6, 1, 1)),
         free={"w1 se2": 6, "se1": 3},
     ),
+    Sample(
+        "squeeze_excite_opset18",  # axes are an input; biases as PyTorch's exporter writes them without optimisation
+        """(float[N,3,8,8] x) => (float[N,4,8,8] y) {
+        like = CastLike(nothing, x)  b1 = Expand(like, six)  a = Conv<pads=[1,1,1,1]>(x, w1, b1)  r = Relu(a)
+        p = ReduceMean(r, space)  q = Conv(p, se1, sb1)  qr = Relu(q)  e = Conv(qr, se2, sb2)
+        g = Sigmoid(e)  m = Mul(r, g)  y = Conv(m, w2) }""",
+        dict(
+            nothing=np.array(0.0, np.float16),
+            six=[6],
+            w1=(6, 3, 3, 3),
+            space=[-1, -2],
+            se1=(3, 6, 1, 1),
+            sb1=(3,),
+            se2=(6, 3, 1, 1),
+            sb2=(6,),
+            w2=(4, 6, 1, 1),
+        ),
+        free={"w1 se2": 6, "se1": 3},
+        opset=18,
+    ),
 )
 
 POSITIONS = table(
