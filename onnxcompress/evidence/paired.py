@@ -214,10 +214,16 @@ class Paired:
         constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         place = {node.name: number for number, node in enumerate(proto.graph.node)}
         store: dict[str, Shelf] = {}
-        for feed in self.data.batches(max(1, min(self.batch, self.data.samples // LEAST_BATCHES))):
+        for feed in self.data.batches(_even(self.data.samples, self.batch)):
             for name, array in feed.items():
                 store.setdefault(name, Shelf(room)).append(np.asarray(array))
         return Track(proto, constants, place, store, room, self.threads)
+
+
+def _even(samples: int, most: int) -> int:
+    """Size of a batch near `most` that leaves the last one nearly full: each batch gives a fit as many rows, and judges alone."""
+    most = max(1, min(most, samples // LEAST_BATCHES))
+    return max(range((most + 1) // 2, most + 1), key=lambda size: ((samples % size or size) / size, size))
 
 
 def _inputs(node: onnx.NodeProto) -> list[str]:

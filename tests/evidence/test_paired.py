@@ -63,6 +63,16 @@ def test_files_give_the_same_plan_as_memory(name: str) -> None:
         np.testing.assert_array_equal(values, plans[1].arrays[key])
 
 
+@pytest.mark.parametrize(("samples", "sizes"), [(36, [6] * 6), (12, [2] * 6), (3, [1] * 3), (72, [8] * 9)])
+def test_batches_are_as_even_as_can_be(samples: int, sizes: list[int]) -> None:
+    model = load(ZOO["mlp_gemm"]())
+    session = open_session(ZOO["mlp_gemm"]().SerializeToString())
+    rows = {port.name: np.ones((samples, *port.shape[1:]), np.float32) for port in session.inputs}  # type: ignore[arg-type]
+    name = layers(model)[0].name
+    for pair in Paired(model, model, open_data(rows, session.inputs)).walk([name]):
+        assert [len(array) for array in pair.read(layers(model)[0].reads)] == sizes
+
+
 def test_a_shelf_takes_files_where_memory_ends_and_gives_both_back(tmp_path: Path) -> None:
     room = Room(100, tmp_path)
     shelf = Shelf(room)

@@ -20,7 +20,7 @@ from onnxcompress.model import load
 from onnxcompress.model.edit import set_constant
 from onnxcompress.model.save import to_bytes
 from onnxcompress.passes import Prune, Refit
-from onnxcompress.passes.refit.solver import Sums, solve
+from onnxcompress.passes.refit.solver import RIDGES, Sums, solve
 from onnxcompress.run import run
 from onnxcompress.runtime.session import open_session
 
@@ -37,7 +37,7 @@ def test_the_solver_finds_the_weights_that_made_the_data(seed: int, inputs: int,
     for sums in (fit, judge):
         x = rng.standard_normal((1, 200, inputs))
         sums.add(x, x @ weight.T + bias)
-    found = solve(fit, judge, np.zeros((1, outputs, inputs)), np.zeros((1, outputs)))
+    found = solve(fit, [judge], np.zeros((1, outputs, inputs)), np.zeros((1, outputs)))
     assert found is not None and found.ridge == 1e-6
     np.testing.assert_allclose(found.weight[0], weight, atol=1e-4)
     np.testing.assert_allclose(found.bias[0], bias, atol=1e-4)
@@ -50,7 +50,7 @@ def test_each_group_is_fitted_by_itself() -> None:
     for sums in (fit, judge):
         x = rng.standard_normal((4, 300, 9))
         sums.add(x, x @ weight.transpose(0, 2, 1) + bias[:, None])
-    found = solve(fit, judge, np.zeros((4, 2, 9)), np.zeros((4, 2)))
+    found = solve(fit, [judge], np.zeros((4, 2, 9)), np.zeros((4, 2)))
     assert found is not None
     np.testing.assert_allclose(found.weight, weight, atol=1e-4)
     np.testing.assert_allclose(found.bias, bias, atol=1e-4)
@@ -62,7 +62,33 @@ def test_perfect_weights_are_left_alone() -> None:
     sums = Sums()
     x = rng.standard_normal((1, 50, 6))
     sums.add(x, x @ weight[0].T)
-    assert solve(sums, sums, weight, np.zeros((1, 3))) is None
+    assert solve(Sums(), [sums, sums], weight, np.zeros((1, 3))) is None
+
+
+def test_the_ridge_is_the_one_that_cross_validation_by_hand_chooses() -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((2, 12))
+    parts, arrays = [Sums() for _ in range(4)], []
+    for part in parts:
+        x = rng.standard_normal((8, 12))
+        y = x @ weight.T + 2 * rng.standard_normal((8, 2))
+        arrays.append((x, y))
+        part.add(x[None], y[None])
+    errors = {}
+    for share in RIDGES:
+        errors[share] = 0.0
+        for left_out, (x, y) in enumerate(arrays):
+            seen = [pair for number, pair in enumerate(arrays) if number != left_out]
+            xs, ys = (np.concatenate(each) for each in zip(*seen, strict=True))
+            about, level = xs - xs.mean(0), ys - ys.mean(0)
+            gram = about.T @ about
+            ridge = share * np.trace(gram) / 12 * np.eye(12)
+            found = np.linalg.solve(gram + ridge, about.T @ level).T
+            errors[share] += float(((y - ys.mean(0) - (x - xs.mean(0)) @ found.T) ** 2).sum())
+    chosen = solve(Sums(), parts, np.zeros((1, 2, 12)), np.zeros((1, 2)))
+    assert chosen is not None and chosen.ridge == min(errors, key=lambda share: errors[share])
+    signal = sum(float((y**2).sum()) for _, y in arrays)
+    assert chosen.after_db == pytest.approx(10 * np.log10(signal / errors[chosen.ridge]), abs=1e-6)
 
 
 def test_error_is_the_sum_of_squares() -> None:
@@ -163,6 +189,28 @@ def test_statistics_of_a_normalisation_that_no_fitted_layer_feeds_match_the_orig
     assert [(each["weight"], each["bias"]) for each in plan.decisions] == [("var", "mean")]
     again = open_session(to_bytes(Refit().apply(spoilt, plan).ir)).run(inputs)["y"]
     np.testing.assert_allclose(again, open_session(proto.SerializeToString()).run(inputs)["y"], atol=1e-4)
+
+
+def test_the_ridge_pulls_towards_the_weights_that_are_asked_for() -> None:
+    """Two columns that the data cannot tell apart: their difference is that of the weights which the fit starts from."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,2] x) => (float[N,3] y) { y = MatMul(x, w) }'
+    )
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((2, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    original = load(proto)
+    graph = original.ir.clone()
+    spoilt = np.array([[1, 2, 3], [-1, 0, 4]], np.float32)
+    set_constant(graph, "w", spoilt)
+    current = original.edited(graph)
+    one = rng.standard_normal((60, 1)).astype(np.float32)
+    data = open_data({"x": np.hstack([one, one])}, open_session(proto.SerializeToString()).inputs)
+    for towards, start in (("present", spoilt), ("original", weight)):
+        plan = Refit(towards=towards).plan(current, {Paired.NEED: Paired(original, current, data)})
+        found = plan.arrays["w"]
+        np.testing.assert_allclose(found[0] + found[1], weight[0] + weight[1], atol=1e-3)
+        np.testing.assert_allclose(found[0] - found[1], start[0] - start[1], atol=1e-3)
 
 
 def test_a_weight_that_two_layers_share_is_left_alone() -> None:

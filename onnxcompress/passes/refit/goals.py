@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Pair
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of
+from onnxcompress.operators.layer import Layer
 
 
 def goals(model: Model, node: ir.Node, value: str, pair: Pair) -> Iterator[np.ndarray]:
@@ -32,6 +34,18 @@ def kept(model: Model, value: str, pair: Pair) -> Iterator[np.ndarray]:
         for axis, indices in (origin.kept if origin is not None else {}).items():
             array = np.take(array, indices, axis=axis)
         yield array
+
+
+def untouched(model: Model, layer: Layer, pair: Pair) -> np.ndarray | None:
+    """The original's weight as a matrix, at the indices that the layer still has; None where it has no such weight."""
+    origin = model.origin.get(layer.weight)
+    stored = pair.original.constants.get(layer.weight if origin is None else origin.name)
+    if stored is None:
+        return None
+    array = onnx.numpy_helper.to_array(stored)
+    for axis, indices in (origin.kept if origin is not None else {}).items():
+        array = np.take(array, indices, axis=axis)
+    return layer.matrix(array).astype(np.float64) if array.shape == model.array(layer.weight).shape else None
 
 
 def _lacking(

@@ -5,12 +5,13 @@ and Y what they should become,
 
     min over W, b of  ‖Y − X Wᵀ − b‖² + λ ‖W − W₀‖²          (W₀, the present weights, is where no data speaks)
 
-in float64, from the centred Gram matrix. λ is the one of RIDGES whose fit on four fifths of the batches does best on the
-rest; where none beats the present weights there, there is no fit.
+in float64, from the centred Gram matrix. λ is chosen by cross-validation: the rows lie in parts, each of which judges the fit
+of all others; where no λ of RIDGES beats the present weights on them, there is no fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,12 @@ RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 LEAST_GAIN = 1e-6
 """Share of the error on held-out rows by which a fit must be better: more than rounding."""
+
+HOPELESS = 1.25
+"""A ridge whose error on the parts so far is so many times the best one's is tried on no more of them."""
+
+SMALL = 64
+"""Columns up to which the systems of all groups are solved at once: below, the calls for each would take the time."""
 
 
 @dataclass(eq=False)
@@ -48,7 +55,14 @@ class Sums:
 
     def absorb(self, other: Sums) -> None:
         """Take the sums of other rows in."""
-        self._take(*vars(other).values())
+        count, *sums = vars(other).values()
+        self._take(count, *(sums if self.count else [np.array(each) for each in sums]))
+
+    def release(self, other: Sums) -> None:
+        """Give sums that were absorbed back."""
+        for name, less in list(vars(other).items())[1:]:
+            np.subtract(getattr(self, name), less, out=getattr(self, name))
+        self.count -= other.count
 
     def _take(self, count: int, *sums: np.ndarray) -> None:
         """In place, as a Gram may fill a tenth of the memory."""
@@ -56,7 +70,7 @@ class Sums:
             present = getattr(self, name)
             if np.ndim(present):
                 present += more
-            elif self.count == 0:
+            else:
                 setattr(self, name, more)
         self.count += count
 
@@ -91,25 +105,50 @@ class Fit:
     after_db: float
 
 
-def solve(fit: Sums, judge: Sums, weight: np.ndarray, bias: np.ndarray, *, fixed_bias: bool = False) -> Fit | None:
-    """The best of RIDGES on `judge`, then fitted on both (`fit` takes `judge` in); None where none beats the present weights.
+def solve(
+    rest: Sums,
+    judges: Sequence[Sums],
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    fixed_bias: bool = False,
+    towards: np.ndarray | None = None,
+) -> Fit | None:
+    """The ridge that does best on `judges`, each left out of its fit in turn, then fitted on all (`rest` takes them in).
 
-    weight  [groups, out, k] present          bias  [groups, out] present, given for good where fixed_bias
+    rest     rows that judge nothing, may be empty
+    weight   [groups, out, k] present          bias  [groups, out] present, given for good where fixed_bias
+    towards  [groups, out, k] W₀, where it is not the present weight
+    None where no ridge beats the present weights on the rows of `judges`.
     """
-    present = judge.error(weight, bias)
-    best, ridge = present * (1 - LEAST_GAIN), None
-    for share in RIDGES:
-        found = regressed(fit, weight, bias, share, fixed_bias=fixed_bias)
-        error = np.inf if found is None else judge.error(*found)
-        if error < best:
-            best, ridge = error, share
-    if ridge is None:
+    start = weight if towards is None else towards
+    present = sum(judge.error(weight, bias) for judge in judges)
+    for judge in judges:
+        rest.absorb(judge)
+    errors = _cross_validated(rest, judges, start, bias, fixed_bias)
+    ridge = min(errors, key=lambda share: errors[share])
+    if not errors[ridge] < present * (1 - LEAST_GAIN):
         return None
-    if judge is not fit:
-        fit.absorb(judge)
-    found = regressed(fit, weight, bias, ridge, fixed_bias=fixed_bias)
-    signal = float(judge.power.sum())
-    return None if found is None else Fit(*found, ridge, in_db(signal, present), in_db(signal, best))
+    found = regressed(rest, start, bias, ridge, fixed_bias=fixed_bias)
+    signal = sum(float(judge.power.sum()) for judge in judges)
+    return None if found is None else Fit(*found, ridge, in_db(signal, present), in_db(signal, errors[ridge]))
+
+
+def _cross_validated(
+    total: Sums, judges: Sequence[Sums], start: np.ndarray, bias: np.ndarray, fixed_bias: bool
+) -> dict[float, float]:
+    """Ridge -> summed error on `judges`, each with what all rows but its own give; infinite where hopeless."""
+    errors = dict.fromkeys(RIDGES, 0.0)
+    for judge in judges:
+        alive = [
+            share for share in RIDGES if errors[share] <= HOPELESS * min(errors.values()) and errors[share] < np.inf
+        ]
+        errors = {share: errors[share] if share in alive else np.inf for share in RIDGES}
+        total.release(judge)
+        for share, found in zip(alive, _each(total, start, bias, alive, fixed_bias), strict=True):
+            errors[share] += np.inf if found is None else judge.error(*found)
+        total.absorb(judge)
+    return errors
 
 
 def regressed(
@@ -117,19 +156,45 @@ def regressed(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """W₀ + (C − W₀ G)(G + λ)⁻¹, and the bias that goes with it; None where rounding makes G + λ indefinite.
 
-    share  λ over the mean diagonal of G; the rest as for `solve`
+    weight  W₀      share  λ over the mean diagonal of G; the rest as for `solve`
     """
+    return next(_each(sums, weight, bias, [share], fixed_bias))
+
+
+def _each(
+    sums: Sums, weight: np.ndarray, bias: np.ndarray, shares: Sequence[float], fixed_bias: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+    """What `regressed` gives for one share after another."""
     gram, cross = sums.about(bias) if fixed_bias else sums.centred()
     lack = cross - weight @ gram
-    new = np.empty_like(weight)
-    for group, (one, lacking) in enumerate(zip(gram, lack, strict=True)):
-        one.flat[:: len(one) + 1] += share * np.trace(one) / len(one) + 1e-12
+    level = np.einsum("gkk->g", gram) / gram.shape[-1]
+    for share in shares:
+        step = _solved(gram, share * level + 1e-12, lack)
+        if step is None:
+            yield None
+            continue
+        new = np.add(step, weight, out=step)
+        yield new, bias if fixed_bias else (sums.y - (new @ sums.x[:, :, None])[:, :, 0]) / sums.count
+
+
+def _solved(gram: np.ndarray, level: np.ndarray, lack: np.ndarray) -> np.ndarray | None:
+    """lack (gram + level)⁻¹, group by group; None where that is not positive definite. [groups, out, k]"""
+    size = gram.shape[-1]
+    if size <= SMALL:
+        try:
+            return np.linalg.solve(gram + level[:, None, None] * np.eye(size), lack.swapaxes(1, 2)).swapaxes(1, 2)
+        except np.linalg.LinAlgError:
+            return None
+    found = np.empty_like(lack)
+    for group, lacking in enumerate(lack):
+        one = gram[group].copy()
+        one.flat[:: size + 1] += level[group]
         try:  # the transpose is the same matrix in the order that is overwritten without a copy
             factor = cho_factor(one.T, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError:
             return None
-        new[group] = weight[group] + cho_solve(factor, lacking.T, check_finite=False).T
-    return new, bias if fixed_bias else (sums.y - (new @ sums.x[:, :, None])[:, :, 0]) / sums.count
+        found[group] = cho_solve(factor, lacking.T, check_finite=False).T
+    return found
 
 
 def in_db(signal: float, error: float) -> float:
