@@ -20,7 +20,7 @@ from onnxcompress.model import load
 from onnxcompress.model.edit import set_constant
 from onnxcompress.model.save import to_bytes
 from onnxcompress.passes import Prune, Refit
-from onnxcompress.passes.refit.solver import RIDGES, Sums, solve
+from onnxcompress.passes.refit.solver import RIDGES, Sums, largest_of_best, solve
 from onnxcompress.run import run
 from onnxcompress.runtime.session import open_session
 
@@ -74,21 +74,30 @@ def test_the_ridge_is_the_one_that_cross_validation_by_hand_chooses() -> None:
         y = x @ weight.T + 2 * rng.standard_normal((8, 2))
         arrays.append((x, y))
         part.add(x[None], y[None])
-    errors = {}
-    for share in RIDGES:
-        errors[share] = 0.0
-        for left_out, (x, y) in enumerate(arrays):
-            seen = [pair for number, pair in enumerate(arrays) if number != left_out]
-            xs, ys = (np.concatenate(each) for each in zip(*seen, strict=True))
-            about, level = xs - xs.mean(0), ys - ys.mean(0)
-            gram = about.T @ about
+    errors = np.zeros((4, len(RIDGES)))
+    for left_out, (x, y) in enumerate(arrays):
+        seen = [pair for number, pair in enumerate(arrays) if number != left_out]
+        xs, ys = (np.concatenate(each) for each in zip(*seen, strict=True))
+        about = xs - xs.mean(0)
+        gram = about.T @ about
+        for at, share in enumerate(RIDGES):
             ridge = share * np.trace(gram) / 12 * np.eye(12)
-            found = np.linalg.solve(gram + ridge, about.T @ level).T
-            errors[share] += float(((y - ys.mean(0) - (x - xs.mean(0)) @ found.T) ** 2).sum())
+            found = np.linalg.solve(gram + ridge, about.T @ ys).T
+            errors[left_out, at] = ((y - ys.mean(0) - (x - xs.mean(0)) @ found.T) ** 2).sum()
     chosen = solve(Sums(), parts, np.zeros((1, 2, 12)), np.zeros((1, 2)))
-    assert chosen is not None and chosen.ridge == min(errors, key=lambda share: errors[share])
+    at = largest_of_best(errors)
+    assert chosen is not None and chosen.ridge == RIDGES[at]
     signal = sum(float((y**2).sum()) for _, y in arrays)
-    assert chosen.after_db == pytest.approx(10 * np.log10(signal / errors[chosen.ridge]), abs=1e-6)
+    assert chosen.after_db == pytest.approx(10 * np.log10(signal / errors[:, at].sum()), abs=1e-6)
+
+
+def test_a_larger_ridge_is_taken_where_the_parts_do_not_agree_that_it_is_worse() -> None:
+    assert (
+        largest_of_best(np.array([[1.0, 1.2, 9], [1, 0.9, 8], [1, 1.1, 9]])) == 1
+    )  # 0.2 more in all, one deviates by 0.26
+    assert largest_of_best(np.array([[1.0, 1.2, 9], [1, 1.2, 8], [1, 1.3, 9]])) == 0
+    assert largest_of_best(np.array([[1.0, 1.01, np.inf]])) == 0
+    assert largest_of_best(np.array([[np.inf, 2.0, 2.1], [np.inf, 2, np.inf]])) == 1
 
 
 def test_error_is_the_sum_of_squares() -> None:

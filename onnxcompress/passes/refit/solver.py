@@ -6,7 +6,8 @@ and Y what they should become,
     min over W, b of  ‖Y − X Wᵀ − b‖² + λ ‖W − W₀‖²          (W₀, the present weights, is where no data speaks)
 
 in float64, from the centred Gram matrix. λ is chosen by cross-validation: the rows lie in parts, each of which judges the fit
-of all others; where no λ of RIDGES beats the present weights on them, there is no fit.
+of all others; of the λ that do as well as the best within one standard error, the largest is taken (Breiman, Friedman, Olshen,
+Stone 1984, section 3.4.3). Where it does not beat the present weights on the same rows, there is no fit.
 """
 
 from __future__ import annotations
@@ -114,41 +115,56 @@ def solve(
     fixed_bias: bool = False,
     towards: np.ndarray | None = None,
 ) -> Fit | None:
-    """The ridge that does best on `judges`, each left out of its fit in turn, then fitted on all (`rest` takes them in).
+    """The ridge that `judges` choose, each left out of its fit in turn, then fitted on all (`rest` takes them in).
 
     rest     rows that judge nothing, may be empty
     weight   [groups, out, k] present          bias  [groups, out] present, given for good where fixed_bias
     towards  [groups, out, k] W₀, where it is not the present weight
-    None where no ridge beats the present weights on the rows of `judges`.
+    None where the ridge does not beat the present weights on the rows of `judges`.
     """
     start = weight if towards is None else towards
     present = sum(judge.error(weight, bias) for judge in judges)
     for judge in judges:
         rest.absorb(judge)
     errors = _cross_validated(rest, judges, start, bias, fixed_bias)
-    ridge = min(errors, key=lambda share: errors[share])
-    if not errors[ridge] < present * (1 - LEAST_GAIN):
+    chosen = largest_of_best(errors)
+    ridge, error = RIDGES[chosen], float(errors[:, chosen].sum())
+    if not error < present * (1 - LEAST_GAIN):
         return None
     found = regressed(rest, start, bias, ridge, fixed_bias=fixed_bias)
     signal = sum(float(judge.power.sum()) for judge in judges)
-    return None if found is None else Fit(*found, ridge, in_db(signal, present), in_db(signal, errors[ridge]))
+    return None if found is None else Fit(*found, ridge, in_db(signal, present), in_db(signal, error))
 
 
 def _cross_validated(
     total: Sums, judges: Sequence[Sums], start: np.ndarray, bias: np.ndarray, fixed_bias: bool
-) -> dict[float, float]:
-    """Ridge -> summed error on `judges`, each with what all rows but its own give; infinite where hopeless."""
-    errors = dict.fromkeys(RIDGES, 0.0)
-    for judge in judges:
-        alive = [
-            share for share in RIDGES if errors[share] <= HOPELESS * min(errors.values()) and errors[share] < np.inf
-        ]
-        errors = {share: errors[share] if share in alive else np.inf for share in RIDGES}
+) -> np.ndarray:
+    """Error of each ridge on each of `judges`, with what all rows but its own give; infinite where hopeless. [judges, ridges]"""
+    errors = np.zeros((len(judges), len(RIDGES)))
+    for number, judge in enumerate(judges):
+        so_far = errors[:number].sum(0)
+        alive = np.isfinite(so_far) & (so_far <= HOPELESS * so_far.min())
+        errors[number, ~alive] = np.inf
         total.release(judge)
-        for share, found in zip(alive, _each(total, start, bias, alive, fixed_bias), strict=True):
-            errors[share] += np.inf if found is None else judge.error(*found)
+        found = _each(total, start, bias, [RIDGES[at] for at in np.flatnonzero(alive)], fixed_bias)
+        errors[number, alive] = [np.inf if each is None else judge.error(*each) for each in found]
         total.absorb(judge)
     return errors
+
+
+def largest_of_best(errors: np.ndarray) -> int:
+    """Of ascending ridges, the last one whose error is within one standard error of the least; [judges, ridges] of errors.
+
+    The standard error is that of the difference to the best ridge, over the judges; none with a single one.
+    """
+    total = errors.sum(0)
+    best = int(np.argmin(total))
+    if len(errors) == 1 or not np.isfinite(total[best]):
+        return best
+    possible = np.flatnonzero(np.isfinite(total))
+    behind = errors[:, possible] - errors[:, [best]]
+    margin = np.sqrt(len(errors)) * behind.std(0, ddof=1)
+    return int(possible[behind.sum(0) <= margin][-1])
 
 
 def regressed(
