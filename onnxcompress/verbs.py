@@ -78,7 +78,9 @@ def prune(
             "refit needs data of your own: synthetic inputs say nothing about it; give data, or refit=False"
         )
     cutter = made(Prune, {**cutting, "amount": amount, "seed": how.seed})
-    repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and data is not None) else []
+    # weights that a round before has fitted know the rows that judge: the ridge pulls towards the original's instead
+    fitting = {"seed": how.seed, "towards": "present" if rounds == 1 else "original"}
+    repair = [made(Refit, fitting)] if refit or (refit is None and data is not None) else []
     if largest and (rounds > 1 or dry):
         raise SettingError("the largest cut is searched by whole runs of one round; leave out --rounds and --dry-run")
     if largest:
