@@ -34,8 +34,9 @@ from onnxcompress.passes.refit.refit import bias_of, unsuited
 from onnxcompress.passes.refit.rows import gathered
 from onnxcompress.passes.refit.solver import Sums, in_db, regressed
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-"""Tried for the aim, as shares of the Gram's mean diagonal: rounding errors are noise, so small ones never won."""
+RIDGES = (1e-2, 1e-1, 1.0)
+"""Tried for the aim, as shares of the Gram's mean diagonal. Rounding errors are small and much like noise: of 54 layers of a
+classifier (24 samples) the original's weights won 26, the shares 1, 0.1 and 0.01 won 19, 4 and 3, smaller ones 2 in all."""
 
 SWEEPS = 4
 """Of coordinate descent over rows that have a Gram of their own."""
@@ -189,19 +190,26 @@ def _tried(
         return
     gram = (fit.centred() if free else fit.about(offset))[0]
     aim = _aim(fit, judge, weight, offset, free)
-    rows = aim.reshape(-1, weight.shape[2])
-    damped = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / weight.shape[2]
-    importance = np.repeat(damped, weight.shape[1], axis=0)
-    scale = nearest[1]
+    for found in _on_gram(how, layer, aim, gram, nearest[1], pairs):
+        yield choice(*found)
+
+
+def _on_gram(
+    how: Compensation, layer: Layer, aim: np.ndarray, gram: np.ndarray, scale: np.ndarray, pairs: Pairing | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Levels and scales of the aim [groups, out, k]: with each error weighed by what it meets, then on the whole Gram matrix."""
+    groups, outs, k = aim.shape
+    rows = aim.reshape(-1, k)
     if weight_axis(layer) is not None:
-        restricted = restrict(rows, LEAST, MOST, pairs, importance)
+        power = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / k
+        restricted = restrict(rows, LEAST, MOST, pairs, np.repeat(power, outs, axis=0))
         scale = restricted.scale
-        yield choice(restricted.levels, scale)
+        yield restricted.levels, scale
+    if outs == 1 and groups > 1 and pairs is None:
+        yield _each_alone(rows, scale, gram), scale
+        return
     lattice = Lattice(scale[:, None], np.zeros((len(rows), 1)), LEAST, MOST, pairs=pairs)
-    if weight.shape[1] == 1 and layer.groups > 1 and pairs is None:
-        yield choice(_each_alone(rows, scale, gram), scale)
-    else:
-        yield choice(ROUNDINGS[how.rounding](rows, lattice, gram if layer.groups > 1 else gram[0]), scale)
+    yield ROUNDINGS[how.rounding](rows, lattice, gram if groups > 1 else gram[0]), scale
 
 
 def _aim(fit: Sums, judge: Sums, weight: np.ndarray, offset: np.ndarray, free: bool) -> np.ndarray:

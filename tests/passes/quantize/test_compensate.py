@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from generate import feeds
 from laws import check_quantized
+from zoo import ZOO
 
+from onnxcompress.errors import ModelError
 from onnxcompress.model import Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.layer import layers
@@ -57,7 +60,7 @@ def blocks(seed: int = 0) -> tuple[Model, dict[str, np.ndarray]]:
     return model, {"x": x.astype(np.float32)}
 
 
-def rounded(rounding: str, model: Model | Path, data: object, cpu: str = "any") -> Result:
+def rounded(rounding: str, model: Model | Path | onnx.ModelProto, data: object, cpu: str = "any") -> Result:
     """All nodes in int8."""
     return run(model, [Fold(), Quantize(rounding=rounding, measure=False, cpu=cpu)], data)  # type: ignore[arg-type]
 
@@ -128,3 +131,15 @@ def test_shared_weights_stay_nearest() -> None:
     np.testing.assert_array_equal(levels, leveled(model, layers(model)[0], portable=True, seen=None).levels)
     assert isinstance(load(to_bytes(finished(result.model))), Model)
     onnx.checker.check_model(onnx.load_from_string(to_bytes(finished(result.model))))
+
+
+@pytest.mark.parametrize("name", list(ZOO)[::12])
+def test_any_model_of_the_zoo_can_be_walked(name: str) -> None:
+    proto = ZOO[name]()
+    try:
+        result = rounded("gptq", proto, [feeds(proto, seed) for seed in range(6)])
+    except ModelError as error:
+        assert "nothing in it can be quantized" in str(error)
+        return
+    assert all(after >= before for before, after in held_out(result).values())
+    assert open_session(to_bytes(finished(result.model))).run(feeds(proto, 0))
