@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxcompress.channels import Channels, Group, analyse
 from onnxcompress.compare import json_safe
 from onnxcompress.data import open_data
@@ -169,7 +171,7 @@ def _layers(model: Model, shapes: Shapes) -> tuple[LayerLine, ...]:
     total = sum(macs.values())
     lines = []
     for layer in all_layers(model):
-        values = model.array(layer.weight)
+        values = model.array(layer.weight) if layer.bits is None else np.broadcast_to(np.float32(0), layer.shape)
         bias = 0 if layer.bias is None else model.array(layer.bias).size
         bits = layer.bits or 8 * values.dtype.itemsize
         own = macs.get((layer.name, layer.weight)) if shapes else None

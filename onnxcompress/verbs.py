@@ -100,26 +100,57 @@ def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings
     return _run(model, [made(Sparsify, cutting)], data, wanted, how, dry=dry)
 
 
-def quantize(model: Loadable, *, data: Any = None, equalize: bool = True, dry: bool = False, **settings: Any) -> Result:
+MODES: dict[str, dict[str, Any]] = {
+    "static": {"decode": "load", "dynamic": "recurrent"},
+    "dynamic": {"dynamic": "all"},
+    "weights": {},
+}
+"""Mode of `quantize` -> what it sets of `passes.QuantizeWeights`."""
+
+SHARED = ("cpu", "keep", "measure", "seconds")
+"""Settings that static int8 and integer weights have in common."""
+
+
+def quantize(
+    model: Loadable,
+    *,
+    data: Any = None,
+    mode: str = "static",
+    equalize: bool = True,
+    dry: bool = False,
+    **settings: Any,
+) -> Result:
     """int8 weights and activations, where that is faster on this CPU, in a file that answers the same on every other.
 
     data      calibration and held-out samples; None: synthetic inputs, and the report says so
+    mode      "static": activations on grids from data, and integers for the weights of what stays float;
+              "dynamic": on grids found at run time; "weights": activations stay float
     equalize  first scale channels against each other, without a change to the outputs
-    settings  fields of `passes.Quantize`, names of BUDGETS, fields of `run.How`
+    settings  fields of `passes.Quantize` or `passes.QuantizeWeights`, names of BUDGETS, fields of `run.How`
 
     Where a budget on outputs is not met, the fewest nodes that it asks for stay float (mixed.py).
     """
-    from onnxcompress.passes import Equalize, Fold, Quantize
+    from onnxcompress.passes import Equalize, Fold, Quantize, QuantizeWeights
     from onnxcompress.passes.quantize.write import integer_ends
 
-    own, wanted, how = _sorted_out(settings, Quantize)
+    if mode not in MODES:
+        raise SettingError(f"mode is {mode!r}; give one of {', '.join(MODES)}")
+    of_weights = {name: value for name, value in settings.items() if name in names_of(QuantizeWeights)}
+    own, wanted, how = _sorted_out({n: v for n, v in settings.items() if n not in of_weights or n in SHARED}, Quantize)
     quantizer = made(Quantize, own)
+    weights = made(QuantizeWeights, {**MODES[mode], **of_weights})
+    if mode != "static":
+        changed = [name for name in own if name not in SHARED and getattr(quantizer, name) != getattr(Quantize(), name)]
+        if changed:
+            raise SettingError(f"{changed[0]} is for the mode static, not {mode}; leave it out")
+        return _run(model, [Fold(), weights], data, wanted, how, dry=dry)
     passes: list[Any] = [Fold(), *([Equalize()] if equalize else []), quantizer]
+    plans: Sequence[Plan] = ()
     if not dry and any(name in wanted for name in ON_OUTPUTS):
-        mixed = mixed_precision(model, passes, data, budgets=_unclocked(wanted), how=how)
-        result = _with_clock(mixed, wanted, data, how)
-    else:
-        result = _run(model, passes, data, wanted, how, dry=dry)
+        plans = mixed_precision(model, passes, data, budgets=_unclocked(wanted), how=how).plans
+    result = _run(model, [*passes, weights], data, wanted, how, plans=plans, dry=dry)
+    if plans and not result.met:  # what stayed float for the budgets' sake keeps its weights too
+        result = _run(model, passes, data, wanted, how, plans=plans)
     if quantizer.io == "float" or dry:
         return result
     # judged with float ends: the same numbers, and the original takes and gives floats

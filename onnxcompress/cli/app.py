@@ -24,6 +24,7 @@ from onnxcompress.inspection import inspect as inspected
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.quantize import Quantize
+from onnxcompress.passes.quantize.weights_only import QuantizeWeights
 from onnxcompress.report import benchmark_page, checkup_page, inspection_page, report_page
 from onnxcompress.result import Result
 
@@ -65,6 +66,17 @@ PLANNING = [
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
 SPARSIFYING = options_of(Sparsify, panel="Sparsity")
 QUANTIZING = options_of(Quantize, panel="Quantization")
+MODE = Option(
+    "mode",
+    "mode",
+    str,
+    "static",
+    "static: activations on grids from data; dynamic: on grids found at run time; weights: activations stay float",
+    "Quantization",
+)
+WEIGHING = options_of(
+    QuantizeWeights, panel="Weights", without=["cpu", "keep", "measure", "seconds", "dynamic", "decode"]
+)
 EQUALIZE = Option(
     "equalize",
     "equalize",
@@ -128,10 +140,12 @@ def sparsify(model: Model, **given: Any) -> None:
     _compress(verbs.sparsify, Sparsify, SPARSIFYING, model, given)
 
 
-@verb(OUTPUT, QUANTIZING, EQUALIZE, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+@verb(OUTPUT, MODE, QUANTIZING, EQUALIZE, WEIGHING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
 def quantize(model: Model, **given: Any) -> None:
     """int8 weights and activations, where that is faster on this CPU, in a file that answers the same on every other."""
-    _compress(verbs.quantize, Quantize, QUANTIZING, model, given, equalize=given["equalize"])
+    instance(QuantizeWeights, WEIGHING, given)
+    ways = {"mode": given["mode"], "equalize": given["equalize"], **taken(WEIGHING, given)}
+    _compress(verbs.quantize, Quantize, QUANTIZING, model, given, **ways)
 
 
 def _compress(

@@ -98,7 +98,7 @@ def _kind(hint: Any) -> tuple[Any, bool, int | None]:
         kind, comma, length = _kind(next(each for each in arguments if each is not type(None)))
         return kind | None, comma, length
     if origin is typing.Literal:
-        return str, False, None
+        return type(arguments[0]), False, None
     if origin is tuple and arguments[0] is str:
         return list[str], False, None
     if origin is tuple:

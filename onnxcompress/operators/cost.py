@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
 from onnxcompress.model import Model
+from onnxcompress.model.edit import walk
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.layer import Shapes, all_layers
+from onnxcompress.operators.stored import held, is_scale
 
 
 @dataclass(frozen=True)
@@ -20,24 +23,23 @@ class Cost:
     macs: int | None
 
 
-SCALED = {"QuantizeLinear", "DequantizeLinear"}
-
-
 def parameters(model: Model) -> int:
-    """Numbers held in floating-point constants, and levels that stand for such numbers; scales are none of them."""
+    """Numbers held in floating-point constants, and integers that stand for such numbers; scales are none of them."""
+    integers = {layer.weight: prod(layer.shape) for layer in all_layers(model) if layer.bits is not None}
+    made = (held(value) for node in walk(model.ir) for value in node.outputs)  # some are reshaped for their layers
+    integers |= {each.levels.name or "": prod(each.shape) for each in made if each is not None}
     return sum(
-        value.const_value.size
-        for value in model.initializers.values()
-        if value.const_value is not None and _is_parameter(value)
+        integers.get(name, value.const_value.size)
+        for name, value in model.initializers.items()
+        if value.const_value is not None and (name in integers or _is_parameter(value))
     )
 
 
 def _is_parameter(value: ir.Value) -> bool:
     assert value.const_value is not None
-    uses = [(node.op_type in SCALED, index) for node, index in value.uses()]
     if value.const_value.dtype.is_floating_point():
-        return not uses or any(not scaled or index == 0 for scaled, index in uses)
-    return any(scaled and index == 0 for scaled, index in uses)
+        return not is_scale(value)
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 0 for node, index in value.uses())
 
 
 def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:
@@ -47,7 +49,7 @@ def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:
         positions = layer.positions(shapes)
         if positions is not None:
             size = model.initializers[layer.weight].const_value.size  # type: ignore[union-attr]
-            found[layer.name, layer.weight] = positions * size
+            found[layer.name, layer.weight] = positions * (size if layer.bits is None else prod(layer.shape))
     return found
 
 

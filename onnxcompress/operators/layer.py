@@ -13,10 +13,14 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, input_of, walk
 from onnxcompress.operators.notation import Axis, Signature, parse
 from onnxcompress.operators.signatures import case_of
+from onnxcompress.operators.stored import KERNELS, held, of_kernel, table_of
 from onnxcompress.operators.view import View, sizes_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Value name -> shape, as seen when the model ran."""
+
+
+RECURRENT = ("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,9 @@ class Layer:
     reads, writes   value names
     repeats     for the ConvTranspose layout [(G i), o, *k]: the number of groups, else 1
     groups      of a convolution
-    bits        of a stored weight where the node reads it through a DequantizeLinear; None: it reads the initializer itself
+    bits        of a stored weight where the node reads integers, or floats made of them (stored.py); None: it reads the
+                initializer itself
+    shape       of a weight with `bits`, whatever the shape of the integers
     """
 
     name: str
@@ -46,6 +52,7 @@ class Layer:
     groups: int = 1
     repeats: int = 1
     bits: int | None = None
+    shape: tuple[int, ...] = ()
 
     def matrix(self, values: np.ndarray) -> np.ndarray:
         """Stored values -> [out, in/groups, *kernel]."""
@@ -67,14 +74,14 @@ class Layer:
 
     def positions(self, shapes: Shapes) -> int | None:
         """How often each weight is multiplied in one run: output positions (input positions for ConvTranspose)."""
-        if self.op == "Gather":
+        if "Gather" in self.op:
             return 0
-        value = shapes.get(self.reads if self.op in ("ConvTranspose", "LSTM", "GRU", "RNN") else self.writes)
+        value = shapes.get(self.reads if self.op in ("ConvTranspose", *RECURRENT) else self.writes)
         if value is None:
             return None
         if self.op in ("Conv", "ConvTranspose", "com.microsoft.FusedConv"):
             return value[0] * prod(value[2:])
-        if self.op in ("LSTM", "GRU", "RNN"):
+        if self.op in RECURRENT:
             return value[0] * value[1]
         read = shapes.get(self.reads)
         return None if read is None else prod(read[:-1])
@@ -86,7 +93,7 @@ def layers(model: Model) -> list[Layer]:
 
 
 def all_layers(model: Model) -> list[Layer]:
-    """`layers`, and those whose weight is stored as levels behind a DequantizeLinear: these are counted and shown, not edited."""
+    """`layers`, and those whose weight is stored as integers (stored.py): these are counted and shown, not edited."""
     return model.remember("layers", _layers)
 
 
@@ -96,7 +103,9 @@ def _layers(model: Model) -> list[Layer]:
 
 def _of_node(node: ir.Node) -> list[Layer]:
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    if op == "Gather":
+    if op in KERNELS:
+        return _of_kernel(node, op)
+    if "Gather" in op:
         return _embedding(node)
     case = case_of(View(node))
     if case is None:
@@ -104,9 +113,11 @@ def _of_node(node: ir.Node) -> list[Layer]:
     signature = parse(case.signature)
     found = []
     for index, term in enumerate(signature.inputs):
-        value, bits = _stored(input_of(node, index))
+        value, integers = input_of(node, index), held(input_of(node, index))
         values = constant_of(value)
-        places = term.expand(values.ndim) if values is not None else None
+        shape = integers.shape if integers is not None else None if values is None else values.shape
+        places = term.expand(len(shape)) if shape is not None else None
+        value = value if integers is None else integers.levels
         if term.name not in ("w", "r") or value is None or places is None:
             continue
         outs, ins, kernel = _kinds(places, signature, index)
@@ -123,19 +134,30 @@ def _of_node(node: ir.Node) -> list[Layer]:
                 writes=node.outputs[0].name or "",
                 groups=node.attributes.get_int("group", 1) if "Conv" in op else 1,
                 repeats=node.attributes.get_int("group", 1) if op == "ConvTranspose" else 1,
-                bits=bits,
+                bits=None if integers is None else integers.bits,
+                shape=() if integers is None else integers.shape,
             )
         )
     return found
 
 
-def _stored(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
-    """The initializer that holds a weight; its bits where it holds levels."""
-    made = None if value is None else value.producer()
-    if made is None or made.op_type != "DequantizeLinear" or made.domain or constant_of(made.inputs[0]) is None:
-        return value, None
-    held = made.inputs[0]
-    return held, None if held is None or held.dtype is None else int(8 * held.dtype.itemsize)
+def _of_kernel(node: ir.Node, op: str) -> list[Layer]:
+    """Weights of an operator that multiplies integers."""
+    found = []
+    for index, order in KERNELS[op].items():
+        integers = of_kernel(node, index)
+        if integers is not None:
+            names = (
+                integers.levels.name or "",
+                order,
+                len(order) - 1,
+                1,
+                None,
+                _read(node, index),
+                node.outputs[0].name,
+            )
+            found.append(Layer(node.name or "", op, *names, bits=integers.bits, shape=integers.shape))  # type: ignore[arg-type]
+    return found
 
 
 def _kinds(places: tuple[Axis, ...], signature: Signature, index: int) -> tuple[list[int], list[int], list[int]]:
@@ -165,6 +187,13 @@ def _kinds(places: tuple[Axis, ...], signature: Signature, index: int) -> tuple[
 
 def _embedding(node: ir.Node) -> list[Layer]:
     """Gather from a constant matrix by computed numbers: [width, rows]."""
+    integers = table_of(node)
+    if integers is not None and constant_of(node.inputs[1]) is None:
+        ends = (node.inputs[1].name or "", node.outputs[0].name or "")  # type: ignore[union-attr]
+        table, bits, shape = integers.levels.name or "", integers.bits, integers.shape
+        return [Layer(node.name or "", "Gather", table, (1, 0), 1, 1, None, *ends, bits=bits, shape=shape)]
+    if node.domain or node.op_type != "Gather":
+        return []
     value, values = node.inputs[0], constant_of(node.inputs[0])
     if (
         value is None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxcompress.model.edit import axes_of
+from onnxcompress.model.edit import axes_of, input_of
 from onnxcompress.operators.attention import attention, fused_attention, multi_head_attention
+from onnxcompress.operators.stored import held
 from onnxcompress.operators.view import SPREAD, Case, View, letters
 
 Row = str | Case | Callable[[View], Case | None]
@@ -60,7 +61,7 @@ def matmul(view: View) -> Case | None:
 
 
 def _weight_name(view: View, index: int, otherwise: str) -> str:
-    return "w" if view.constant(index) is not None else otherwise
+    return "w" if view.constant(index) is not None or held(input_of(view.node, index)) is not None else otherwise
 
 
 def einsum(view: View) -> Case | None:

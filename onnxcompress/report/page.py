@@ -197,7 +197,32 @@ def _int8_row(name: str, op: str, alone: Mapping[str, Any] | None, weight: Mappi
     )
 
 
-DECISIONS = {"prune": _cut, "refit": _refitted, "equalize": _equalized, "quantize": _quantized}
+def _weighed(plan: Mapping[str, Any]) -> Table:
+    cells = [
+        (
+            each["weight"],
+            each["op"],
+            FORMS[each["form"]],
+            str(each["bits"]),
+            words.decibel(each["sqnr_db"]),
+            words.size(each["bytes"][0] - each["bytes"][1]),
+        )
+        for each in sorted(plan["decisions"], key=lambda each: each["sqnr_db"])
+    ]
+    columns = ("weight", "operator", "at run time", "bits", "SQNR", "saved")
+    return table(f"integer weights: {len(cells)}, those that lose most first", columns, cells, columns[3:])
+
+
+FORMS = {"dynamic": "multiplied as integers", "run": "read as integers", "load": "floats, rebuilt at load"}
+"""What `passes.QuantizeWeights` does with a weight, in words."""
+
+DECISIONS = {
+    "prune": _cut,
+    "refit": _refitted,
+    "equalize": _equalized,
+    "quantize": _quantized,
+    "quantize-weights": _weighed,
+}
 """Method of a plan -> its table."""
 
 

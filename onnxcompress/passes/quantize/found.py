@@ -129,8 +129,9 @@ def _reached(value: ir.Value) -> str | None:
     """The operator of the layer to which it comes through operators that only move entries."""
     pending, seen = [value], set()
     while pending:
-        for node, _ in pending.pop().uses():
-            if node.op_type in WEIGHTED:
+        each = pending.pop()
+        for node, _ in each.uses():
+            if node.op_type in WEIGHTED and each is not value:  # read as it is, it is a bias or a state
                 return node.op_type
             if node.op_type in MOVING and node not in seen:
                 seen.add(node)
