@@ -23,7 +23,7 @@ from onnxcompress.model.edit import constant_of
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of, shares
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, follows, result_of, row_of, shares
 from onnxcompress.passes.quantize.write import DTYPES
 
 FOLLOWS = ("moves", "clips")
@@ -216,9 +216,9 @@ def gated(
     touched = {
         node.name or "": _touched(node, results[node], places, weighted.get(node.name or ""))
         for node in chosen
-        if row_of(node).form not in FOLLOWS
+        if not follows(node, grids)
     }
-    _at_weights(pen, chosen, weighted, weights, biases)
+    _at_weights(pen, chosen, weighted, weights, biases, grids)
     _at_values(pen, chosen, results, grids, places)
     openings = {place: [gate.name or ""] for place, gate in pen.gates.items()}
     return pen.graph, openings, {name: _known(each, openings) for name, each in touched.items()}, places
@@ -246,6 +246,7 @@ def _at_weights(
     weighted: Mapping[str, Any],
     weights: Mapping[str, Rounded],
     biases: Mapping[str, np.ndarray],
+    grids: Mapping[str, Grid],
 ) -> None:
     """Weights with their corrected biases, and constant operands."""
     changes: dict[tuple[str, str], tuple[ir.Value, np.ndarray]] = {}
@@ -258,7 +259,7 @@ def _at_weights(
             changes[place, layer.weight] = (value, stored.grid.values(stored.levels))
             if layer.bias is not None and layer.bias in biases:
                 changes[place, layer.bias] = (pen.graph.graph.initializers[layer.bias], biases[layer.bias])
-        for value in data_of(node) if row_of(node).form == "computes" else []:
+        for value in data_of(node) if row_of(node).form in ("computes", "affine") and not follows(node, grids) else []:
             values = constant_of(value)
             if values is not None:
                 grid = grid_of(values.min(initial=0.0), values.max(initial=0.0), "uint8", symmetric=False)
@@ -292,7 +293,7 @@ def _at_values(
         pen.blend(value, pen.difference(value, grids[value.name or ""]), places[value.name or ""], readers)
     for node, value in results.items():
         name = value.name or ""
-        if row_of(node).form not in FOLLOWS and name in grids:
+        if not follows(node, grids) and name in grids:
             _after(pen, value, grids[name], places[name])
 
 

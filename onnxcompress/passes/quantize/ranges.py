@@ -179,6 +179,52 @@ def read_energy(layers: Sequence[Layer], weights: Sequence[np.ndarray], channels
     return energy
 
 
+# ---- what a range must hold ----
+
+
+def within(histogram: Histogram, low: float, high: float) -> Histogram:
+    """The same entries, those beyond `low` <= 0 and `high` >= 0 moved there: whoever reads them makes no difference."""
+    if histogram.minimum >= low and histogram.maximum <= high:
+        return histogram
+    return replace(
+        histogram,
+        minimum=max(histogram.minimum, low),
+        maximum=min(histogram.maximum, high),
+        lows=max(histogram.lows, low * histogram.batches),
+        highs=min(histogram.highs, high * histogram.batches),
+    )
+
+
+COARSER = 1.5
+"""A grid gets coarser by this at most for a number that it must hold, 3.5 dB; two more roundings would cost 4.8."""
+
+
+def reaching(low: float, high: float, limits: Range) -> Range:
+    """The range, out to the limits where that makes its steps at most COARSER times larger."""
+    wider = (limits[0] if limits[0] > -np.inf else low, limits[1] if limits[1] < np.inf else high)
+    wider = min(wider[0], low), max(wider[1], high)
+    return wider if wider[1] - wider[0] <= COARSER * (high - low) else (low, high)
+
+
+def holding(grid: Grid, number: float, near: float) -> Grid:
+    """The grid made a little coarser, so that `number` is one of its own; as it is where that would take more than COARSER.
+
+    near  share of a step by which the number may be off
+    """
+    least, most = (float(grid.values(np.asarray(level))) for level in (grid.low, grid.high))
+    low, high = min(least, number), max(most, number)
+    step = (high - low) / (grid.high - grid.low)
+    whole = np.floor(abs(number) / step + near)
+    if whole:
+        step = max(step, abs(number) / whole)
+    elif abs(number) > near * step:
+        return grid
+    if step > COARSER * float(grid.scale):
+        return grid
+    high = low + step * (grid.high - grid.low)
+    return grid_of(low, high, grid.kind, symmetric=False, levels=(grid.low, grid.high))
+
+
 # ---- bins ----
 
 

@@ -8,6 +8,7 @@ A form says what `write.py` makes of a node:
   moves     only moves or picks entries: runs on the levels, so inputs and output share one grid
   clips     Relu and the like: clipping levels is exact, and nothing is left of it where the grid ends at the limits
   ramp      HardSigmoid, HardSwish: a clip of levels, read with a shifted zero (then a product with the input)
+  affine    Add of one number, Mul by one above zero: the same levels, read with another zero or scale; nothing is rounded
   float     between DequantizeLinear and QuantizeLinear it would run in float, so it stays float; `why`
 
 To add an operator, add its row. The weight and the axis of its channels are the Layer view's, never a row's.
@@ -16,7 +17,7 @@ To add an operator, add its row. The weight and the axis of its channels are the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from onnxcompress.model.edit import constant_of, input_of, walk
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.grid import Grid
 
-Form = Literal["product", "computes", "moves", "clips", "ramp", "float"]
+Form = Literal["product", "computes", "moves", "clips", "ramp", "affine", "float"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class Row:
 
     form      see above
     data      which inputs are activations; () means all
-    fixed     (least, most) of an output that is known beforehand: Sigmoid and Softmax lie in [0, 1)
+    fixed     (least, most) of an output that is known beforehand: Sigmoid lies in [0, 1)
     float_output  the kernel can hand its sum out in float, so the output needs no grid
     dynamic   the kernel that runs it with grids found at run time; empty without
     unless    why this very node cannot, empty where it can
+    case      the row that stands for this very node instead, by name; empty: this one
     why       for people: what the kernel is, or why it stays float
     """
 
@@ -50,6 +52,7 @@ class Row:
     float_output: bool = False
     dynamic: str = ""
     unless: Callable[[ir.Node], str] = lambda node: ""
+    case: Callable[[ir.Node], str] = lambda node: ""
 
 
 # -- conditions ----------------------------------------------------------------------------------------------------
@@ -109,10 +112,33 @@ def _activations(node: ir.Node) -> str:
     return "a table, not an activation, is read" if constant_of(input_of(node, 0)) is not None else ""
 
 
+def number_of(node: ir.Node) -> float | None:
+    """The one number that an Add or Mul takes beside an activation whose shape it leaves; None where there is none."""
+    values = [constant_of(v) for v in node.inputs if v is not None]
+    others = [v for v in node.inputs if v is not None and constant_of(v) is None]
+    number = next((each for each in values if each is not None), None)
+    if len(values) != 2 or len(others) != 1 or number is None or number.size != 1:
+        return None
+    rank = 0 if others[0].shape is None else len(others[0].shape)
+    return float(number.reshape(())) if number.ndim <= rank and np.isfinite(number).all() else None
+
+
+def _shift(node: ir.Node) -> str:
+    return "" if number_of(node) is None else "Add, of a number"
+
+
+def _factor(node: ir.Node) -> str:
+    number = number_of(node)
+    return "" if number is None or number < SMALLEST_FACTOR else "Mul, by a number"
+
+
 # -- the table -----------------------------------------------------------------------------------------------------
 
+SMALLEST_FACTOR = 2.0**-20
+"""A Mul by less (or by less than zero, which turns the levels around) is computed."""
+
 UNIT = (0.0, 255 / 256)
-"""Sigmoid and Softmax: scale 1/256, zero 0; the kernels' own convention. A one comes out as 255/256."""
+"""Sigmoid: scale 1/256, zero 0; the kernel's own convention. A one comes out as 255/256."""
 
 MOVES = Row("moves", "entries are moved or picked, whatever their type")
 TABLE_LOOKUP = "a table of 256 entries"
@@ -133,17 +159,26 @@ ROWS: Mapping[str, Row] = {
         dynamic="DynamicQuantizeMatMul",
         unless=_matmul,
     ),
-    "Add": Row("computes", "QLinearAdd, each operand on its own grid", data=(), unless=_two),
+    "Add": Row("computes", "QLinearAdd, each operand on its own grid", data=(), unless=_two, case=_shift),
+    "Add, of a number": Row("affine", "the same levels, read with another zero", data=()),
     "Mul": Row(
-        "computes", "QLinearMul, each operand on its own grid; alone 0.6 to 0.7 times fp32", data=(), unless=_two
+        "computes",
+        "QLinearMul, each operand on its own grid; alone 0.6 to 0.7 times fp32",
+        data=(),
+        unless=_two,
+        case=_factor,
     ),
+    "Mul, by a number": Row("affine", "the same levels, read with another scale", data=()),
     "Concat": Row("computes", "QLinearConcat; a plain copy where all grids are the same, twice as fast", data=()),
     "Where": Row("computes", "QLinearWhere", data=(1, 2)),
     "AveragePool": Row("computes", "QLinearAveragePool, a seventh of fp32's speed: only between products does it pay"),
     "GlobalAveragePool": Row("computes", "QLinearGlobalAveragePool"),
     "LeakyRelu": Row("computes", f"QLinearLeakyRelu, {TABLE_LOOKUP}"),
     "Sigmoid": Row("computes", f"QLinearSigmoid, {TABLE_LOOKUP}", fixed=UNIT),
-    "Softmax": Row("computes", "QLinearSoftmax, 0.2 to 0.5 times fp32", fixed=UNIT),
+    "Softmax": Row(
+        "float",
+        "what masks add takes its whole grid: one attention took 22 dB down to 3; and QLinearSoftmax is 0.2 to 0.5 times fp32",
+    ),
     "Relu": Row("clips", "folded into what writes its input where the grid begins at zero"),
     "Clip": Row("clips", "folded into what writes its input where the grid ends at the limits", unless=_limits),
     "HardSigmoid": Row("ramp", "levels are clipped and read with another zero"),
@@ -185,7 +220,8 @@ UNKNOWN = Row("float", "no row says how to quantize it")
 def row_of(node: ir.Node) -> Row:
     """The row of a node's operator; UNKNOWN where there is none."""
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    return ROWS.get(op, UNKNOWN)
+    row = ROWS.get(op, UNKNOWN)
+    return ROWS.get(row.case(node), row)
 
 
 def refusal(node: ir.Node, graph: ir.Graph) -> str:
@@ -242,13 +278,17 @@ class Share:
     """Values that must be on the same grid.
 
     values  names, in the order of the graph       ranges  those of them whose seen ranges count, together
-    fixed   the range, where the operator knows it  of     the node whose `ramp` makes the grid from its input's
+    fixed   the range, where the operator knows it  of     the node that makes the grid from its input's: see `derived`
+    limits  beyond them the one node that reads the values makes all entries alike
+    holds   number that should be a level: what an Add further on makes zero of
     """
 
     values: tuple[str, ...]
     ranges: tuple[str, ...]
     fixed: tuple[float, float] | None = None
     of: str = ""
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    holds: float | None = None
 
 
 def shares(model: Model, nodes: Collection[str]) -> list[Share]:
@@ -281,7 +321,45 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
     for name in parent:
         sets.setdefault(root(name), []).append(name)
     clipped = _only_clipped(chosen)
-    return [_share(names, made, clipped) for names in sets.values()]
+    limits, holds = _only_ramps(chosen), {root(name): number for name, number in _zeros(chosen, made).items()}
+    return [
+        replace(
+            _share(names, made, clipped),
+            limits=limits.get(names[0], Share.limits) if len(names) == 1 else Share.limits,
+            holds=holds.get(key),
+        )
+        for key, names in sets.items()
+    ]
+
+
+def _only_ramps(chosen: list[ir.Node]) -> Mapping[str, tuple[float, float]]:
+    """Value -> where the ramp begins and ends (a HardSwish goes on), for values that nothing else reads."""
+    found = {}
+    for node in chosen:
+        read = node.inputs[0]
+        if row_of(node).form == "ramp" and read is not None and not read.is_graph_output() and len(read.uses()) == 1:
+            slope, offset = _line(node)
+            if slope > 0:
+                end = np.inf if node.op_type == "HardSwish" else (1 - offset) / slope
+                found[read.name or ""] = (min(-offset / slope, 0.0), max(end, 0.0))
+    return found
+
+
+def _zeros(chosen: list[ir.Node], made: Mapping[str, ir.Node]) -> Mapping[str, float]:
+    """Value -> its entry that the Add of a number makes zero of, Muls by numbers between them left aside."""
+    found: dict[str, float] = {}
+    for node in chosen:
+        if row_of(node).form != "affine" or node.op_type != "Add":
+            continue
+        number, value = -(number_of(node) or 0.0), _activation(node)
+        while (before := made.get(value)) is not None and row_of(before).form == "affine" and before.op_type == "Mul":
+            number, value = number / (number_of(before) or 1.0), _activation(before)
+        found.setdefault(value, number)
+    return found
+
+
+def _activation(node: ir.Node) -> str:
+    return next(v.name or "" for v in node.inputs if v is not None and constant_of(v) is None)
 
 
 def _only_clipped(chosen: list[ir.Node]) -> Mapping[str, str]:
@@ -303,8 +381,50 @@ def _share(names: list[str], made: Mapping[str, ir.Node], clipped: Mapping[str, 
         ranges.append(name)
     rows = [(row_of(made[name]), made[name]) for name in sources if name in made]
     fixed = next((row.fixed for row, _ in rows if row.fixed is not None), None)
-    ramp = next((node.name or "" for _, node in rows if node.op_type == "HardSigmoid"), "")
-    return Share(tuple(names), tuple(dict.fromkeys(ranges)), fixed, ramp)
+    of = next((node.name or "" for row, node in rows if row.form == "affine" or node.op_type == "HardSigmoid"), "")
+    return Share(tuple(names), tuple(dict.fromkeys(ranges)), fixed, of)
+
+
+def derived(node: ir.Node, grid: Grid) -> Grid | None:
+    """The grid of what a HardSigmoid or an affine node writes, from that of what it reads; None where it needs its own."""
+    if row_of(node).form == "affine":
+        return affine(node, grid)
+    found = ramp(node, grid)
+    return None if found is None else found[0]
+
+
+def follows(node: ir.Node, grids: Mapping[str, Grid]) -> bool:
+    """Does a node run on the levels that are there, so that it rounds nothing?"""
+    form = row_of(node).form
+    if form != "affine":
+        return form in ("moves", "clips")
+    source = grids.get(_activation(node))
+    return source is not None and affine(node, source) is not None
+
+
+NEAR = 0.25
+"""Steps by which a zero may be off: three quarters of a rounding error's power; two more roundings would cost two."""
+
+
+def affine(node: ir.Node, grid: Grid) -> Grid | None:
+    """The grid on which the levels of x tell x + b or x · a. None where the new zero is no level of the type."""
+    number = number_of(node)
+    if number is None or grid.axis is not None:
+        return None
+    if node.op_type == "Mul":
+        return replace(grid, scale=np.asarray(np.float32(number) * grid.scale, np.float32))
+    exact = float(grid.zero) - number / float(grid.scale)
+    zero = int(np.rint(exact))
+    if abs(exact - zero) > NEAR or not grid.low <= zero <= grid.high:
+        return None
+    return replace(grid, zero=np.asarray(zero))
+
+
+def _line(node: ir.Node) -> tuple[float, float]:
+    """(α, β) of HardSigmoid, or of the one in HardSwish."""
+    if node.op_type == "HardSwish":
+        return 1 / 6, 0.5
+    return float(node.attributes.get_float("alpha", 0.2) or 0.0), float(node.attributes.get_float("beta", 0.5) or 0.0)
 
 
 def ramp(node: ir.Node, grid: Grid) -> tuple[Grid, int, int] | None:
@@ -313,9 +433,7 @@ def ramp(node: ir.Node, grid: Grid) -> tuple[Grid, int, int] | None:
     With x = (q − z)s it is αs·(q − (z − β/(αs))): the same levels, another scale and zero. The zero is rounded, an
     error of at most half a step. None where it does not fit the type: the ramp begins outside the grid.
     """
-    swish = node.op_type == "HardSwish"
-    slope = 1 / 6 if swish else node.attributes.get_float("alpha", 0.2) or 0.0
-    offset = 0.5 if swish else node.attributes.get_float("beta", 0.5) or 0.0
+    slope, offset = _line(node)
     scale = np.float32(slope) * grid.scale
     if slope <= 0 or grid.axis is not None:
         return None

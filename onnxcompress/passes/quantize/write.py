@@ -27,7 +27,7 @@ from onnxcompress.model.edit import constant_of, input_of
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, ramp, result_of, row_of
+from onnxcompress.passes.quantize.rows import affine, bias_adds, data_of, ramp, result_of, row_of
 
 Style = Literal["qdq", "qoperator"]
 
@@ -333,12 +333,24 @@ def _ramp(pen: Pairs, node: ir.Node) -> None:
     node.graph.remove(node, safe=True)  # type: ignore[union-attr]
 
 
+def _affine(pen: Pairs, node: ir.Node) -> None:
+    """Nothing is left of it: the levels of its input, read on another grid."""
+    value, output = next(v for v in data_of(node) if constant_of(v) is None), node.outputs[0]
+    found = affine(node, pen.grid(value, node))
+    if found is None:  # the new zero is no level
+        _computes(pen, node)
+        return
+    pen.show(output, pen.levels_of(value, node), found, output.name or "")
+    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+
+
 WRITERS: Mapping[str, Callable[[Pairs, ir.Node], None]] = {
     "product": _product,
     "computes": _computes,
     "moves": _moves,
     "clips": _clips,
     "ramp": _ramp,
+    "affine": _affine,
 }
 
 

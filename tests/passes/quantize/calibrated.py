@@ -18,7 +18,8 @@ from onnxcompress.model.save import to_bytes
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Rounded
-from onnxcompress.passes.quantize.rows import ramp, refusal, row_of, shares, weight_axis
+from onnxcompress.passes.quantize.ranges import holding
+from onnxcompress.passes.quantize.rows import NEAR, derived, refusal, row_of, shares, weight_axis
 from onnxcompress.runtime.session import open_session
 
 Arrays = dict[str, np.ndarray]
@@ -76,10 +77,12 @@ def decided(
     for share in sorted(sets, key=lambda share: bool(share.of)):
         low, high = share.fixed or (min(ranges[n][0] for n in share.ranges), max(ranges[n][1] for n in share.ranges))
         grid = grid_of(low, high, "uint8", symmetric=False)
+        grid = grid if share.holds is None else holding(grid, share.holds, NEAR)
         if share.of:
             node = by_name[share.of]
-            found = ramp(node, grids[node.inputs[0].name or ""])  # type: ignore[union-attr]
-            grid = found[0] if found else grid_of(0.0, 1.0, "uint8", symmetric=False)
+            source = next(v.name or "" for v in node.inputs if constant_of(v) is None)  # type: ignore[union-attr]
+            found = derived(node, grids[source])
+            grid = found if found else grid
         grids.update(dict.fromkeys(share.values, grid))
     products = {name for name in nodes if row_of(by_name[name]).form == "product"}
     return nodes, grids, rounded_weights(model, products)

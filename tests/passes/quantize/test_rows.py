@@ -8,10 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk
+from onnxcompress.model.edit import set_constant, walk
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.grid import grid_of
-from onnxcompress.passes.quantize.rows import ROWS, Share, ramp, refusal, row_of, shares, weight_axis
+from onnxcompress.passes.quantize.ranges import COARSER, holding
+from onnxcompress.passes.quantize.rows import (
+    NEAR,
+    ROWS,
+    Share,
+    affine,
+    ramp,
+    refusal,
+    row_of,
+    shares,
+    weight_axis,
+)
 from onnxcompress.passes.quantize.write import WRITERS
 
 from .calibrated import model_of
@@ -51,7 +62,7 @@ def test_a_value_that_others_read_before_the_clip_counts_whole() -> None:
 
 def test_fixed_ranges_go_with_what_moves_them() -> None:
     model = model_of(
-        "agraph (float[1,4,6] x) => (float[n,c,l] y) { s = Softmax(x)  t = Transpose<perm=[0,2,1]>(s)  y = MatMul(x, t) }"
+        "agraph (float[1,4,6] x) => (float[n,c,l] y) { s = Sigmoid(x)  t = Transpose<perm=[0,2,1]>(s)  y = MatMul(x, t) }"
     )
     share = next(share for share in all_shares(model) if "s" in share.values)
     assert share.values == ("s", "t") and share.fixed == (0.0, 255 / 256)
@@ -61,6 +72,60 @@ def test_the_grid_of_hard_sigmoid_is_made_from_its_input() -> None:
     model = model_of("agraph (float[1,4] x) => (float[n,c] y) { h = HardSigmoid(x)  y = Mul(x, h) }")
     share = next(share for share in all_shares(model) if "h" in share.values)
     assert share.of == next(node.name for node in model.ir.graph if node.op_type == "HardSigmoid")
+
+
+def test_numbers_added_and_multiplied_take_no_grid_of_their_own() -> None:
+    """The grid of HardSwish holds what the Add makes zero of, in its own units; negative factors are computed."""
+    model = model_of(
+        "agraph (float[1,4,6,6] x) => (float[n,c,h,w] y, float[n,c,h,w] z)"
+        " { h = Conv(x, w)  s = HardSwish(h)  m = Mul(s, a)  y = Add(b, m)  z = Mul(y, minus) }",
+        {"w": ones(4, 4, 3, 3), "a": np.float32(0.5), "b": np.float32(-0.1), "minus": np.float32(-1)},
+    )
+    found = {share.values: share for share in all_shares(model)}
+    forms = {node.outputs[0].name: row_of(node).form for node in model.ir.graph}
+    assert forms == {"h": "product", "s": "ramp", "m": "affine", "y": "affine", "z": "computes"}
+    assert found[("s",)].holds == pytest.approx(0.2)
+    assert found[("h",)].limits == (-3.0, np.inf) and found[("h",)].holds is None
+    of = {node.name: node.outputs[0].name for node in model.ir.graph}
+    assert {values: of.get(share.of) for values, share in found.items() if share.of} == {("m",): "m", ("y",): "y"}
+
+
+def test_a_number_that_widens_the_shape_is_no_number() -> None:
+    model = model_of("agraph (float[4] x) => (float[1,4] y) { y = Add(x, b) }", {"b": ones(1, 1)})
+    (node,) = [node for node in model.ir.graph if node.op_type == "Add"]
+    assert row_of(node).form == "computes"
+
+
+def test_the_limits_of_what_others_read_too_do_not_count() -> None:
+    model = model_of(
+        "agraph (float[1,4,6,6] x) => (float[n,c,h,w] y) { h = Conv(x, w)  s = HardSigmoid(h)  y = Mul(h, s) }",
+        {"w": ones(4, 4, 3, 3)},
+    )
+    assert all(share.limits == (-np.inf, np.inf) for share in all_shares(model))
+
+
+LINE = model_of(
+    "agraph (float[4] x) => (float[n] y) { m = Mul(x, a)  y = Add(m, b) }", {"a": np.float32(2), "b": np.float32(1)}
+)
+
+
+@given(low=st.floats(-5, 0), high=st.floats(0.1, 20), number=st.floats(-3, 3), factor=st.floats(0.01, 4))
+def test_levels_reread_are_the_sum(low: float, high: float, number: float, factor: float) -> None:
+    """a·x + b of every level, within NEAR of a step; the grid that was made to hold -b/a is COARSER at most."""
+    graph = LINE.ir.clone()
+    set_constant(graph, "a", np.float32(factor))
+    set_constant(graph, "b", np.float32(number))
+    times, plus = graph.graph
+    first = grid_of(low, high, "uint8", symmetric=False)
+    grid = holding(first, -float(np.float32(number)) / float(np.float32(factor)), NEAR)
+    assert float(grid.scale) <= (COARSER + 1e-3) * float(first.scale)
+    scaled = affine(times, grid)
+    assert scaled is not None
+    moved = affine(plus, scaled)
+    if moved is not None:
+        levels = np.arange(256)
+        wanted = factor * grid.values(levels).astype(np.float64) + number
+        assert np.abs(moved.values(levels) - wanted).max() <= (NEAR + 1e-2) * float(moved.scale)
 
 
 def test_the_sum_behind_a_matmul_is_its_bias() -> None:
