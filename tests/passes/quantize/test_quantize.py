@@ -44,7 +44,7 @@ FAR = {"batched_experts": 0.3, "lstm_last": 0.5}
 REFUSED = {"matmul_weight_left", "if_whole_net", "no_weights", "float16", "double"}
 """No product of theirs has a kernel that reads grids found beforehand."""
 
-HALFWAY = {"transpose_depthwise": 0.02}
+HALFWAY = {"transpose_depthwise": 0.02, "softmax_channels": 0.02, "softmax_spatial": 0.02}
 """Two levels that a float sum lies between; share of the output's largest value."""
 
 
