@@ -18,7 +18,7 @@ BLOCK = 32
 RECURRENT = {"LSTM", "GRU", "RNN"}
 
 FOUR = {"MatMul", "Gemm", "Gather", *RECURRENT}
-"""What four bits are for. Convolutions get eight: with four, ppocr-rec's text lines came out at 6.5 dB, a 27th smaller."""
+"""What four bits are for. Convolutions get eight: with four, ppocr-rec came out at 6.5 dB for 19.7, at 1/4.7 of its size for 1/3.7."""
 
 
 def integers(
