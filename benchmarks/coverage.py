@@ -86,14 +86,14 @@ def _fresh_process(tool: str, path: Path, out: Path, asked: argparse.Namespace) 
 def worker(tool: str, path: str, out: str, amount: float, runs: int) -> dict[str, Any]:
     """In a process of its own: seconds of each run, memory after the first, and the result as a file."""
     start = TOOLS[tool]()
-    base = _peak()
+    base = peak_memory()
     times: list[float] = []
     for _ in range(runs):
         began = time.perf_counter()
         finish = start(path, amount)
         times.append(time.perf_counter() - began)
         if len(times) == 1:
-            peak = _peak()
+            peak = peak_memory()
     return {"seconds": statistics.median(times), "first": times[0], "peak": peak, "base": base, **finish(out)}
 
 
@@ -209,7 +209,7 @@ def resnet(folder: Path) -> Path:
     return target
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Largest resident memory so far, bytes. Linux's ru_maxrss starts at the parent's: its own file is asked first."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -240,3 +240,9 @@ def test_rounds_leave_as_many_channels_as_one_cut() -> None:
     for rounds in (2, 3):
         several = onnxcompress.prune(DIGITS, amount=0.5, refit=False, rounds=rounds)
         assert several.after.parameters == one.after.parameters and len(several.plans) == rounds
+
+
+def test_in_several_rounds_the_ridge_pulls_towards_the_original() -> None:
+    for rounds, towards in ((1, "present"), (2, "original")):
+        result = onnxcompress.prune(DIGITS, data=DATA, limit=40, rounds=rounds)
+        assert {plan.settings["towards"] for plan in result.plans if plan.method == "refit"} == {towards}
