@@ -112,7 +112,8 @@ def overflows(levels: np.ndarray, pairs: Pairing) -> np.ndarray:
     """Levels [out, row] -> bool [out, pairs]: which pairs can leave 16 bits; [out, 1] where any two weights may meet."""
     if pairs.columns is not None and _even(pairs):  # levels of opposite signs are below both limits by themselves
         first, second = pairs.columns.T
-        both = (levels[:, first] + levels[:, second]) * pairs.most[:1]
+        wide = np.promote_types(levels.dtype, np.int16)  # two bytes may add up to more than a byte
+        both = np.add(levels[:, first], levels[:, second], dtype=wide) * pairs.most[:1]
         return (both > MOST) | (both < LEAST)
     above, below = _sums(np.maximum(levels, 0), pairs), _sums(np.minimum(levels, 0), pairs)
     return (above > MOST) | (below < LEAST)
