@@ -60,9 +60,9 @@ class Quantize:
     rounding: Annotated[
         Literal["nearest", "gptq", "descent"],
         Field(
-            description="of weights: nearest; or layer by layer on calibration data, each making up for what was lost before"
+            description="of weights: nearest, the fastest; or layer by layer on data, each making up for what was lost before"
         ),
-    ] = "nearest"
+    ] = "gptq"
     correct: Annotated[bool, Field(description="correct biases for the mean error of rounded weights")] = True
     measure: Annotated[
         bool,
@@ -86,7 +86,7 @@ class Quantize:
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
         if self.correct:
             found += [Need("moments", layer.reads, _axis(layer)) for layer in _weighted(model, nodes).values()]
-        found += [Trial.NEED] if self.measure or self.explain else []
+        found += [Trial.NEED] if self.measure or self.explain or self.rounding != "nearest" else []
         found += [Paired.NEED] if self.rounding != "nearest" else []
         return list(dict.fromkeys(found))
 
@@ -107,9 +107,7 @@ class Quantize:
         if self.measure:
             nodes = self._faster(model, nodes, grids, weights, evidence[Trial.NEED], plan)
         if self.rounding != "nearest":
-            how = Compensation(self.rounding, self.cpu == "any")
-            rounded = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
-            weights = compensated(how, model, evidence[Paired.NEED], nodes, rounded, weights)
+            weights = self._compensated(model, nodes, grids, weights, evidence, plan)
         self._decide(model, nodes, grids, weights, plan)
         if self.explain:
             self._explain(model, plan, evidence)
@@ -171,6 +169,32 @@ class Quantize:
         for layer in _weighted(model, nodes).values():
             seen = evidence.get(Need("moments", layer.reads, _axis(layer))) if self.correct else None
             found[layer.weight] = leveled(model, layer, portable=self.cpu == "any", seen=seen)
+        return found
+
+    def _compensated(
+        self,
+        model: Model,
+        nodes: frozenset[str],
+        grids: Mapping[str, Grid],
+        nearest: dict[str, Leveled],
+        evidence: Evidence,
+        plan: Plan,
+    ) -> dict[str, Leveled]:
+        """Weights rounded layer by layer on data; the nearest where the whole model answers no better for it."""
+        trial, paired = evidence[Trial.NEED], evidence[Paired.NEED]
+        if trial.data.synthetic or not nodes:
+            return nearest
+        rounded = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
+        found = compensated(Compensation(self.rounding, self.cpu == "any"), model, paired, nodes, rounded, nearest)
+        reached = [
+            trial.compare(_written(model, nodes, grids, _plain(each), _biases(model, each)).ir).sqnr_db
+            for each in (nearest, found)
+        ]
+        if None not in reached and reached[1] < reached[0]:
+            plan.notes.append(
+                f"weights are nearest: {self.rounding} gave {reached[1]:.1f} dB, and these {reached[0]:.1f}"
+            )
+            return nearest
         return found
 
     def _faster(
@@ -296,6 +320,12 @@ def _written(
 
 def _plain(weights: Mapping[str, Leveled]) -> dict[str, Rounded]:
     return {name: Rounded(each.levels, each.grid) for name, each in weights.items()}
+
+
+def _biases(model: Model, weights: Mapping[str, Leveled]) -> dict[str, np.ndarray]:
+    """Bias -> its corrected values."""
+    read = {layer.weight: layer.bias for layer in layers(model)}
+    return {bias: each.bias for name, each in weights.items() if each.bias is not None and (bias := read[name])}
 
 
 def _json(grid: Grid) -> dict[str, Any]:

@@ -26,11 +26,11 @@ DIGITS = Path(__file__).parents[3] / "sample_models" / "digits.onnx"
 DATA = DIGITS.with_suffix(".npz")
 
 
-def quantized(proto: onnx.ModelProto, seed: int = 0, samples: int = 4) -> Result | None:
+def quantized(proto: onnx.ModelProto, seed: int = 0, samples: int = 4, rounding: str = "nearest") -> Result | None:
     """Every node that has an integer kernel, calibrated on random samples; None where there is none."""
     data = [feeds(proto, seed + number) for number in range(samples)]
     try:
-        return run(proto, [Fold(), Quantize(measure=False)], data)
+        return run(proto, [Fold(), Quantize(measure=False, rounding=rounding)], data)
     except ModelError as error:
         if "nothing in it can be quantized" not in str(error):
             raise
@@ -61,6 +61,30 @@ def test_the_law_on_the_zoo(name: str) -> None:
         open_session(each).run(inputs) for each in (proto.SerializeToString(), to_bytes(finished(result.model)))
     )
     assert distance(after, before, before) <= FAR.get(name, 0.1)
+
+
+@pytest.mark.parametrize("name", ["conv_bn", "depthwise", "shuffle_grouped", "mlp_matmul", "attention_static", "crnn"])
+def test_rounding_layer_by_layer_keeps_the_law(name: str) -> None:
+    proto = ZOO[name]()
+    result = quantized(proto, rounding="gptq", samples=8)
+    assert result is not None
+    check_quantized(result.model, feeds(proto, 0), HALFWAY.get(name, SAME))
+    again = quantized(proto, rounding="gptq", samples=8)
+    assert again is not None
+    assert to_bytes(finished(again.model)) == to_bytes(finished(result.model))
+
+
+def test_layers_make_up_for_what_was_lost_before_them() -> None:
+    found = {
+        rounding: quantize(DIGITS, data=DATA, measure=False, rounding=rounding).comparison.sqnr_db  # type: ignore[union-attr]
+        for rounding in ("nearest", "gptq")
+    }
+    assert found["gptq"] > found["nearest"]  # type: ignore[operator]
+
+
+def test_synthetic_inputs_say_nothing_about_rounding() -> None:
+    one, other = (quantize(DIGITS, measure=False, rounding=rounding) for rounding in ("nearest", "gptq"))
+    assert to_bytes(finished(one.model)) == to_bytes(finished(other.model))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
