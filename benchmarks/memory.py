@@ -160,8 +160,8 @@ HEADS = ("model", "file MB", "samples", "verb", "s", "of it", "peak MB", "above 
 ABOUT = (
     "From the file to the judged result, a fresh process each, one thread; models from smallest to largest. *prune*: half of "
     "the channels, then repair by least squares; *quantize*: int8. *Peak*: largest resident memory of the process, onnxruntime "
-    "and activations included. *S*: of the wall clock, so a busy machine shows; *of it*: the slowest steps. With --keep in the command, other rows are of earlier "
-    "runs of the same command."
+    "and activations included. *S*: of the wall clock, so a busy machine shows; *of it*: the slowest steps. "
+    "With --keep in the command, other rows are of earlier runs of the same command."
 )
 
 
