@@ -41,7 +41,12 @@ app = typer.Typer(
 PRUNING = options_of(Prune, panel="Pruning", without=["seed"])
 PLANNING = [
     Option(
-        "rounds", "rounds", int, 1, "cut and repair that often, a part of the amount each time (at least 1); often no better", "Pruning"
+        "rounds",
+        "rounds",
+        int,
+        1,
+        "cut and repair that often, a part of the amount each time (at least 1); often no better",
+        "Pruning",
     ),
     Option(
         "refit",
