@@ -128,7 +128,8 @@ def test_every_entry_lies_in_its_bin(values: list[float]) -> None:
     smallest = np.finfo(np.float32).tiny
     assert found.zeros == (np.abs(x) < smallest).sum()
     assert found.zeros + found.tiny >= (np.abs(x) < np.abs(x).max() * 2.0**-kinds.OCTAVES).sum()
-    beside = x[np.abs(x) >= max(float(np.abs(x).max()) * 2.0 ** (1 - kinds.OCTAVES), smallest)].astype(np.float64)
+    power = np.frexp(max(float(np.abs(x).max()), smallest))[1]  # the window ends at a power of two
+    beside = x[np.abs(x) >= max(2.0 ** float(power - kinds.OCTAVES), smallest)].astype(np.float64)
     for lower, upper, count in zip(low, high, counts, strict=True):
         if lower != 0 or upper != 0:
             assert ((beside >= lower) & (beside <= upper)).sum() >= count > 0
