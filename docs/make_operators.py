@@ -199,7 +199,11 @@ def page() -> str:
 def _integers() -> str:
     """The table of `onnxcompress quantize`."""
     lines = [f"| {name} | {_static(row)} | {row.dynamic or '–'} | {row.why} |" for name, row in sorted(ROWS.items())]
-    head = ["## int8 (`passes/quantize/rows.py`)", "", "| operator | static | grids found at run time | how, or why not |"]
+    head = [
+        "## int8 (`passes/quantize/rows.py`)",
+        "",
+        "| operator | static | grids found at run time | how, or why not |",
+    ]
     return "\n".join([*head, "|---|---|---|---|", *lines, "", "An operator that is not listed stays float.", ""])
 
 
