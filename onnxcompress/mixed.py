@@ -31,7 +31,8 @@ from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.quantize.chosen import connected
 from onnxcompress.passes.quantize.explain import Brought, decibel
 from onnxcompress.passes.quantize.quantize import brought_by, read
-from onnxcompress.passes.quantize.rows import row_of, shares
+from onnxcompress.passes.quantize.rows import row_of
+from onnxcompress.passes.quantize.shares import shares
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.result import Result
 from onnxcompress.run import How, opened, run

@@ -22,12 +22,12 @@ from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, set_constant, walk
 from onnxcompress.operators.layer import Layer, layers
-from onnxcompress.passes.quantize.explain import FOLLOWS
 from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.levels import LEAST, MOST, Leveled, made, pairs_of
 from onnxcompress.passes.quantize.portable import Pairing, restrict
 from onnxcompress.passes.quantize.rounding import DAMPING, ROUNDINGS, Lattice
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of, weight_axis
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, weight_axis
+from onnxcompress.passes.quantize.shares import follows
 from onnxcompress.passes.quantize.write import Pairs
 from onnxcompress.passes.refit.goals import goals
 from onnxcompress.passes.refit.refit import bias_of, unsuited
@@ -108,7 +108,7 @@ def as_rounded(
             if value is not None and value in reads:
                 node.replace_input_with(index, pen.floats[value])
         result = result_of(node, pen.layers.get(node.name or ""))
-        if row_of(node).form not in FOLLOWS and result.name in grids:
+        if not follows(node, grids) and result.name in grids:
             pen.put(result, grids[result.name or ""])
         elif result.name in grids:
             pen.floats[result] = result  # its entries are on the grid already

@@ -23,11 +23,9 @@ from onnxcompress.model.edit import constant_of
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, follows, result_of, row_of, shares
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
+from onnxcompress.passes.quantize.shares import follows, shares
 from onnxcompress.passes.quantize.write import DTYPES
-
-FOLLOWS = ("moves", "clips")
-"""Forms that run on the levels that are there: they round nothing."""
 
 BINS = 64
 """Of the histogram that a report shows."""

@@ -31,7 +31,8 @@ from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_n
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
 from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, within
-from onnxcompress.passes.quantize.rows import NEAR, Share, data_of, derived, row_of, shares
+from onnxcompress.passes.quantize.rows import data_of, row_of
+from onnxcompress.passes.quantize.shares import NEAR, Share, derived, shares
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
 from onnxcompress.passes.quantize.write import Rounded, write
 from onnxcompress.plan import Plan, Refusal

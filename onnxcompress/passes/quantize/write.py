@@ -27,7 +27,8 @@ from onnxcompress.model.edit import constant_of, input_of
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
-from onnxcompress.passes.quantize.rows import affine, bias_adds, data_of, ramp, result_of, row_of
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
+from onnxcompress.passes.quantize.shares import affine, ramp
 
 Style = Literal["qdq", "qoperator"]
 

@@ -19,7 +19,8 @@ from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Rounded
 from onnxcompress.passes.quantize.ranges import holding
-from onnxcompress.passes.quantize.rows import NEAR, derived, refusal, row_of, shares, weight_axis
+from onnxcompress.passes.quantize.rows import refusal, row_of, weight_axis
+from onnxcompress.passes.quantize.shares import NEAR, derived, shares
 from onnxcompress.runtime.session import open_session
 
 Arrays = dict[str, np.ndarray]

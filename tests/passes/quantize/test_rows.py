@@ -12,17 +12,8 @@ from onnxcompress.model.edit import set_constant, walk
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.ranges import COARSER, holding
-from onnxcompress.passes.quantize.rows import (
-    NEAR,
-    ROWS,
-    Share,
-    affine,
-    ramp,
-    refusal,
-    row_of,
-    shares,
-    weight_axis,
-)
+from onnxcompress.passes.quantize.rows import ROWS, refusal, row_of, weight_axis
+from onnxcompress.passes.quantize.shares import NEAR, Share, affine, ramp, shares
 from onnxcompress.passes.quantize.write import WRITERS
 
 from .calibrated import model_of

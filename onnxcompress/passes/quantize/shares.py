@@ -1,0 +1,186 @@
+"""Which values need one and the same grid, and which grids follow from others: what the rows' forms mean for grids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.model import Model
+from onnxcompress.model.edit import constant_of, walk
+from onnxcompress.operators.layer import layers
+from onnxcompress.passes.quantize.grid import Grid
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, number_of, result_of, row_of
+
+
+@dataclass(frozen=True)
+class Share:
+    """Values that must be on the same grid.
+
+    values  names, in the order of the graph       ranges  those of them whose seen ranges count, together
+    fixed   the range, where the operator knows it  of     the node that makes the grid from its input's: see `derived`
+    limits  beyond them the one node that reads the values makes all entries alike
+    holds   number that should be a level: what an Add further on makes zero of
+    """
+
+    values: tuple[str, ...]
+    ranges: tuple[str, ...]
+    fixed: tuple[float, float] | None = None
+    of: str = ""
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    holds: float | None = None
+
+
+def shares(model: Model, nodes: Collection[str]) -> list[Share]:
+    """Every float value that the static nodes `nodes` read or write, in sets that need one grid each, in graph order.
+
+    Products that can hand out floats are among the writers: leave their grid away where only float nodes read them.
+    """
+    weighted = {layer.name: layer for layer in layers(model)}
+    parent: dict[str, str] = {}
+    made: dict[str, ir.Node] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    chosen = [node for node in walk(model.ir) if node.name in nodes]
+    chosen = [node for node in chosen if node not in bias_adds(chosen, weighted)]
+    for node in chosen:
+        reads = [v.name or "" for v in data_of(node) if constant_of(v) is None]
+        writes = [result_of(node, weighted.get(node.name or "")), *node.outputs[1:]]
+        for name in (*reads, *(v.name or "" for v in writes)):
+            root(name)
+        for value in writes:
+            made[value.name or ""] = node
+            if row_of(node).form in ("moves", "clips"):
+                parent[root(value.name or "")] = root(reads[0])
+    sets: dict[str, list[str]] = {}
+    for name in parent:
+        sets.setdefault(root(name), []).append(name)
+    clipped = _only_clipped(chosen)
+    limits, holds = _only_ramps(chosen), {root(name): number for name, number in _zeros(chosen, made).items()}
+    return [
+        replace(
+            _share(names, made, clipped),
+            limits=limits.get(names[0], Share.limits) if len(names) == 1 else Share.limits,
+            holds=holds.get(key),
+        )
+        for key, names in sets.items()
+    ]
+
+
+def _only_ramps(chosen: list[ir.Node]) -> Mapping[str, tuple[float, float]]:
+    """Value -> where the ramp begins and ends (a HardSwish goes on), for values that nothing else reads."""
+    found = {}
+    for node in chosen:
+        read = node.inputs[0]
+        if row_of(node).form == "ramp" and read is not None and not read.is_graph_output() and len(read.uses()) == 1:
+            slope, offset = _line(node)
+            if slope > 0:
+                end = np.inf if node.op_type == "HardSwish" else (1 - offset) / slope
+                found[read.name or ""] = (min(-offset / slope, 0.0), max(end, 0.0))
+    return found
+
+
+def _zeros(chosen: list[ir.Node], made: Mapping[str, ir.Node]) -> Mapping[str, float]:
+    """Value -> its entry that the Add of a number makes zero of, Muls by numbers between them left aside."""
+    found: dict[str, float] = {}
+    for node in chosen:
+        if row_of(node).form != "affine" or node.op_type != "Add":
+            continue
+        number, value = -(number_of(node) or 0.0), _activation(node)
+        while (before := made.get(value)) is not None and row_of(before).form == "affine" and before.op_type == "Mul":
+            number, value = number / (number_of(before) or 1.0), _activation(before)
+        found.setdefault(value, number)
+    return found
+
+
+def _activation(node: ir.Node) -> str:
+    return next(v.name or "" for v in node.inputs if v is not None and constant_of(v) is None)
+
+
+def _only_clipped(chosen: list[ir.Node]) -> Mapping[str, str]:
+    """Value -> the output of the one node that reads it, where that node clips."""
+    found = {}
+    for node in chosen:
+        read = node.inputs[0]
+        if row_of(node).form == "clips" and read is not None and not read.is_graph_output() and len(read.uses()) == 1:
+            found[read.name or ""] = node.outputs[0].name or ""
+    return found
+
+
+def _share(names: list[str], made: Mapping[str, ir.Node], clipped: Mapping[str, str]) -> Share:
+    sources = [name for name in names if name not in made or row_of(made[name]).form not in ("moves", "clips")]
+    ranges = []
+    for name in sources:
+        while name in clipped:
+            name = clipped[name]
+        ranges.append(name)
+    rows = [(row_of(made[name]), made[name]) for name in sources if name in made]
+    fixed = next((row.fixed for row, _ in rows if row.fixed is not None), None)
+    of = next((node.name or "" for row, node in rows if row.form == "affine" or node.op_type == "HardSigmoid"), "")
+    return Share(tuple(names), tuple(dict.fromkeys(ranges)), fixed, of)
+
+
+def derived(node: ir.Node, grid: Grid) -> Grid | None:
+    """The grid of what a HardSigmoid or an affine node writes, from that of what it reads; None where it needs its own."""
+    if row_of(node).form == "affine":
+        return affine(node, grid)
+    found = ramp(node, grid)
+    return None if found is None else found[0]
+
+
+def follows(node: ir.Node, grids: Mapping[str, Grid]) -> bool:
+    """Does a node run on the levels that are there, so that it rounds nothing?"""
+    form = row_of(node).form
+    if form != "affine":
+        return form in ("moves", "clips")
+    source = grids.get(_activation(node))
+    return source is not None and affine(node, source) is not None
+
+
+NEAR = 0.25
+"""Steps by which a zero may be off: three quarters of a rounding error's power; two more roundings would cost two."""
+
+
+def affine(node: ir.Node, grid: Grid) -> Grid | None:
+    """The grid on which the levels of x tell x + b or x · a. None where the new zero is no level of the type."""
+    number = number_of(node)
+    if number is None or grid.axis is not None:
+        return None
+    if node.op_type == "Mul":
+        return replace(grid, scale=np.asarray(np.float32(number) * grid.scale, np.float32))
+    exact = float(grid.zero) - number / float(grid.scale)
+    zero = int(np.rint(exact))
+    if abs(exact - zero) > NEAR or not grid.low <= zero <= grid.high:
+        return None
+    return replace(grid, zero=np.asarray(zero))
+
+
+def _line(node: ir.Node) -> tuple[float, float]:
+    """(α, β) of HardSigmoid, or of the one in HardSwish."""
+    if node.op_type == "HardSwish":
+        return 1 / 6, 0.5
+    return float(node.attributes.get_float("alpha", 0.2) or 0.0), float(node.attributes.get_float("beta", 0.5) or 0.0)
+
+
+def ramp(node: ir.Node, grid: Grid) -> tuple[Grid, int, int] | None:
+    """clip(αx + β, 0, 1) of levels on `grid`: the grid that reads the clipped levels, and the levels to clip at.
+
+    With x = (q − z)s it is αs·(q − (z − β/(αs))): the same levels, another scale and zero. The zero is rounded, an
+    error of at most half a step. None where it does not fit the type: the ramp begins outside the grid.
+    """
+    slope, offset = _line(node)
+    scale = np.float32(slope) * grid.scale
+    if slope <= 0 or grid.axis is not None:
+        return None
+    zero = int(np.rint(float(grid.zero) - offset / float(scale)))
+    if not grid.low <= zero <= grid.high:
+        return None
+    top = min(zero + int(np.rint(1 / float(scale))), grid.high)
+    return Grid(np.asarray(scale, np.float32), np.asarray(zero), grid.kind, None, grid.low, grid.high), zero, top
