@@ -18,6 +18,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer
+from onnxcompress.operators.layer import all_layers
 from onnxcompress.passes.prune.amounts import Budgeted, amounts_for, within_error
 from onnxcompress.passes.prune.criteria import (
     CRITERIA,
@@ -172,7 +173,7 @@ class Prune:
         groups, channels = self.groups(model), self.channels(model)
         if not groups:
             raise ModelError(
-                f"{model.source.name}: no channel can be removed: {_why_nothing(channels)}; see 'onnxcompress inspect'"
+                f"{model.source.name}: no channel can be removed: {_why_nothing(model, channels)}; see 'onnxcompress inspect'"
             )
         free = {group.name: free_cuts(model, channels, group, exact=not self.inexact) for group in groups}
         row, aggregate = CRITERIA.get(self.criterion, CRITERIA["l2"]), self.aggregate
@@ -293,7 +294,9 @@ def _notes(free: Mapping[str, FreeCuts]) -> list[str]:
     return [f"{total} units could go without any change of the output ({kinds})"]
 
 
-def _why_nothing(channels: Channels) -> str:
+def _why_nothing(model: Model, channels: Channels) -> str:
+    if any(layer.bits is not None for layer in all_layers(model)):
+        return "its weights are quantized already; prune the float model first"
     if not channels.frozen:
         return "it has no weighted layer between its inputs and outputs that this tool knows"
     worst = max(channels.frozen, key=lambda frozen: frozen.channels)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from laws import SAME, check_quantized, distance
 from zoo import ZOO
 
-from onnxcompress import DataError, ModelError, SettingError, quantize
+from onnxcompress import DataError, ModelError, SettingError, prune, quantize
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.passes import Fold, Quantize
@@ -120,6 +120,8 @@ def test_a_quantized_model_is_recognised() -> None:
     result = quantize(DIGITS, data=DATA, limit=64, measure=False)
     with pytest.raises(ModelError, match="already quantized"):
         quantize(to_bytes(finished(result.model)), data=DATA, limit=64, measure=False)
+    with pytest.raises(ModelError, match="quantized already"):
+        prune(to_bytes(finished(result.model)))
 
 
 def test_kept_nodes_stay_float_and_a_wrong_name_is_told_the_nearest() -> None:
