@@ -37,6 +37,8 @@ CLOCKED = {"max_latency": "latency_ms", "max_memory": "memory_bytes"}
 """Budgets that need the clock -> the cost that it measures."""
 
 CLOCK_SECONDS = 4.0
+CLOSER = "--min-sqnr 20 leaves in float what costs most of the accuracy, and --explain shows what does"
+
 SEQUENCE = "sequence"
 """Method of a plan that holds the plans of several passes, one a decision."""
 
@@ -151,6 +153,8 @@ def quantize(
     result = _run(model, [*passes, weights], data, wanted, how, plans=plans, dry=dry)
     if plans and not result.met:  # what stayed float for the budgets' sake keeps its weights too
         result = _run(model, passes, data, wanted, how, plans=plans)
+    if result.comparison is not None and not result.comparison.same and not plans:
+        result = dataclasses.replace(result, notes=(*result.notes, CLOSER))
     if quantizer.io == "float" or dry:
         return result
     # judged with float ends: the same numbers, and the original takes and gives floats
