@@ -19,19 +19,21 @@ if TYPE_CHECKING:
     from onnxcompress.checkup import Checkup, check
     from onnxcompress.errors import BudgetError, DataError, ModelError, OnnxCompressError, SettingError
     from onnxcompress.inspection import Inspection, inspect
+    from onnxcompress.judging import Benchmark, benchmark, compare
     from onnxcompress.model import Model, load, save
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
-    from onnxcompress.verbs import Benchmark, apply, benchmark, compare, prune, quantize, sparsify
+    from onnxcompress.verbs import apply, prune, quantize, sparsify
 
 HOMES = {
     "checkup": ("Checkup", "check"),
     "errors": ("BudgetError", "DataError", "ModelError", "OnnxCompressError", "SettingError"),
     "inspection": ("Inspection", "inspect"),
+    "judging": ("Benchmark", "benchmark", "compare"),
     "model": ("Model", "load", "save"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
-    "verbs": ("Benchmark", "apply", "benchmark", "compare", "prune", "quantize", "sparsify"),
+    "verbs": ("apply", "prune", "quantize", "sparsify"),
 }
 """Module -> the public names that live in it."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import onnxcompress
-from onnxcompress import verbs
+from onnxcompress import judging, verbs
 from onnxcompress.checkup import check as checked
 from onnxcompress.cli.common import BUDGETING, FEEDING, IMAGES, JUDGING, OUTPUT, WRITING, Feeding, Judging, Writing
 from onnxcompress.cli.options import Option, instance, options_of, taken
@@ -194,7 +194,7 @@ def compare(
     settings = {**_running(given), **_budgets(given)}
     _check(given, original, None, result)
     with progress(given["quiet"]) as bars:
-        report = verbs.compare_report(
+        report = judging.compare_report(
             original, result, data=given["data"], whole=given["whole"], progress=bars, **settings
         )
     show(report_page(report), report.to_json(), to=given["json"], quiet=given["quiet"])
@@ -232,7 +232,7 @@ def benchmark(
     images = instance(ImageSettings, IMAGES, given)
     ways = {name: given[name] for name in ("data", "threads", "seconds", "batch", "limit", "seed")}
     with progress(given["quiet"]) as bars:
-        found = verbs.benchmark(*models, images=images, progress=bars, **ways)
+        found = judging.benchmark(*models, images=images, progress=bars, **ways)
     show(benchmark_page(found), found.to_json(), to=given["json"], quiet=given["quiet"])
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from onnxcompress.compare import json_safe
 from onnxcompress.errors import SettingError
 from onnxcompress.files import check_output
+from onnxcompress.judging import write_json
 from onnxcompress.report import Page, markdown, print_page
 from onnxcompress.report.terminal import make_console
-from onnxcompress.verbs import write_json
 
 STANDARD_OUTPUT = "-"
 SUMMARY = "GITHUB_STEP_SUMMARY"

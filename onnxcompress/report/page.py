@@ -13,9 +13,9 @@ from typing import Any
 
 from onnxcompress.checkup import Checkup
 from onnxcompress.inspection import Inspection
+from onnxcompress.judging import Benchmark
 from onnxcompress.report import words
 from onnxcompress.result import Report
-from onnxcompress.verbs import Benchmark
 
 MOST_ROWS = 12
 COSTS = {
