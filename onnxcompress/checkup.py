@@ -76,7 +76,10 @@ class Examined:
     @cached_property
     def graph(self) -> ir.Model:
         """The file as onnx-ir reads it."""
-        graph = ir.from_proto(self.proto)
+        try:
+            graph = ir.from_proto(self.proto)
+        except (ir.serde.SerdeError, ValueError, TypeError) as error:
+            raise ModelError(f"{self.name}: not a legal ONNX graph: {error.__cause__ or error}") from error
         if isinstance(self.runnable, Path):
             ir.external_data.set_base_dir(graph.graph, self.runnable.parent)
         return graph
@@ -116,7 +119,12 @@ class Examined:
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
             return None
-        return onnx.numpy_helper.to_array(tensor)
+        try:
+            return onnx.numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise ModelError(
+                f"{self.name}: tensor {name!r} does not hold what its shape says; export it again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -253,8 +261,10 @@ def saturating(seen: Examined) -> Iterator[Finding]:
 
     Both arithmetics are computed on the data and compared (passes/quantize/walked.py), whatever CPU this is.
     """
+    if seen.loaded[0] is None:
+        return
     nodes = [each.node.name or "" for each in products(seen.graph) if can_saturate(each)]
-    if not nodes or seen.loaded[0] is None:
+    if not nodes:
         return
     with_, without = Simulation(seen.graph), Simulation(seen.graph, saturate=False)
     signal: dict[str, float] = {}
@@ -312,6 +322,6 @@ def _size(seen: Examined, node: onnx.NodeProto, index: int) -> int:
 
 
 def _is_integer(node: onnx.NodeProto) -> bool:
-    return node.op_type in PAIR or node.op_type.startswith(
+    return node.op_type in PAIR or str(node.op_type).startswith(
         ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "MatMulNBits")
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -102,6 +103,8 @@ def picture(rng: np.random.Generator, shape: Shape, port: Port) -> np.ndarray:
     """
     channels_last = image_layout(port) == "NHWC"
     n, c, h, w = shape if not channels_last else (shape[0], shape[3], shape[1], shape[2])
+    if not h or not w:
+        return np.zeros(shape)
     noise = rng.standard_normal((n, c + 1, h, w))
     frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None])
     frequency[0, 0] = np.inf  # no mean
@@ -210,11 +213,17 @@ def _place(port: Port, axis: int) -> str:
     return "sequence"
 
 
+MOST_NUMBERS = 1 << 30
+"""In one input of one sample; a damaged file may declare any size."""
+
+
 def _feed(ports: Sequence[Port], index: int, seed: int, sizes: Sizes) -> Feed:
     shapes, feed = feed_shapes(ports, sizes), {}
     for number, port in enumerate(ports):
         if port.dtype is None:
             raise DataError(f"input {port} cannot be made up; give real data with --data")
+        if prod(shapes[port.name]) > MOST_NUMBERS:
+            raise DataError(f"input {port} is too large to be made up; give real data with --data")
         rng = np.random.default_rng([seed, index, number])
         feed[port.name] = np.asarray(_maker(port)(rng, shapes[port.name], port)).astype(port.dtype)
     return feed
