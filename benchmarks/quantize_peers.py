@@ -168,6 +168,7 @@ TOOLS: dict[str, Tool] = {
     "onnxsim, static": Tool(onnxsim, "onnxsim", settings={"full_graph": False}),
     "onnxsim, whole graph": Tool(onnxsim, "onnxsim", settings={"full_graph": True}),
     "ours": Tool(ours, "onnxcompress", raised=False),
+    "ours, quick": Tool(ours, "onnxcompress", raised=False, settings={"rounding": "nearest", "measure": False}),
     "ours, cpu vnni": Tool(ours, "onnxcompress", raised=False, settings={"cpu": "vnni"}),
 }
 

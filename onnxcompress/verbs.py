@@ -112,6 +112,7 @@ def quantize(
     Where a budget on outputs is not met, the fewest nodes that it asks for stay float (mixed.py).
     """
     from onnxcompress.passes import Equalize, Fold, Quantize, QuantizeWeights
+    from onnxcompress.passes.quantize.quantize import SLOWER
     from onnxcompress.passes.quantize.write import integer_ends
 
     if mode not in MODES:
@@ -134,6 +135,10 @@ def quantize(
         result = _run(model, passes, data, wanted, how, plans=plans)
     if result.comparison is not None and not result.comparison.same and not plans:
         result = dataclasses.replace(result, notes=(*result.notes, CLOSER))
+    mine = [plan for plan in result.plans if plan.method in (quantizer.name, weights.name)]
+    if not any(plan.decisions or any(each.why == SLOWER for each in plan.refusals) for plan in mine):
+        why = "; ".join(note for plan in result.plans for note in plan.notes)
+        raise ModelError(f"{result.original.source.name}: nothing in it can be quantized: {why}")
     if quantizer.io == "float" or dry:
         return result
     # judged with float ends: the same numbers, and the original takes and gives floats

@@ -37,6 +37,8 @@ from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
 from onnxcompress.passes.quantize.write import Rounded, write
 from onnxcompress.plan import Plan, Refusal
 
+SLOWER = "int8 makes it slower on this CPU"
+
 Calibration = Literal["minmax", "average", "percentile", "entropy", "mse", "output"]
 
 
@@ -94,15 +96,16 @@ class Quantize:
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Grids and levels for all nodes that can; then the clock says which of them stay."""
         nodes, refused = self._nodes(model)
+        plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
+        plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
         if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
             if any(layer.bits for layer in all_layers(model)):
                 raise ModelError(
                     f"{model.source.name}: it is already quantized; give the float model that it was made of"
                 )
             first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
-            raise ModelError(f"{model.source.name}: nothing in it can be quantized ({first})")
-        plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
-        plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
+            plan.notes.append(f"activations stay float: no layer can run on grids found beforehand ({first})")
+            return plan
         grids = self._grids(model, nodes, evidence)
         weights = self._weights(model, nodes, grids, evidence)
         if self.measure:
@@ -378,4 +381,4 @@ def _tell(choice: Choice, before: Collection[str], after: Collection[str], plan:
         plan.notes.append(f"{kind} stays float: the whole runs {gain:.2f} times as fast without it in int8")
     if before and not after:
         plan.notes.append("nothing is int8: the float model is faster on this CPU")
-    plan.refusals.extend(Refusal(name, "int8 makes it slower on this CPU") for name in sorted(set(before) - set(after)))
+    plan.refusals.extend(Refusal(name, SLOWER) for name in sorted(set(before) - set(after)))

@@ -29,12 +29,8 @@ DATA = DIGITS.with_suffix(".npz")
 def quantized(proto: onnx.ModelProto, seed: int = 0, samples: int = 4, rounding: str = "nearest") -> Result | None:
     """Every node that has an integer kernel, calibrated on random samples; None where there is none."""
     data = [feeds(proto, seed + number) for number in range(samples)]
-    try:
-        return run(proto, [Fold(), Quantize(measure=False, rounding=rounding)], data)
-    except ModelError as error:
-        if "nothing in it can be quantized" not in str(error):
-            raise
-        return None
+    result = run(proto, [Fold(), Quantize(measure=False, rounding=rounding)], data)
+    return result if any("node" in each for each in result.plans[-1].decisions) else None
 
 
 FAR = {"batched_experts": 0.3, "lstm_last": 0.5}
@@ -131,6 +127,14 @@ def test_kept_nodes_stay_float_and_a_wrong_name_is_told_the_nearest() -> None:
     assert not chosen & {"/stem", "/logits"}
     with pytest.raises(SettingError, match="/stem"):
         quantize(DIGITS, data=DATA, limit=64, measure=False, keep=("/stam",))
+
+
+def test_where_no_activation_can_weights_still_are_integers() -> None:
+    result = quantize(ZOO["if_whole_net"](), measure=False, smallest=0)
+    assert "activations stay float" in result.plans[-2].notes[0]
+    assert result.plans[-1].decisions
+    with pytest.raises(ModelError, match="nothing in it can be quantized"):
+        quantize(ZOO["no_weights"](), measure=False)
 
 
 def test_ranges_that_are_not_finite_name_the_tensor() -> None:
