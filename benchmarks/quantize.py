@@ -174,7 +174,7 @@ def made(case: Case, tool: str, asked: argparse.Namespace, folder: Path) -> Row:
         return row
     size, integer = out.stat().st_size / case.given.stat().st_size, integer_nodes(onnx.load(out).graph)
     if not integer:
-        row = replace(row, note=f"nothing was quantized; {row.note}".removesuffix("; "))
+        row = replace(row, note=f"no integer kernel runs; {row.note}".removesuffix("; "))
     costs = {key: told[key] for key in ("seconds", "peak", "base", "version")}
     row = replace(row, runs=True, size=size, integer=integer, **costs)
     try:
