@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnx import checker
@@ -13,7 +14,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
 from onnxcompress.model.edit import FILE_TYPE, constant_of, new_constant
 from onnxcompress.model.model import Model
-from onnxcompress.model.native import first_line
+from onnxcompress.model.native import check_message, first_line
 
 LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 """protobuf's limit on one message, less some room for the graph."""
@@ -105,7 +106,10 @@ def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None)
         return _save_external(graph, path)
     data = to_bytes(graph)
     try:
-        checker.check_model(data)
+        if all(value.shape is not None for value in (*graph.graph.inputs, *graph.graph.outputs)):
+            checker.check_model(data)
+        else:
+            check_message(onnx.load_from_string(data))
     except (checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path}: the result is not legal ONNX: {first_line(error)}") from error
     write_atomic(path, data)

@@ -12,7 +12,7 @@ import pytest
 from generate import feeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from laws import check_cut, draw
+from laws import check_cut, check_door, draw
 from zoo import NOT_RUNNABLE, ZOO
 
 from onnxcompress.channels import analyse, cut
@@ -152,3 +152,12 @@ def test_mutated_files_are_read_or_refused(data: st.DataObject) -> None:
         analyse(load(bytes(content)))
     except ModelError as error:
         assert "\n" not in str(error)
+
+
+def test_an_output_without_a_shape_is_read_and_stays_without(tmp_path: Path) -> None:
+    """ONNX's checker wants a shape; onnxruntime, and exporters that do not know the rank, do without."""
+    proto = ZOO["conv_chain"]()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model = check_door(proto, feeds(proto, 0))
+    written = onnx.load(save(cut(model, analyse(model), draw(model, 0.5, 0)), tmp_path / "small.onnx"))
+    assert not written.graph.output[0].type.tensor_type.HasField("shape")
