@@ -1,11 +1,14 @@
 """What holds for every test: hypothesis never judges by the clock. CI draws the same examples on every run, so that a red
-run can be repeated; elsewhere hypothesis goes on searching."""
+run can be repeated; elsewhere hypothesis goes on searching. Linear algebra has one thread: two workers with two threads each
+on two cores wait for one another, and a fit takes twenty times as long."""
 
 from __future__ import annotations
 
 import os
 
 from hypothesis import settings
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported
 
 settings.register_profile("anywhere", deadline=None)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
