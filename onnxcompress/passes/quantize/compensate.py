@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -37,6 +38,9 @@ from onnxcompress.passes.refit.solver import Sums, in_db, regressed
 RIDGES = (1e-2, 1e-1, 1.0)
 """Tried for the aim, as shares of the Gram's mean diagonal. Rounding errors are small and much like noise: of 54 layers of a
 classifier (24 samples) the original's weights won 26, the shares 1, 0.1 and 0.01 won 19, 4 and 3, smaller ones 2 in all."""
+
+WIDEST = 4608
+"""Columns of a row above which a weight stays nearest: the Gram of 9,216 (AlexNet's first matrix) takes 0.7 GB and minutes."""
 
 SWEEPS = 4
 """Of coordinate descent over rows that have a Gram of their own."""
@@ -68,11 +72,12 @@ def compensated(
 
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
     nodes   that run on integers      grids  of the values that are rounded
-    Weights that several nodes read, that have batch axes or lie in bodies stay as in `start`.
+    Weights that several nodes read, that have batch axes, lie in bodies or are wider than WIDEST stay as in `start`.
     """
     todo = {layer.name: layer for layer in layers(model) if layer.name in nodes and layer.weight in start}
     places = {node.name or "": node for node in walk(model.ir)}
     todo = {name: layer for name, layer in todo.items() if not unsuited(layer, places[name], model)}
+    todo = {name: layer for name, layer in todo.items() if _width(model, layer) <= WIDEST}
     found = dict(start)
     both = replace(paired, original=model, current=as_rounded(model, nodes, grids, start))
     for pair in both.walk(list(todo)):
@@ -113,6 +118,10 @@ def as_rounded(
         elif result.name in grids:
             pen.floats[result] = result  # its entries are on the grid already
     return model.edited(pen.graph)
+
+
+def _width(model: Model, layer: Layer) -> int:
+    return prod(layer.matrix(model.array(layer.weight)).shape[1:])
 
 
 # -- one layer -----------------------------------------------------------------------------------------------------
