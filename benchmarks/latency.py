@@ -2,9 +2,9 @@
 
     python -m benchmarks.latency [--models NAME ...] [--macs 0.7] [--seconds 6]
 
-L2, no data (what is left of the answers is not asked here), round_to at its default (16 in
-groups of 64 channels and more, else 8), at 8, 1 and 16. Original and results run in turn (onnxcompress.runtime.clock), and the ratio is the median of the paired ratios: a busy machine falls
-on all of them.
+L2, no data (what is left of the answers is not asked here), round_to at its default (16 in groups of 64 channels and
+more, else 8), at 8, 1 and 16. Original and results run in turn (onnxcompress.runtime.clock), and the ratio is the
+median of the paired ratios: a busy machine falls on all of them.
 """
 
 from __future__ import annotations
