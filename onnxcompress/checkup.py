@@ -121,7 +121,7 @@ class Examined:
             return None
         try:
             return onnx.numpy_helper.to_array(tensor)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ModelError(
                 f"{self.name}: tensor {name!r} does not hold what its shape says; export it again"
             ) from error
@@ -305,6 +305,9 @@ def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None, seed
     """
     proto, source = read(model)
     check_external(proto, source)
+    named = (text for node in proto.graph.node for text in (node.name, node.op_type, *node.input, *node.output))
+    if not all(isinstance(text, str) for text in named):
+        raise ModelError(f"{source.name}: a name in it is not UTF-8 text: the file is damaged; write it again")
     seen = Examined(proto, source.runnable, source.name, data, seed)
     findings = [finding for row in FAULTS for finding in row(seen)]
     counted = Counter(node.op_type for node in seen.executed)

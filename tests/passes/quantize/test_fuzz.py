@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import resource
 from collections.abc import Iterator
@@ -35,17 +36,18 @@ def _bounded_memory() -> Iterator[None]:
     forget()
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def quantized() -> bytes:
+    """The sample model in int8."""
     return to_bytes(finished(quantize(DIGITS, measure=False, limit=8).model))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1 << 30), times=st.integers(1, 3), bytewise=st.booleans())
-def test_check_answers_or_says_what_is_wrong(quantized: bytes, seed: int, times: int, bytewise: bool) -> None:
+def test_check_answers_or_says_what_is_wrong(seed: int, times: int, bytewise: bool) -> None:
     rng = random.Random(seed)
-    model = onnx.load_from_string(quantized)
-    data = shuffled(quantized, rng, times) if bytewise else mutated(model, rng, times).SerializeToString()
+    model = onnx.load_from_string(quantized())
+    data = shuffled(quantized(), rng, times) if bytewise else mutated(model, rng, times).SerializeToString()
     try:
         assert check(data).headline
     except OnnxCompressError as error:
