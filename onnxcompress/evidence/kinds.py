@@ -130,7 +130,7 @@ class Histogram:
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lower ends, upper ends, entries: [bins] float64 each, ascending, none empty, inside [minimum, maximum].
 
-        Zero and what is tiny share one bin of no width.
+        Zero and what is tiny share one bin of no width, at zero even where all that was seen is too small for a normal float32.
         """
         exponents = np.arange(OCTAVES) + (self.top - 127 - OCTAVES + 1)
         lower = (2.0 ** exponents[:, None] * (1 + np.arange(STEPS) / STEPS)).reshape(-1)
@@ -139,7 +139,8 @@ class Histogram:
         high = np.concatenate([-lower[::-1], [0.0], upper])
         counts = np.concatenate([self.counts[0, ::-1], [self.zeros + self.tiny], self.counts[1]])
         used = counts > 0
-        return (*(np.clip(ends[used], self.minimum, self.maximum) for ends in (low, high)), counts[used])
+        low, high = (np.where(ends == 0, 0.0, np.clip(ends, self.minimum, self.maximum)) for ends in (low, high))
+        return low[used], high[used], counts[used]
 
     def below(self, top: float) -> Histogram:
         """The same entries in the window that ends at exponent `top`, no less than its own."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import onnxcompress.evidence.kinds as kinds
@@ -120,6 +120,7 @@ def test_histograms_join_alike_in_any_order(parts: list[list[float]], seed: int)
 
 
 @given(values=entries)
+@example(values=[6.3122049844897115e-40])
 def test_every_entry_lies_in_its_bin(values: list[float]) -> None:
     x, found = np.float32(values), measured(values)
     low, high, counts = found.bins
