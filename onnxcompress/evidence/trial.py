@@ -20,7 +20,6 @@ from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
 from onnxcompress.model.save import to_bytes
 from onnxcompress.runtime import clock
-from onnxcompress.runtime.profile import NodeTime, profile
 
 FEEDS = 4
 """Samples that are run with each of many gates, inputs that are timed in turn."""
@@ -57,7 +56,3 @@ class Trial:
         feeds = list(islice(self.data.batches(1), FEEDS))
         timings = clock.measure(models, feeds, threads=self.threads, seconds=seconds, memory=False)
         return {timing.name: timings[0].median_ms / timing.ratio for timing in timings}
-
-    def profile(self, graph: ir.Model, runs: int = 20) -> list[NodeTime]:
-        """Time of each node as onnxruntime executes it, the slowest first."""
-        return profile(to_bytes(graph), next(iter(self.data.batches(1))), threads=self.threads, runs=runs)

@@ -54,6 +54,11 @@ class Layer:
     bits: int | None = None
     shape: tuple[int, ...] = ()
 
+    @property
+    def channel_axis(self) -> int:
+        """Of what it reads and writes."""
+        return 1 if "Conv" in self.op else -1
+
     def matrix(self, values: np.ndarray) -> np.ndarray:
         """Stored values -> [out, in/groups, *kernel]."""
         if self.repeats > 1:
@@ -90,6 +95,11 @@ class Layer:
 def layers(model: Model) -> list[Layer]:
     """Every weight that a row of the signature table calls `w` or `r`, in order of execution; passes may rewrite these."""
     return [layer for layer in all_layers(model) if layer.bits is None]
+
+
+def by_node(model: Model) -> dict[str, Layer]:
+    """Node -> its layer; the last of its weights where it has several (LSTM)."""
+    return model.remember("layers by node", lambda model: {layer.name: layer for layer in layers(model)})
 
 
 def all_layers(model: Model) -> list[Layer]:

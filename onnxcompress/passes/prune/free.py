@@ -20,7 +20,7 @@ from onnxcompress.channels import Channels, Group, Member
 from onnxcompress.channels.edit import keep_mask
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, input_of, new_constant, set_constant, walk
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.operators.layer import Layer, by_node, layers
 from onnxcompress.passes.prune.bounds import ANYTHING, bounds, is_padded
 
 
@@ -174,7 +174,7 @@ def folded(
     constant  group, indices of its constant units that went
     """
     shifts: dict[str, np.ndarray] = {}
-    read = {layer.name: layer for layer in layers(model)}
+    read = by_node(model)
     for group, units in constant:
         for layer, member in _read_by(model, group):
             columns = member.positions[units].reshape(-1)

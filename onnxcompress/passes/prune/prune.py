@@ -19,6 +19,7 @@ from onnxcompress.model.edit import set_constant
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer
 from onnxcompress.operators.layer import all_layers
+from onnxcompress.passes.protect import protected
 from onnxcompress.passes.prune.amounts import Budgeted, amounts_for, within_error
 from onnxcompress.passes.prune.criteria import (
     CRITERIA,
@@ -29,7 +30,6 @@ from onnxcompress.passes.prune.criteria import (
     normalise,
 )
 from onnxcompress.passes.prune.free import FreeCuts, folded, free_cuts, merged
-from onnxcompress.passes.prune.protect import protected
 from onnxcompress.passes.prune.scores import needs_of, score_groups
 from onnxcompress.passes.prune.selection import (
     SELECTIONS,

@@ -48,7 +48,7 @@ def gram_needs(model: Model, channels: Channels, groups: Sequence[Group]) -> lis
 
 def _sensitivity(layer: Layer) -> Need:
     """How far an error of a layer's output goes; its channels lie along axis 1 of a convolution, else along the last."""
-    return Need("sensitivity", layer.writes, 1 if "Conv" in layer.op else -1)
+    return Need("sensitivity", layer.writes, layer.channel_axis)
 
 
 class Readers:

@@ -14,7 +14,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, layers
-from onnxcompress.passes.prune.protect import protected
+from onnxcompress.passes.protect import protected
 from onnxcompress.passes.prune.weights import (
     keep_global,
     keep_pattern,
@@ -71,7 +71,7 @@ class Sparsify:
         """Moments for Wanda, Gram matrices for SparseGPT, of what the layers are fed."""
         kinds = {"magnitude": (), "wanda": ("moments",), "sparsegpt": ("moments", "gram")}[self.criterion]
         return list(
-            dict.fromkeys(Need(kind, layer.reads, _axis(layer)) for layer in self.layers(model) for kind in kinds)
+            dict.fromkeys(Need(kind, layer.reads, layer.channel_axis) for layer in self.layers(model) for kind in kinds)
         )
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
@@ -99,8 +99,8 @@ class Sparsify:
 
     def _one(self, layer: Layer, rows: np.ndarray, matrix: np.ndarray, evidence: Evidence) -> tuple[np.ndarray, str]:
         """The new weights of one layer, and why another criterion than the wished one was used."""
-        moments = evidence.get(Need("moments", layer.reads, _axis(layer)))
-        gram = evidence.get(Need("gram", layer.reads, _axis(layer)))
+        moments = evidence.get(Need("moments", layer.reads, layer.channel_axis))
+        gram = evidence.get(Need("gram", layer.reads, layer.channel_axis))
         why = ""
         if self.criterion == "sparsegpt" and gram is not None and gram.matrix.shape[0] == rows.shape[1]:
             return sparsegpt(rows, gram.matrix, self.share)[1], ""
@@ -127,7 +127,3 @@ class Sparsify:
         for name, values in plan.arrays.items():
             set_constant(graph, name, values)
         return model.edited(graph)
-
-
-def _axis(layer: Layer) -> int:
-    return 1 if "Conv" in layer.op else -1

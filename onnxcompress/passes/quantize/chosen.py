@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, input_of, walk
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.operators.layer import Layer, by_node
+from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, refusal, result_of, row_of
 
 
@@ -18,7 +19,7 @@ def candidates(model: Model, kept: Collection[str]) -> tuple[dict[str, ir.Node],
     kept  names of nodes that stay float because somebody said so
     """
     found, refused = {}, {}
-    weighted = {layer.name for layer in layers(model)}
+    weighted = by_node(model)
     for node in walk(model.ir):
         name = node.name or ""
         why = "it was to be kept" if name in kept else refusal(node, model.ir.graph)
@@ -36,7 +37,7 @@ def connected(model: Model, names: Iterable[str]) -> frozenset[str]:
     one reader be one. A node that moves or clips follows the kernel before it, since a grid that begins at zero tells more.
     """
     wanted = set(names)
-    weighted = {layer.name: layer for layer in layers(model)}
+    weighted = by_node(model)
     nodes = {node.name or "": node for node in model.ir.graph if node.name in wanted}
     while True:
         absorbed = {node.name for node in bias_adds(nodes.values(), weighted)}
@@ -70,7 +71,7 @@ def _writer(value: ir.Value, nodes: Mapping[str, ir.Node], weighted: Mapping[str
 
 def classes(model: Model, nodes: Collection[str]) -> dict[str, list[str]]:
     """Like nodes under one name, for the clock: operators, and convolutions by what makes their kernels differ."""
-    weighted = {layer.name: layer for layer in layers(model)}
+    weighted = by_node(model)
     found: dict[str, list[str]] = {}
     for node in model.ir.graph:
         name = node.name or ""
@@ -94,15 +95,25 @@ def _kind(node: ir.Node, layer: Layer | None, model: Model) -> str:
     return "pointwise Conv" if all(size == 1 for size in kernel) else "Conv"
 
 
-def needless_grid(model: Model, nodes: Collection[str], value: str, *, ends: bool = False) -> bool:
-    """Can the product that writes `value` hand it out in float, because no integer node reads it? Outputs of the model: `ends`."""
-    weighted = {layer.name: layer for layer in layers(model)}
+def needless(model: Model, nodes: Collection[str], *, ends: bool = False) -> set[str]:
+    """Values whose product can hand them out in float, because no integer node reads them.
+
+    ends  also of products that write outputs of the model
+    """
+    weighted, found = by_node(model), set()
     for node in model.ir.graph:
         if node.name in nodes and row_of(node).float_output:
             result = result_of(node, weighted.get(node.name or ""))
-            if result.name == value and (ends or not result.is_graph_output()):
-                return not any(reader.name in nodes and _reads(reader, result) for reader, _ in result.uses())
-    return False
+            read = any(reader.name in nodes and _reads(reader, result) for reader, _ in result.uses())
+            if not read and (ends or not result.is_graph_output()):
+                found.add(result.name or "")
+    return found
+
+
+def needed(model: Model, nodes: Collection[str], grids: Mapping[str, Grid]) -> dict[str, Grid]:
+    """The grids without those of `needless` values."""
+    gone = needless(model, nodes)
+    return {value: grid for value, grid in grids.items() if value not in gone}
 
 
 def _reads(node: ir.Node, value: ir.Value) -> bool:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, set_constant, walk
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.operators.layer import Layer, by_node, layers
 from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.levels import LEAST, MOST, Leveled, made, pairs_of
 from onnxcompress.passes.quantize.portable import Pairing, restrict
@@ -94,7 +94,7 @@ def as_rounded(
     model: Model, nodes: Collection[str], grids: Mapping[str, Grid], weights: Mapping[str, Leveled]
 ) -> Model:
     """The float graph with activations rounded where integer nodes round them, weights and biases as their levels say."""
-    pen = Pairs(model.ir.clone(), grids, {}, {layer.name: layer for layer in layers(model)})
+    pen = Pairs(model.ir.clone(), grids, {}, by_node(model))
     for layer in pen.layers.values():
         each = weights.get(layer.weight)
         if each is not None and layer.name in nodes:

@@ -20,7 +20,7 @@ from onnxcompress.evidence.kinds import Histogram
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of
-from onnxcompress.operators.layer import layers
+from onnxcompress.operators.layer import by_node
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
@@ -200,7 +200,7 @@ def gated(
 ) -> Found:
     """The float graph with a gate at every place that is rounded: graph, place -> gates, what nodes touch, value -> place."""
     pen = _Gates(model.ir.clone())
-    weighted = {layer.name: layer for layer in layers(model)}
+    weighted = by_node(model)
     chosen = [node for node in pen.graph.graph if node.name in nodes]
     absorbed = bias_adds(chosen, weighted)
     chosen = [node for node in chosen if node not in absorbed]

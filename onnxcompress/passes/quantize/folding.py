@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import axes_of, constant_of, input_of, new_constant, set_constant, walk
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.operators.view import sizes_of
 
 Affine = tuple[np.ndarray, np.ndarray]
@@ -35,7 +35,7 @@ def folded(model: Model) -> Model:
     for rewrite in (_as_constant, _as_hard, _as_pool, _as_add_or_mul, _as_pixels):
         for node in list(walk(graph)):
             rewrite(graph, node)
-    weighted = {layer.name: layer for layer in layers(model.edited(graph))}
+    weighted = by_node(model.edited(graph))
     for node in list(walk(graph)):
         _into_product(graph, node, weighted)
     for node in list(walk(graph)):

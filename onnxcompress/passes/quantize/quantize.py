@@ -23,9 +23,9 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, set_constant
-from onnxcompress.operators.layer import Layer, all_layers, layers
-from onnxcompress.passes.prune.protect import protected
-from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needless_grid
+from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
+from onnxcompress.passes.protect import protected
+from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needed, needless
 from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid, grid_of
@@ -88,7 +88,7 @@ class Quantize:
         nodes, _ = self._nodes(model)
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
         if self.correct:
-            found += [Need("moments", layer.reads, _axis(layer)) for layer in _weighted(model, nodes).values()]
+            found += [Need("moments", layer.reads, layer.channel_axis) for layer in _weighted(model, nodes).values()]
         found += [Trial.NEED] if self.measure or self.explain or self.rounding != "nearest" else []
         found += [Paired.NEED] if self.rounding != "nearest" else []
         return list(dict.fromkeys(found))
@@ -132,22 +132,19 @@ class Quantize:
 
     def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence) -> dict[str, Grid]:
         """A grid for each value that the nodes read or write; those that share one get the same."""
-        made = {value.name or "": node for node in model.ir.graph for value in node.outputs}
+        gone, found = needless(model, nodes, ends=self.io == "float"), shares(model, nodes)
         grids: dict[str, Grid] = {}
-        for share in shares(model, nodes):
-            if all(needless_grid(model, nodes, value, ends=self.io == "float") for value in share.values):
-                continue
-            grid = self._grid(share, evidence)
+        for share in found:
+            grid = None if gone.issuperset(share.values) else self._grid(share, evidence)
             if grid is not None:
                 grids |= dict.fromkeys(share.values, grid)
-        for share in shares(model, nodes):
-            if share.of:
-                node = next(each for each in model.ir.graph if each.name == share.of)
-                source = next(v.name or "" for v in data_of(node) if constant_of(v) is None)
-                found = derived(node, grids[source]) if source in grids else None
-                if found is not None:
-                    grids |= dict.fromkeys(share.values, found)
-        return {value: grid for value, grid in grids.items() if value in made or value in _inputs(model)}
+        makers = {node.name: node for node in model.ir.graph}
+        for share in found:
+            source = _source(makers[share.of]) if share.of else ""
+            grid = derived(makers[share.of], grids[source]) if source in grids else None
+            if grid is not None:
+                grids |= dict.fromkeys(share.values, grid)
+        return grids
 
     def _grid(self, share: Share, evidence: Evidence) -> Grid | None:
         if share.fixed is not None:
@@ -171,7 +168,7 @@ class Quantize:
     ) -> dict[str, Leveled]:
         found = {}
         for layer in _weighted(model, nodes).values():
-            seen = evidence.get(Need("moments", layer.reads, _axis(layer))) if self.correct else None
+            seen = evidence.get(Need("moments", layer.reads, layer.channel_axis)) if self.correct else None
             found[layer.weight] = leveled(model, layer, portable=self.cpu == "any", seen=seen)
         return found
 
@@ -188,8 +185,8 @@ class Quantize:
         trial, paired = evidence[Trial.NEED], evidence[Paired.NEED]
         if trial.data.synthetic or not nodes:
             return nearest
-        rounded = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
-        found = compensated(Compensation(self.rounding, self.cpu == "any"), model, paired, nodes, rounded, nearest)
+        how, kept = Compensation(self.rounding, self.cpu == "any"), needed(model, nodes, grids)
+        found = compensated(how, model, paired, nodes, kept, nearest)
         reached = [
             trial.compare(_written(model, nodes, grids, _plain(each), _biases(model, each)).ir).sqnr_db
             for each in (nearest, found)
@@ -212,17 +209,14 @@ class Quantize:
     ) -> frozenset[str]:
         """Those of the nodes that are worth it on this CPU; none where the float model is faster."""
 
-        def written(some: frozenset[str]) -> ir.Model:
-            return _written(model, connected(model, some), grids, _plain(weights), {}).ir
+        timed = classes(model, nodes)
+        others = nodes - {name for names in timed.values() for name in names}  # they follow those around them
 
-        choice = fastest(
-            trial,
-            model.ir,
-            lambda some: written(some | _others(model, nodes, some)),
-            classes(model, nodes),
-            self.seconds,
-        )
-        chosen = connected(model, choice.nodes | _others(model, nodes, choice.nodes)) if choice.nodes else frozenset()
+        def written(some: frozenset[str]) -> ir.Model:
+            return _written(model, connected(model, some | others), grids, _plain(weights), {}).ir
+
+        choice = fastest(trial, model.ir, written, timed, self.seconds)
+        chosen = connected(model, choice.nodes | others) if choice.nodes else frozenset()
         _tell(choice, nodes, chosen, plan)
         return chosen
 
@@ -299,7 +293,7 @@ def read(plan: Plan) -> Decided:
 def brought_by(model: Model, plan: Plan, trial: Trial) -> Brought:
     """What each rounding of a plan alone brings to the outputs."""
     decided = read(plan)
-    kept = {value: grid for value, grid in decided.grids.items() if not needless_grid(model, decided.nodes, value)}
+    kept = needed(model, decided.nodes, decided.grids)
     return brought(model, decided.nodes, kept, decided.weights, decided.biases, trial)
 
 
@@ -318,8 +312,7 @@ def _written(
         for name, values in biases.items():
             set_constant(graph, name, values)
         model = model.edited(graph)
-    kept = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
-    return write(model, nodes, kept, weights)
+    return write(model, nodes, needed(model, nodes, grids), weights)
 
 
 def _plain(weights: Mapping[str, Leveled]) -> dict[str, Rounded]:
@@ -353,21 +346,12 @@ def _rounded(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> R
 
 def _weighted(model: Model, nodes: Collection[str]) -> dict[str, Layer]:
     """Node -> its layer, for products with a constant weight."""
-    return {layer.name: layer for layer in layers(model) if layer.name in nodes}
+    return {name: layer for name, layer in by_node(model).items() if name in nodes}
 
 
-def _others(model: Model, nodes: Collection[str], some: Collection[str]) -> frozenset[str]:
-    """Nodes that no class of the clock holds: they follow those around them."""
-    timed = {name for names in classes(model, nodes).values() for name in names}
-    return frozenset(nodes) - timed
-
-
-def _inputs(model: Model) -> set[str]:
-    return {value.name or "" for value in model.ir.graph.inputs}
-
-
-def _axis(layer: Layer) -> int:
-    return 1 if "Conv" in layer.op else -1
+def _source(node: ir.Node) -> str:
+    """The activation that a node reads."""
+    return next(value.name or "" for value in data_of(node) if constant_of(value) is None)
 
 
 def _tell(choice: Choice, before: Collection[str], after: Collection[str], plan: Plan) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, walk
-from onnxcompress.operators.layer import layers
+from onnxcompress.operators.layer import by_node
 from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, number_of, result_of, row_of
 
@@ -38,7 +38,7 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
 
     Products that can hand out floats are among the writers: leave their grid away where only float nodes read them.
     """
-    weighted = {layer.name: layer for layer in layers(model)}
+    weighted = by_node(model)
     parent: dict[str, str] = {}
     made: dict[str, ir.Node] = {}
 
@@ -49,7 +49,8 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
         return name
 
     chosen = [node for node in walk(model.ir) if node.name in nodes]
-    chosen = [node for node in chosen if node not in bias_adds(chosen, weighted)]
+    absorbed = bias_adds(chosen, weighted)
+    chosen = [node for node in chosen if node not in absorbed]
     for node in chosen:
         reads = [v.name or "" for v in data_of(node) if constant_of(v) is None]
         writes = [result_of(node, weighted.get(node.name or "")), *node.outputs[1:]]

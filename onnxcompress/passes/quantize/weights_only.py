@@ -29,7 +29,7 @@ from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import layers
-from onnxcompress.passes.prune.protect import protected
+from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.blocks import Blocks, rebuilt
 from onnxcompress.passes.quantize.found import Form, Stored, Weight, weights_of
 from onnxcompress.passes.quantize.grid import Grid

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -24,13 +23,11 @@ import onnx_ir as ir
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, input_of
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
 from onnxcompress.passes.quantize.shares import affine, ramp
-
-Style = Literal["qdq", "qoperator"]
 
 
 def write(
@@ -49,7 +46,7 @@ def write(
     ModelError where a grid or a weight that is needed is missing, or grids differ that must not.
     """
     graph = model.ir.clone()
-    pen = Pairs(graph, grids, weights, {layer.name: layer for layer in layers(model)})
+    pen = Pairs(graph, grids, weights, by_node(model))
     chosen = [node for node in graph.graph if node.name in nodes]
     absorbed = bias_adds(chosen, pen.layers)
     for node in chosen:

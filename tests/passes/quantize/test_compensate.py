@@ -16,7 +16,7 @@ from onnxcompress.model import Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes import Fold, Quantize
-from onnxcompress.passes.quantize.chosen import needless_grid
+from onnxcompress.passes.quantize.chosen import needed
 from onnxcompress.passes.quantize.compensate import as_rounded
 from onnxcompress.passes.quantize.levels import leveled, pairs_of
 from onnxcompress.passes.quantize.portable import fits
@@ -107,7 +107,7 @@ def test_the_walk_sees_what_the_written_model_computes() -> None:
     result = rounded("nearest", model, data)
     decided = read(result.plans[-1])
     weights = {layer.weight: leveled(model, layer, portable=True, seen=None) for layer in layers(model)}
-    grids = {name: grid for name, grid in decided.grids.items() if not needless_grid(model, decided.nodes, name)}
+    grids = needed(model, decided.nodes, decided.grids)
     walked = as_rounded(model, decided.nodes, grids, weights)
     bare = run(model, [Fold(), Quantize(correct=False, rounding="nearest", measure=False)], data).model
     plain, one, two = (

@@ -13,7 +13,7 @@ from onnxcompress.evidence.kinds import histogram
 from onnxcompress.model import load
 from onnxcompress.model.save import to_bytes
 from onnxcompress.passes import Quantize
-from onnxcompress.passes.quantize.chosen import connected, needless_grid
+from onnxcompress.passes.quantize.chosen import connected, needed
 from onnxcompress.passes.quantize.explain import Brought, Touched, gated, of_node, of_value
 from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.write import write
@@ -55,7 +55,7 @@ def test_shut_gates_are_the_float_model_and_open_ones_the_quantized_one(name: st
     feeds = feeds_of(model)
     nodes, grids, weights = decided(model, feeds)
     nodes = set(connected(model, nodes))
-    grids = {value: grid for value, grid in grids.items() if not needless_grid(model, nodes, value)}
+    grids = needed(model, nodes, grids)
     graph, openings, _, _ = gated(model, nodes, grids, weights, {})
     session = open_session(to_bytes(graph))
     gates = [gate for names in openings.values() for gate in names]
