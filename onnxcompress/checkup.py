@@ -20,7 +20,9 @@ import onnx_ir as ir
 
 from onnxcompress.compare import json_safe
 from onnxcompress.data import Data, open_data
+from onnxcompress.difference import sqnr_db
 from onnxcompress.errors import ModelError
+from onnxcompress.evidence.gates import noise_share
 from onnxcompress.model.load import check_external, read
 from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
 from onnxcompress.runtime.session import open_session
@@ -266,18 +268,12 @@ def saturating(seen: Examined) -> Iterator[Finding]:
     nodes = [each.node.name or "" for each in products(seen.graph) if can_saturate(each)]
     if not nodes:
         return
-    with_, without = Simulation(seen.graph), Simulation(seen.graph, saturate=False)
-    signal: dict[str, float] = {}
-    error: dict[str, float] = {}
-    hit: dict[str, float] = {}
-    for feed in seen.feeds.batches(1):
-        one, two = without.run(feed).outputs, with_.run(feed)
-        hit.update({each.node: each.share for each in two.saturation if each.share > 0})
-        for name, y in one.items():
-            if y.dtype.kind == "f":
-                signal[name] = signal.get(name, 0.0) + float((y.astype(np.float64) ** 2).sum())
-                error[name] = error.get(name, 0.0) + float(((two.outputs[name].astype(np.float64) - y) ** 2).sum())
-    db = min((10 * np.log10(signal[n] / error[n]) for n in signal if error[n] > 0 and signal[n] > 0), default=np.inf)
+    saturated, exact = Simulation(seen.graph), Simulation(seen.graph, saturate=False)
+    feeds = list(seen.feeds.batches(1))
+    runs = [saturated.run(feed) for feed in feeds]
+    share = noise_share([exact.run(feed).outputs for feed in feeds], [each.outputs for each in runs])
+    db = sqnr_db(1.0, share)
+    hit = {each.node: each.share for run in runs for each in run.saturation if each.share > 0}
     told = f"{len(nodes)} nodes have weights whose products can leave 16 bits without VNNI, {len(hit)} do on this data"
     answer = f"{told}: its answer is {db:.1f} dB from what a CPU with VNNI says" if hit else told
     advice = "write it with weights that cannot saturate ('onnxcompress quantize'), or with 7 bits"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any
 
 from onnxcompress import budgets as gates
 from onnxcompress.budgets import BUDGETS
-from onnxcompress.compare import Comparison, json_safe
+from onnxcompress.compare import Comparison
 from onnxcompress.compare import compare as compare_runs
 from onnxcompress.data import Data, named_function
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.gather import first_shapes
-from onnxcompress.files import write_atomic
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import Cost, cost
@@ -25,7 +23,6 @@ from onnxcompress.result import Report
 from onnxcompress.run import How, opened
 from onnxcompress.runtime import clock
 from onnxcompress.runtime.cpu import cpu
-from onnxcompress.runtime.session import open_session
 from onnxcompress.settings import check_names, names_of
 from onnxcompress.task import read_labels
 
@@ -101,8 +98,7 @@ def _compared(one: Runnable, two: Runnable, judging: Data, how: How) -> Comparis
 
 
 def judging_data(one: Runnable, data: Any, whole: bool, how: How) -> Data:
-    session = open_session(one.file, threads=how.threads, name=one.model.source.name)
-    found = opened(session, data, how)
+    found = opened(one.file, data, how, name=one.model.source.name)
     return found if whole else found.held_out
 
 
@@ -206,8 +202,3 @@ def sorted_out(settings: Mapping[str, Any], each: type | None) -> tuple[dict[str
     if isinstance(how.metric, str):
         named_function(how.metric)
     return {name: value for name, value in settings.items() if name in own and name not in ways}, wanted, how
-
-
-def write_json(value: Any, path: str | Path) -> None:
-    """Write a JSON value, the whole file or nothing."""
-    write_atomic(path, json.dumps(json_safe(value), indent=2).encode() + b"\n")

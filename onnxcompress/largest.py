@@ -28,7 +28,6 @@ from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import TARGETS, Outlook, Prune
 from onnxcompress.result import Result
 from onnxcompress.run import How, evidence_for, opened, run
-from onnxcompress.runtime.session import open_session
 
 LEVELS = (1e-5, 1e1)
 """Expected noise shares between which the search runs: 50 dB, and beyond all signal."""
@@ -79,8 +78,7 @@ def largest_cut(
 
 def _outlook(model: Model, prune: Prune, data: Any, how: How) -> Outlook:
     """What all trials decide on."""
-    session = open_session(model.source.runnable, threads=how.threads, name=model.source.name)
-    feed = opened(session, data, how)
+    feed = opened(model.source.runnable, data, how, name=model.source.name)
     return prune.outlook(model, evidence_for(prune, model, model, feed, how))
 
 

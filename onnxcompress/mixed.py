@@ -30,13 +30,12 @@ from onnxcompress.operators.layer import Shapes, layers
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.quantize.chosen import connected
 from onnxcompress.passes.quantize.explain import Brought, decibel
-from onnxcompress.passes.quantize.quantize import brought_by, read
+from onnxcompress.passes.quantize.quantize import brought_by, nodes_of
 from onnxcompress.passes.quantize.rows import row_of
 from onnxcompress.passes.quantize.shares import shares
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.result import Result
 from onnxcompress.run import How, opened, run
-from onnxcompress.runtime.session import open_session
 
 ON_OUTPUTS = ("min_sqnr", "min_cosine", "max_abs", "min_agreement", "max_drop")
 """Budgets that more float can meet."""
@@ -111,8 +110,7 @@ def _problem(loaded: Model, passes: Sequence[Pass], whole: Result, data: Any, ho
     current = loaded
     for each, plan in zip(passes[:-1], whole.plans[:-1], strict=True):
         current = each.apply(current, plan)
-    session = open_session(loaded.source.runnable, threads=how.threads, name=loaded.source.name)
-    seen = opened(session, data, how).calibration
+    seen = opened(loaded.source.runnable, data, how, name=loaded.source.name).calibration
     trial = Trial(loaded, seen, how.batch, how.threads)
     plan = whole.plans[-1]
     found = brought_by(current, plan, trial)
@@ -170,7 +168,7 @@ def _kept(problem: Problem, left: Collection[str]) -> frozenset[str]:
         for n in problem.model.ir.graph
         if n.inputs and n.inputs[0]
     }
-    names = [name for name in read(problem.plan).nodes if name not in gone]
+    names = [name for name in nodes_of(problem.plan) if name not in gone]
     return connected(problem.model, [name for name in names if name in found.nodes or places.get(name) in stay])
 
 
@@ -216,7 +214,7 @@ def _trials(
         return run(loaded, passes, data, budgets=budgets, plans=plans, how=how)
 
     low, high = min(each for each in problem.found.noise.values() if each > 0), problem.total
-    known: dict[frozenset[str], bool] = {frozenset(read(problem.plan).nodes): False}
+    known: dict[frozenset[str], bool] = {frozenset(nodes_of(problem.plan)): False}
     for number in range(count):
         level = math.sqrt(low * high)
         left = left_float(problem, level)
@@ -240,7 +238,7 @@ def _trials(
 
 def _told(found: Result, whole: Result, problem: Problem, trial: Trial, *, timed: bool) -> Result:
     """The result with notes and refusals: which nodes stayed float, and what each of them would bring alone."""
-    kept = set(read(found.plans[-1]).nodes)
+    kept = set(nodes_of(found.plans[-1]))
     left = sorted((name for name in problem.found.nodes if name not in kept), key=problem.found.of, reverse=True)
     plan = found.plans[-1]
     plan.notes.extend(f"with everything in int8: {note}" for note in whole.plans[-1].notes)

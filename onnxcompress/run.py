@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnxcompress import budgets as gates
@@ -19,7 +20,7 @@ from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
-from onnxcompress.runtime.session import Session, open_session
+from onnxcompress.runtime.session import open_session
 
 Progress = Callable[[int, int, str], None]
 """done, total, what."""
@@ -72,8 +73,7 @@ def run(
     clock = Clock()
     with clock("load"):
         original = load(model)
-        session = open_session(original.source.runnable, threads=how.threads, name=original.source.name)
-        feed = opened(session, data, how)
+        feed = opened(original.source.runnable, data, how, name=original.source.name)
     current, made = original, []
     for number, each in enumerate(passes):
         with clock(each.name):
@@ -93,8 +93,9 @@ def run(
     return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
 
 
-def opened(session: Session, data: Any, how: How) -> Data:
-    """The data of a run, checked against the model that is loaded."""
+def opened(file: Path | bytes, data: Any, how: How, *, name: str) -> Data:
+    """The data of a run, checked against the model that onnxruntime loads; `name` of the model, for errors."""
+    session = open_session(file, threads=how.threads, name=name)
     return open_data(
         data,
         session.inputs,

@@ -12,8 +12,7 @@ from typing import Any
 
 from onnxcompress.compare import json_safe
 from onnxcompress.errors import SettingError
-from onnxcompress.files import check_output
-from onnxcompress.judging import write_json
+from onnxcompress.files import check_output, write_atomic
 from onnxcompress.report import Page, markdown, print_page
 from onnxcompress.report.terminal import make_console
 
@@ -44,7 +43,7 @@ def show(page: Page, value: Any, *, to: str | None, quiet: bool, done: Iterable[
         for line in done:
             make_console().print(f" {line}", soft_wrap=True, markup=False)
     if to and to != STANDARD_OUTPUT:
-        write_json(value, to)
+        write_atomic(to, json.dumps(json_safe(value), indent=2).encode() + b"\n")
     if summary := os.environ.get(SUMMARY):
         try:
             with open(summary, "a", encoding="utf-8") as file:

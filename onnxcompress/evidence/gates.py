@@ -50,14 +50,14 @@ def arriving(
     for number, (key, names) in enumerate(openings.items()):
         open_ = {**shut, **{gate: np.full((), level, np.float32) for gate in names}}
         after = [session.run({**feed, **open_}) for feed in feeds]
-        found[key] = _noise_share(plain, after)
+        found[key] = noise_share(plain, after)
         if progress is not None:
             progress(number + 1, len(openings))
     return found
 
 
-def _noise_share(plain: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]]) -> float:
-    """Of the worst float output; outputs that are zero throughout do not count."""
+def noise_share(plain: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Error power over signal power of the worst float output, batch by batch; outputs that are zero throughout do not count."""
     shares = []
     for name, first in plain[0].items():
         if not isinstance(first, np.ndarray) or first.dtype.kind != "f":

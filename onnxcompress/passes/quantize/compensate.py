@@ -23,8 +23,8 @@ from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, set_constant, walk
 from onnxcompress.operators.layer import Layer, by_node, layers
-from onnxcompress.passes.quantize.grid import Grid
-from onnxcompress.passes.quantize.levels import LEAST, MOST, Leveled, made, pairs_of
+from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid
+from onnxcompress.passes.quantize.levels import Leveled, made, pairs_of
 from onnxcompress.passes.quantize.portable import Pairing, restrict
 from onnxcompress.passes.quantize.rounding import DAMPING, ROUNDINGS, Lattice
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, weight_axis

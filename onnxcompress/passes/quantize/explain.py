@@ -8,21 +8,23 @@ whole is about the sum over all places, each counted once, however many nodes to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.difference import sqnr_db
 from onnxcompress.evidence.gates import add_gate
 from onnxcompress.evidence.kinds import Histogram
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of
 from onnxcompress.operators.layer import by_node
+from onnxcompress.passes.quantize.bins import Bins
 from onnxcompress.passes.quantize.grid import Grid, grid_of
-from onnxcompress.passes.quantize.pen import Pen, Rounded
+from onnxcompress.passes.quantize.pen import Decided, Pen
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
 from onnxcompress.passes.quantize.shares import follows, shares
 from onnxcompress.passes.quantize.write import DTYPES
@@ -71,26 +73,16 @@ class Brought:
         return {names[name]: sum(self.noise[place] for place in dict.fromkeys(each)) for name, each in found.items()}
 
 
-def brought(
-    model: Model,
-    nodes: Collection[str],
-    grids: Mapping[str, Grid],
-    weights: Mapping[str, Rounded],
-    biases: Mapping[str, np.ndarray],
-    trial: Trial,
-) -> Brought:
-    """Measure every rounding of a plan by itself, on calibration samples: one run for each.
-
-    grids   of those values that the written graph rounds      biases  initializer -> what goes with the rounded weight
-    """
-    graph, openings, touched, places = gated(model, nodes, grids, weights, biases)
+def brought(model: Model, decided: Decided, trial: Trial) -> Brought:
+    """Measure every rounding of a plan by itself, on calibration samples: one run for each. Grids: of what the graph rounds."""
+    graph, openings, touched, places = gated(model, decided)
     noise = trial.arriving(graph, openings) if openings else {}
     return Brought(noise, touched, places)
 
 
 def decibel(noise: float) -> float:
     """Noise share -> SQNR in dB."""
-    return float(-10 * np.log10(noise)) if noise > 0 else float("inf")
+    return sqnr_db(1.0, noise)
 
 
 # -- what a report shows -------------------------------------------------------------------------------------------
@@ -136,14 +128,12 @@ def of_value(found: Brought, value: str, grid: Grid, seen: Histogram | None) -> 
 
 
 def _below(seen: Histogram, ends: np.ndarray, *, whole: bool = False) -> np.ndarray:
-    """[n] share of the entries below each end, taken to lie evenly inside their bin; `whole`: the outer ends are at infinity."""
-    low, high, counts = seen.bins
-    wide = high > low
-    part = np.clip((ends[:, None] - low) / np.where(wide, high - low, 1.0), 0, 1)
-    part = np.where(wide, part, ends[:, None] > low)
+    """[n] share of the entries below each end; `whole`: the outer ends are at infinity."""
+    bins = Bins.of(seen)
+    found = bins.below(np.nextafter(ends, -np.inf)) / bins.counts.sum()  # an entry at an end is not below it
     if whole:
-        part[0], part[-1] = 0.0, 1.0
-    return np.asarray(part @ (counts / counts.sum()))
+        found[0], found[-1] = 0.0, 1.0
+    return found
 
 
 # -- the graph -----------------------------------------------------------------------------------------------------
@@ -191,15 +181,9 @@ class _Gates(Pen):
 Found = tuple[ir.Model, dict[str, list[str]], dict[str, Touched], dict[str, str]]
 
 
-def gated(
-    model: Model,
-    nodes: Collection[str],
-    grids: Mapping[str, Grid],
-    weights: Mapping[str, Rounded],
-    biases: Mapping[str, np.ndarray],
-) -> Found:
+def gated(model: Model, decided: Decided) -> Found:
     """The float graph with a gate at every place that is rounded: graph, place -> gates, what nodes touch, value -> place."""
-    pen = _Gates(model.ir.clone())
+    pen, nodes, grids = _Gates(model.ir.clone()), decided.nodes, decided.grids
     weighted = by_node(model)
     chosen = [node for node in pen.graph.graph if node.name in nodes]
     absorbed = bias_adds(chosen, weighted)
@@ -216,7 +200,7 @@ def gated(
         for node in chosen
         if not follows(node, grids)
     }
-    _at_weights(pen, chosen, weighted, weights, biases, grids)
+    _at_weights(pen, chosen, weighted, decided)
     _at_values(pen, chosen, results, grids, places)
     openings = {place: [gate.name or ""] for place, gate in pen.gates.items()}
     return pen.graph, openings, {name: _known(each, openings) for name, each in touched.items()}, places
@@ -242,11 +226,10 @@ def _at_weights(
     pen: _Gates,
     chosen: list[ir.Node],
     weighted: Mapping[str, Any],
-    weights: Mapping[str, Rounded],
-    biases: Mapping[str, np.ndarray],
-    grids: Mapping[str, Grid],
+    decided: Decided,
 ) -> None:
     """Weights with their corrected biases, and constant operands."""
+    weights, biases = decided.weights, decided.biases
     changes: dict[tuple[str, str], tuple[ir.Value, np.ndarray]] = {}
     readers = set(chosen) | bias_adds(chosen, weighted)
     for node in chosen:
@@ -257,7 +240,9 @@ def _at_weights(
             changes[place, layer.weight] = (value, stored.grid.values(stored.levels))
             if layer.bias is not None and layer.bias in biases:
                 changes[place, layer.bias] = (pen.graph.graph.initializers[layer.bias], biases[layer.bias])
-        for value in data_of(node) if row_of(node).form in ("computes", "affine") and not follows(node, grids) else []:
+        for value in (
+            data_of(node) if row_of(node).form in ("computes", "affine") and not follows(node, decided.grids) else []
+        ):
             values = constant_of(value)
             if values is not None:
                 grid = grid_of(values.min(initial=0.0), values.max(initial=0.0), "uint8", symmetric=False)

@@ -64,6 +64,15 @@ class Grid:
         return self.scale.reshape(shape), self.zero.reshape(shape)
 
 
+LEAST, MOST = -127, 127
+"""int8 without -128, so that -w is there for every w."""
+
+
+def symmetric_grid(scale: np.ndarray, axis: int | None) -> Grid:
+    """int8 with zero at level 0, as weights have it; scale [] or [channels]."""
+    return Grid(scale, np.zeros(scale.shape, np.int64), "int8", axis, LEAST, MOST)
+
+
 def grid_of(
     low: np.ndarray | float,
     high: np.ndarray | float,

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcompress.difference import sqnr_db
 from onnxcompress.evidence.kinds import Moments
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.quantize.grid import Grid
+from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid, symmetric_grid
 from onnxcompress.passes.quantize.portable import Pairing, Restricted, pairing, restrict, safe_levels, scales
 from onnxcompress.passes.quantize.rounding import bias_shift
 from onnxcompress.passes.quantize.rows import weight_axis
-
-LEAST, MOST = -127, 127
-"""int8 without -128, so that -w is there for every w."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +66,10 @@ def made(
     matrix = layer.matrix(stored).astype(np.float64)
     rows = matrix.reshape(len(matrix), -1)
     error, power = float(((levels * scale[:, None] - rows) ** 2).sum()), float((rows**2).sum())
-    sqnr = float(10 * np.log10(power / error)) if error > 0 and power > 0 else float("inf")
     kept = scale.astype(np.float32) if axis is not None else np.asarray(scale[0], np.float32)
-    grid = Grid(kept, np.zeros(kept.shape, np.int64), "int8", axis, LEAST, MOST)
+    grid = symmetric_grid(kept, axis)
     whole = layer.stored(levels.reshape(matrix.shape), stored).astype(np.int32)
-    return Leveled(whole, grid, bias, sqnr, cost_db)
+    return Leveled(whole, grid, bias, sqnr_db(power, error), cost_db)
 
 
 def _one_scale(rows: np.ndarray, pairs: Pairing | None) -> Restricted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,16 @@ class Rounded:
 
     levels: np.ndarray
     grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What a plan of static int8 says: nodes, grids of values, levels of weights, corrected biases."""
+
+    nodes: Collection[str]
+    grids: Mapping[str, Grid]
+    weights: Mapping[str, Rounded]
+    biases: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +22,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, set_constant
+from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needed, needless
@@ -30,11 +30,12 @@ from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
+from onnxcompress.passes.quantize.pen import Decided, Rounded
 from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, within
-from onnxcompress.passes.quantize.rows import data_of, row_of
-from onnxcompress.passes.quantize.shares import NEAR, Share, derived, shares
+from onnxcompress.passes.quantize.rows import row_of
+from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived, shares
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
-from onnxcompress.passes.quantize.write import Rounded, write
+from onnxcompress.passes.quantize.write import write
 from onnxcompress.plan import Plan, Refusal
 
 SLOWER = "int8 makes it slower on this CPU"
@@ -120,8 +121,7 @@ class Quantize:
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the nodes, grids and levels of the plan."""
         plan.check_fits(model.fingerprint)
-        decided = read(plan)
-        return _written(model, decided.nodes, decided.grids, decided.weights, decided.biases)
+        return _written(model, read(plan))
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Quantize:
                 grids |= dict.fromkeys(share.values, grid)
         makers = {node.name: node for node in model.ir.graph}
         for share in found:
-            source = _source(makers[share.of]) if share.of else ""
+            source = activation(makers[share.of]) if share.of else ""
             grid = derived(makers[share.of], grids[source]) if source in grids else None
             if grid is not None:
                 grids |= dict.fromkeys(share.values, grid)
@@ -188,7 +188,7 @@ class Quantize:
         how, kept = Compensation(self.rounding, self.cpu == "any"), needed(model, nodes, grids)
         found = compensated(how, model, paired, nodes, kept, nearest)
         reached = [
-            trial.compare(_written(model, nodes, grids, _plain(each), _biases(model, each)).ir).sqnr_db
+            trial.compare(_written(model, Decided(nodes, grids, _plain(each), _biases(model, each))).ir).sqnr_db
             for each in (nearest, found)
         ]
         if None not in reached and reached[1] < reached[0]:
@@ -213,7 +213,7 @@ class Quantize:
         others = nodes - {name for names in timed.values() for name in names}  # they follow those around them
 
         def written(some: frozenset[str]) -> ir.Model:
-            return _written(model, connected(model, some | others), grids, _plain(weights), {}).ir
+            return _written(model, Decided(connected(model, some | others), grids, _plain(weights))).ir
 
         choice = fastest(trial, model.ir, written, timed, self.seconds)
         chosen = connected(model, choice.nodes | others) if choice.nodes else frozenset()
@@ -272,47 +272,35 @@ class Quantize:
 # -- reading a plan ----------------------------------------------------------------------------------------------------
 
 
-class Decided(NamedTuple):
-    """What a plan says, as arrays: nodes in int8, grids of values, levels of weights, corrected biases."""
-
-    nodes: list[str]
-    grids: dict[str, Grid]
-    weights: dict[str, Rounded]
-    biases: dict[str, np.ndarray]
-
-
 def read(plan: Plan) -> Decided:
     """The decisions and arrays of a plan of this pass."""
-    nodes = [each["node"] for each in plan.decisions if "node" in each]
     grids = {each["value"]: _read(each) for each in plan.decisions if "value" in each}
     weights = {each["weight"]: _rounded(each, plan.arrays) for each in plan.decisions if "weight" in each}
     biases = {key.removeprefix("bias/"): array for key, array in plan.arrays.items() if key.startswith("bias/")}
-    return Decided(nodes, grids, weights, biases)
+    return Decided(nodes_of(plan), grids, weights, biases)
+
+
+def nodes_of(plan: Plan) -> list[str]:
+    """The nodes that a plan makes int8."""
+    return [each["node"] for each in plan.decisions if "node" in each]
 
 
 def brought_by(model: Model, plan: Plan, trial: Trial) -> Brought:
     """What each rounding of a plan alone brings to the outputs."""
     decided = read(plan)
-    kept = needed(model, decided.nodes, decided.grids)
-    return brought(model, decided.nodes, kept, decided.weights, decided.biases, trial)
+    return brought(model, replace(decided, grids=needed(model, decided.nodes, decided.grids)), trial)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _written(
-    model: Model,
-    nodes: Collection[str],
-    grids: Mapping[str, Grid],
-    weights: Mapping[str, Rounded],
-    biases: Mapping[str, np.ndarray],
-) -> Model:
-    if biases:
+def _written(model: Model, decided: Decided) -> Model:
+    if decided.biases:
         graph = model.ir.clone()
-        for name, values in biases.items():
+        for name, values in decided.biases.items():
             set_constant(graph, name, values)
         model = model.edited(graph)
-    return write(model, nodes, needed(model, nodes, grids), weights)
+    return write(model, decided.nodes, needed(model, decided.nodes, decided.grids), decided.weights)
 
 
 def _plain(weights: Mapping[str, Leveled]) -> dict[str, Rounded]:
@@ -347,11 +335,6 @@ def _rounded(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> R
 def _weighted(model: Model, nodes: Collection[str]) -> dict[str, Layer]:
     """Node -> its layer, for products with a constant weight."""
     return {name: layer for name, layer in by_node(model).items() if name in nodes}
-
-
-def _source(node: ir.Node) -> str:
-    """The activation that a node reads."""
-    return next(value.name or "" for value in data_of(node) if constant_of(value) is None)
 
 
 def _tell(choice: Choice, before: Collection[str], after: Collection[str], plan: Plan) -> None:

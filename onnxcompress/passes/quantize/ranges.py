@@ -10,13 +10,14 @@ Surveys: Krishnamoorthi 2018, arXiv:1806.08342; Nagel et al. 2021, arXiv:2106.08
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from onnxcompress.errors import DataError, SettingError, nearest
 from onnxcompress.evidence.kinds import Histogram, Moments
 from onnxcompress.operators.layer import Layer
+from onnxcompress.passes.quantize.bins import Bins, of_magnitudes
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, Kind, grid_of
 
 Range = tuple[float, float]
@@ -68,8 +69,8 @@ def percentile(histogram: Histogram, kind: Kind, symmetric: bool, percentile: fl
         raise SettingError(f"percentile is {percentile}; give more than 0 and at most 100")
     left_out = 1 - percentile / 100
     if symmetric:
-        return _both(histogram, float(_folded(_Bins.of(histogram)).quantile(1 - left_out)))
-    bins = _Bins.of(histogram)
+        return _both(histogram, float(of_magnitudes(Bins.of(histogram)).quantile(1 - left_out)))
+    bins = Bins.of(histogram)
     return _with_zero(float(bins.quantile(left_out / 2)), float(bins.quantile(1 - left_out / 2)))
 
 
@@ -89,8 +90,8 @@ def entropy(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
     low, high = minmax(histogram, kind, symmetric)
     if levels >= WELL_RESOLVED or low == high:
         return low, high
-    bins = _Bins.of(histogram).without_zero()
-    bins = (_folded(bins) if symmetric else bins).filled(CERTAIN)
+    bins = Bins.of(histogram).without_zero()
+    bins = (of_magnitudes(bins) if symmetric else bins).filled(CERTAIN)
     top = max(-low, high)
     tops = top * SHRUNK
     ends = np.zeros_like(tops) if symmetric else np.maximum(-tops, low), tops if symmetric else np.minimum(tops, high)
@@ -103,7 +104,7 @@ def mse(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
 
     Sung et al. 2015, arXiv:1511.06488; Nagel et al. 2021, arXiv:2106.08295, equation 9.
     """
-    bins = _Bins.of(histogram)
+    bins = Bins.of(histogram)
     return _searched(minmax(histogram, kind, symmetric), kind, symmetric, bins)
 
 
@@ -126,9 +127,9 @@ def output(
     moments  of the same value along its channel axis          energy  [channels], from `read_energy`
     Without them it is `mse`.
     """
-    bins = _Bins.of(histogram)
+    bins = Bins.of(histogram)
     if moments is not None and energy is not None and np.any(energy > 0):
-        bins = _Bins(bins.low, bins.high, bins.counts * _energy_of_bins(bins, moments, energy))
+        bins = Bins(bins.low, bins.high, bins.counts * _energy_of_bins(bins, moments, energy))
     return _searched(minmax(histogram, kind, symmetric), kind, symmetric, bins)
 
 
@@ -225,75 +226,7 @@ def holding(grid: Grid, number: float, near: float) -> Grid:
     return grid_of(low, high, grid.kind, symmetric=False, levels=(grid.low, grid.high))
 
 
-# ---- bins ----
-
-
-@dataclass(frozen=True, eq=False)
-class _Bins:
-    """Ends and entries of bins, ascending, [bins] float64 each; entries lie evenly in theirs."""
-
-    low: np.ndarray
-    high: np.ndarray
-    counts: np.ndarray
-
-    @classmethod
-    def of(cls, histogram: Histogram) -> _Bins:
-        return cls(*histogram.bins)
-
-    def without_zero(self) -> _Bins:
-        """Those that hold more than zero."""
-        kept = (self.low != 0) | (self.high != 0)
-        return _Bins(self.low[kept], self.high[kept], self.counts[kept])
-
-    def filled(self, least: int) -> _Bins:
-        """Neighbours in one until each holds `least` entries or more, but for the last."""
-        before = np.cumsum(self.counts) - self.counts
-        first = np.flatnonzero(np.diff(before // least, prepend=-1.0) > 0)
-        if len(first) == len(self.counts):
-            return self
-        last = np.append(first[1:], len(self.counts)) - 1
-        return _Bins(self.low[first], self.high[last], np.add.reduceat(self.counts, first))
-
-    def coarse(self) -> _Bins:
-        """Eight neighbours in one, where there are many: enough to see where to look closer."""
-        if len(self.counts) <= 256:
-            return self
-        first = np.arange(0, len(self.counts), 8)
-        last = np.minimum(first + 7, len(self.counts) - 1)
-        return _Bins(self.low[first], self.high[last], np.add.reduceat(self.counts, first))
-
-    def below(self, at: np.ndarray) -> np.ndarray:
-        """Entries below each number, any shape."""
-        if not len(self.counts):
-            return np.zeros(np.shape(at))
-        before = np.concatenate([[0.0], np.cumsum(self.counts)])
-        place = np.searchsorted(self.low, at, side="right") - 1
-        inside = np.maximum(place, 0)
-        width = self.high[inside] - self.low[inside]
-        part = np.divide(at - self.low[inside], width, out=np.ones(np.shape(at)), where=width > 0)
-        return np.where(place < 0, 0.0, before[inside] + self.counts[inside] * np.clip(part, 0, 1))
-
-    def quantile(self, share: float) -> float:
-        """The number that this share of the entries does not exceed."""
-        after = np.cumsum(self.counts)
-        wanted = share * after[-1]
-        place = min(int(np.searchsorted(after, wanted)), len(after) - 1)
-        part = 1 - (after[place] - wanted) / self.counts[place]
-        return float(self.low[place] + (self.high[place] - self.low[place]) * np.clip(part, 0, 1))
-
-
-def _folded(bins: _Bins) -> _Bins:
-    """Of magnitudes: bins of both signs on top of each other, cut at all their ends."""
-    ends = np.unique(np.abs(np.concatenate([bins.low, bins.high])))
-    flat = bins.low == bins.high
-    wide = _Bins(bins.low[~flat], bins.high[~flat], bins.counts[~flat])
-    inside = wide.below(ends) - wide.below(-ends)
-    low, high, counts = ends[:-1], ends[1:], np.diff(inside)
-    points = np.abs(bins.low[flat])
-    low, high, counts = (np.concatenate(pair) for pair in ((low, points), (high, points), (counts, bins.counts[flat])))
-    order, used = np.lexsort((high, low)), counts > 0
-    order = order[used[order]]
-    return _Bins(low[order], high[order], counts[order])
+# ---- what a range costs ----
 
 
 def _with_zero(low: float, high: float) -> Range:
@@ -305,10 +238,7 @@ def _both(histogram: Histogram, top: float) -> Range:
     return max(min(histogram.minimum, 0.0), -top), min(max(histogram.maximum, 0.0), top)
 
 
-# ---- what a range costs ----
-
-
-def _error(bins: _Bins, low: np.ndarray, high: np.ndarray, kind: Kind, symmetric: bool) -> np.ndarray:
+def _error(bins: Bins, low: np.ndarray, high: np.ndarray, kind: Kind, symmetric: bool) -> np.ndarray:
     """[candidates] sum over all entries of the squared error on the grid that spans [low, high]."""
     grid = grid_of(low, high, kind, symmetric=symmetric, axis=0)
     width = bins.high - bins.low
@@ -337,7 +267,7 @@ def _integral(grid: Grid, x: np.ndarray) -> np.ndarray:
     return scale**3 * (whole / 12 + (near * near * near + far * far * far) / 3)  # ** 3 would take ten times as long
 
 
-def _divergence(bins: _Bins, low: np.ndarray, high: np.ndarray, levels: int) -> np.ndarray:
+def _divergence(bins: Bins, low: np.ndarray, high: np.ndarray, levels: int) -> np.ndarray:
     """[candidates] Kullback-Leibler divergence of the entries from what the levels of [low, high] tell of them.
 
     By the chain rule: between levels, where P holds what was clipped and Q does not, plus inside each.
@@ -359,7 +289,7 @@ def _divergence(bins: _Bins, low: np.ndarray, high: np.ndarray, levels: int) -> 
     return np.asarray((between + within) / total)
 
 
-def _energy_of_bins(bins: _Bins, moments: Moments, energy: np.ndarray) -> np.ndarray:
+def _energy_of_bins(bins: Bins, moments: Moments, energy: np.ndarray) -> np.ndarray:
     """[bins] mean energy of the channels whose entries lie in a bin; see `output`."""
     entries = np.maximum(moments.count - moments.zeros, 1.0)
     mean = moments.total / entries
@@ -378,7 +308,7 @@ def _energy_of_bins(bins: _Bins, moments: Moments, energy: np.ndarray) -> np.nda
 # ---- search ----
 
 
-def _searched(whole: Range, kind: Kind, symmetric: bool, bins: _Bins) -> Range:
+def _searched(whole: Range, kind: Kind, symmetric: bool, bins: Bins) -> Range:
     """The range of least error inside `whole`: both ends shrunk together, then each in turn; finer steps about the best."""
     low, high = whole
     if low == high:

@@ -94,14 +94,15 @@ def _zeros(chosen: list[ir.Node], made: Mapping[str, ir.Node]) -> Mapping[str, f
     for node in chosen:
         if row_of(node).form != "affine" or node.op_type != "Add":
             continue
-        number, value = -(number_of(node) or 0.0), _activation(node)
+        number, value = -(number_of(node) or 0.0), activation(node)
         while (before := made.get(value)) is not None and row_of(before).form == "affine" and before.op_type == "Mul":
-            number, value = number / (number_of(before) or 1.0), _activation(before)
+            number, value = number / (number_of(before) or 1.0), activation(before)
         found.setdefault(value, number)
     return found
 
 
-def _activation(node: ir.Node) -> str:
+def activation(node: ir.Node) -> str:
+    """The first value that a node reads and that is computed."""
     return next(v.name or "" for v in node.inputs if v is not None and constant_of(v) is None)
 
 
@@ -141,7 +142,7 @@ def follows(node: ir.Node, grids: Mapping[str, Grid]) -> bool:
     form = row_of(node).form
     if form != "affine":
         return form in ("moves", "clips")
-    source = grids.get(_activation(node))
+    source = grids.get(activation(node))
     return source is not None and affine(node, source) is not None
 
 

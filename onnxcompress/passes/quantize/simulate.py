@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 
+from onnxcompress.difference import sqnr_db
 from onnxcompress.errors import DataError
 from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.portable import LEAST, MOST, Pairing, overflows, pairing
@@ -65,7 +66,7 @@ class Sums:
     def db(self) -> float:
         """Signal to saturation error of the sums, in dB; inf where none saturates."""
         error = float((self.excess.astype(np.float64) ** 2).sum())
-        return float(10 * np.log10((self.exact.astype(np.float64) ** 2).sum() / error)) if error else float("inf")
+        return sqnr_db(float((self.exact.astype(np.float64) ** 2).sum()), error)
 
 
 def row_sums(x: np.ndarray, w: np.ndarray, pairs: Pairing | None) -> Sums:

@@ -32,7 +32,7 @@ from onnxcompress.operators.layer import layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.blocks import Blocks, rebuilt
 from onnxcompress.passes.quantize.found import Form, Stored, Weight, weights_of
-from onnxcompress.passes.quantize.grid import Grid
+from onnxcompress.passes.quantize.grid import symmetric_grid
 from onnxcompress.passes.quantize.integers import BLOCK, FOUR, decibel, integers, size_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, fastest
@@ -269,8 +269,7 @@ def read(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Store
     levels, scale = (arrays[f"{part}/{decision['weight']}"] for part in ("levels", "scale"))
     if decision["block"] is not None:
         return Blocks(levels, scale, decision["bits"], decision["block"])
-    grid = Grid(scale, np.zeros(scale.shape, np.int64), "int8", decision["axis"], -127, 127)
-    return Rounded(levels.astype(np.int32), grid)
+    return Rounded(levels.astype(np.int32), symmetric_grid(scale, decision["axis"]))
 
 
 def _written(model: Model, forms: Mapping[str, tuple[Form, Stored]], readers: Mapping[str, Sequence[str]]) -> Model:

@@ -16,6 +16,7 @@ from onnxcompress.passes import Quantize
 from onnxcompress.passes.quantize.chosen import connected, needed
 from onnxcompress.passes.quantize.explain import Brought, Touched, gated, of_node, of_value
 from onnxcompress.passes.quantize.grid import grid_of
+from onnxcompress.passes.quantize.pen import Decided
 from onnxcompress.passes.quantize.write import write
 from onnxcompress.run import How, run
 from onnxcompress.runtime.session import open_session
@@ -56,7 +57,7 @@ def test_shut_gates_are_the_float_model_and_open_ones_the_quantized_one(name: st
     nodes, grids, weights = decided(model, feeds)
     nodes = set(connected(model, nodes))
     grids = needed(model, nodes, grids)
-    graph, openings, _, _ = gated(model, nodes, grids, weights, {})
+    graph, openings, _, _ = gated(model, Decided(nodes, grids, weights))
     session = open_session(to_bytes(graph))
     gates = [gate for names in openings.values() for gate in names]
     float_, written = open_session(to_bytes(model.ir)), open_session(to_bytes(write(model, nodes, grids, weights).ir))
@@ -79,7 +80,7 @@ def test_constant_operands_have_a_place_of_their_own() -> None:
     rng = np.random.default_rng(0)
     shapes = {"w": (4, 4, 3, 3), "v": (4, 4, 1, 1), "k": (1, 1, 4, 4)}
     model = model_of(text, {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()})
-    graph, openings, touched, _ = gated(model, *decided(model, feeds_of(model)), {})
+    graph, openings, touched, _ = gated(model, Decided(*decided(model, feeds_of(model))))
     assert "constants/add" in openings and touched["add"].own == ("constants/add",)
     assert to_bytes(graph)
 
