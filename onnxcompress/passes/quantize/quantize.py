@@ -31,7 +31,7 @@ from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_n
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
 from onnxcompress.passes.quantize.pen import Decided, Rounded
-from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, within
+from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, read_energy, within
 from onnxcompress.passes.quantize.rows import row_of
 from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived, shares
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
@@ -88,7 +88,7 @@ class Quantize:
         """Histograms of what the nodes read and write, means of what layers read, and the clock."""
         nodes, _ = self._nodes(model)
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
-        if self.correct:
+        if self.correct or self.calibration == "output":
             found += [Need("moments", layer.reads, layer.channel_axis) for layer in _weighted(model, nodes).values()]
         found += [Trial.NEED] if self.measure or self.explain or self.rounding != "nearest" else []
         found += [Paired.NEED] if self.rounding != "nearest" else []
@@ -135,7 +135,7 @@ class Quantize:
         gone, found = needless(model, nodes, ends=self.io == "float"), shares(model, nodes)
         grids: dict[str, Grid] = {}
         for share in found:
-            grid = None if gone.issuperset(share.values) else self._grid(share, evidence)
+            grid = None if gone.issuperset(share.values) else self._grid(model, share, evidence)
             if grid is not None:
                 grids |= dict.fromkeys(share.values, grid)
         makers = {node.name: node for node in model.ir.graph}
@@ -146,7 +146,7 @@ class Quantize:
                 grids |= dict.fromkeys(share.values, grid)
         return grids
 
-    def _grid(self, share: Share, evidence: Evidence) -> Grid | None:
+    def _grid(self, model: Model, share: Share, evidence: Evidence) -> Grid | None:
         if share.fixed is not None:
             return grid_of(*share.fixed, "uint8", symmetric=False)
         seen: Histogram | None = None
@@ -157,9 +157,8 @@ class Quantize:
         if seen is None:
             return None
         seen = within(seen, *share.limits)
-        low, high = calibrate(
-            share.ranges[0], seen, self.calibration, "uint8", symmetric=False, percentile=self.percentile
-        )
+        told = _energy(model, share, evidence) if self.calibration == "output" else {"percentile": self.percentile}
+        low, high = calibrate(share.ranges[0], seen, self.calibration, "uint8", symmetric=False, **told)
         grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=False)
         return grid if share.holds is None else holding(grid, share.holds, NEAR)
 
@@ -335,6 +334,18 @@ def _rounded(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> R
 def _weighted(model: Model, nodes: Collection[str]) -> dict[str, Layer]:
     """Node -> its layer, for products with a constant weight."""
     return {name: layer for name, layer in by_node(model).items() if name in nodes}
+
+
+def _energy(model: Model, share: Share, evidence: Evidence) -> dict[str, Any]:
+    """What is known of the channels of values, and what the layers that read them make of each; nothing where no layer does."""
+    readers = [layer for layer in by_node(model).values() if layer.reads in share.values]
+    for each in readers:
+        seen = evidence.get(Need("moments", each.reads, each.channel_axis))
+        if seen is not None:
+            same = [layer for layer in readers if layer.reads == each.reads]
+            weights = [model.array(layer.weight) for layer in same]
+            return {"moments": seen, "energy": read_energy(same, weights, len(seen.mean))}
+    return {}
 
 
 def _tell(choice: Choice, before: Collection[str], after: Collection[str], plan: Plan) -> None:

@@ -103,6 +103,14 @@ def test_digits_from_python(tmp_path: Path) -> None:
     assert to_bytes(finished(again.model)) == to_bytes(finished(result.model))
 
 
+def test_every_calibration_gives_grids_of_its_own() -> None:
+    found = set()
+    for calibration in ("minmax", "average", "percentile", "entropy", "mse", "output"):
+        result = quantize(DIGITS, data=DATA, limit=64, measure=False, rounding="nearest", calibration=calibration)
+        found.add(tuple(each["scale"] for each in result.plans[-2].decisions if "value" in each))
+    assert len(found) == 6
+
+
 def test_a_saved_plan_makes_the_same_file_and_fits_no_other_model(tmp_path: Path) -> None:
     result = quantize(DIGITS, data=DATA, limit=64, measure=False)
     save_plans(result.plans, tmp_path / "plan.json")
