@@ -91,6 +91,8 @@ def entropy(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
     if levels >= WELL_RESOLVED or low == high:
         return low, high
     bins = Bins.of(histogram).without_zero()
+    if not len(bins.counts):  # all of it too small for a normal float32
+        return low, high
     bins = (of_magnitudes(bins) if symmetric else bins).filled(CERTAIN)
     top = max(-low, high)
     tops = top * SHRUNK
