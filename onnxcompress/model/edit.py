@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.weights.coded import CODED, Coded
+
 
 def walk(model: ir.Model) -> Iterator[ir.Node]:
     """Every node in order of execution, the bodies of If, Loop and Scan just before the node that holds them."""
@@ -67,11 +69,28 @@ def set_constant(model: ir.Model, name: str, values: np.ndarray) -> None:
     value = model.graph.initializers[name]
     assert value.const_value is not None
     kept = np.ascontiguousarray(values.astype(value.const_value.dtype.numpy(), copy=False))
-    if FILE_TYPE not in value.const_value.meta:
-        value.const_value = ir.Tensor(kept, dtype=value.const_value.dtype, name=name)
+    before = value.const_value
+    if FILE_TYPE in before.meta:
+        value.const_value = narrow_tensor(kept, before.meta[FILE_TYPE], name)
     else:
-        value.const_value = narrow_tensor(kept, value.const_value.meta[FILE_TYPE], name)
+        value.const_value = ir.Tensor(kept, dtype=before.dtype, name=name)
+    if CODED in before.meta:
+        value.const_value.meta[CODED] = before.meta[CODED]
     value.shape = ir.Shape(kept.shape)
+
+
+def set_coded(model: ir.Model, name: str, coded: Coded) -> None:
+    """Give initializer `name` the decoded values; the file gets the symbols (weights/forms.py)."""
+    values = coded.decode()
+    tensor = ir.Tensor(values, name=name)
+    tensor.meta[CODED] = coded
+    value = model.graph.initializers[name]
+    value.const_value, value.shape = tensor, ir.Shape(values.shape)
+
+
+def coded_of(value: ir.Value) -> Coded | None:
+    """How the values of a constant were coded, before edits that may have followed."""
+    return None if value.const_value is None else value.const_value.meta.get(CODED)
 
 
 FILE_TYPE = "onnxcompress.file_type"
