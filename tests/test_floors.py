@@ -15,7 +15,7 @@ FLOORS = re.search(r"```floors\n(.*?)```", PAGE, re.S)[1].split("\n")  # type: i
 FLOOR_OF = {room: number for number, line in enumerate(FLOORS) for room in line.split()}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.read_text().strip())
 ROOMS = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-EMPTY = {"weights", "__pycache__"}
+EMPTY = {"__pycache__"}
 """Folders without code: they need no floor."""
 
 
