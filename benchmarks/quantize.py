@@ -35,6 +35,7 @@ from benchmarks.quantize_page import Row, last, report, with_row
 from benchmarks.quantize_peers import TOOLS, one_line, write_feeds
 from onnxcompress.compare import compare
 from onnxcompress.data import Data, open_data
+from onnxcompress.difference import logits as as_logits
 from onnxcompress.errors import OnnxCompressError
 from onnxcompress.runtime.clock import measure
 from onnxcompress.runtime.session import open_session
@@ -54,7 +55,6 @@ HELD_OUT = {
 }  # fmt: skip
 """Samples to judge on, by the cost of a run: the first 20 of efficientnet-lite0 are whole labelled photos."""
 HELD_OUT_ELSE = 60
-LEAST = 1e-6
 INTEGER = re.compile("Quantize|QLinear|Integer|NBits")
 
 Metric = Callable[..., float]
@@ -255,29 +255,15 @@ Outputs = Mapping[str, Any]
 def logits(one: Outputs, other: Outputs) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Float outputs of both models; where `one` gives probabilities as logits, so that saturated ones flatter nobody.
 
-    Rows along the last axis longer than 1 that sum to 1: logarithms less their mean; all within 0..1: log odds.
-    Probabilities below LEAST are no smaller than that. What has another shape in `other` is left out.
+    What has another shape in `other` is left out.
     """
     found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = {}, {}
     for name, y in one.items():
         if isinstance(y, np.ndarray) and y.dtype.kind == "f" and y.size and np.shape(other[name]) == y.shape:
-            view = _view(y.astype(np.float64))
+            view = as_logits(y.astype(np.float64)) or np.asarray
             for each, value in zip(found, (y, other[name]), strict=True):
                 each[name] = view(value.astype(np.float64))
     return found
-
-
-def _view(y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    axis = max((axis for axis in range(1, y.ndim) if y.shape[axis] > 1), default=None)
-    if y.min() < 0 or y.max() > 1 + LEAST:
-        return lambda z: z
-    if axis is not None and np.allclose(y.sum(axis), 1, atol=1e-3):
-        return lambda z: _centred(np.log(np.maximum(z, LEAST)), axis)
-    return lambda z: np.log(np.clip(z, LEAST, 1 - LEAST)) - np.log1p(-np.clip(z, LEAST, 1 - LEAST))
-
-
-def _centred(y: np.ndarray, axis: int) -> np.ndarray:
-    return np.asarray(y - y.mean(axis, keepdims=True))
 
 
 def read(outputs: Mapping[str, np.ndarray], lines: int, characters: tuple[str, ...]) -> list[str]:

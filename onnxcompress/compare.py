@@ -52,6 +52,12 @@ class Comparison:
         return min((out.sqnr_db for out in self.outputs if out.sqnr_db is not None), default=None)
 
     @property
+    def logits_db(self) -> float | None:
+        """The same with probabilities as logits: what tells two results apart where outputs are nearly 0 or 1."""
+        each = (out.sqnr_db if out.logits_db is None else out.logits_db for out in self.outputs)
+        return min((db for db in each if db is not None), default=None)
+
+    @property
     def cosine(self) -> float | None:
         """Lowest of the outputs."""
         return min((out.cosine for out in self.outputs if out.cosine is not None), default=None)

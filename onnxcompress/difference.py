@@ -17,12 +17,15 @@ Which outputs are decisions (`agreement`):
                                     sequences that are equal after merging repeats, as CTC reading does
     floats [N, C, H, W], C >= 2     a class for each pixel, where H and W are those of an input; no other feature map
     integers, booleans, strings     the share that is equal
+
+Probabilities that are nearly 0 or 1 hide what happened before the last Softmax or Sigmoid, so that whoever chooses between two
+results looks at `logits_db`: logarithms of rows that add up to one, less their mean; log odds of what else lies within 0 and 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +41,11 @@ VERDICTS = (
 )
 BROKEN = len(VERDICTS) - 1
 
+UNLIKELY = 1e-6
+"""Probabilities below, and above one less this, are taken as this far from certain."""
+
+View = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class OutputComparison:
@@ -47,6 +55,7 @@ class OutputComparison:
     max_abs       largest |y - z|                           relative     max_abs / largest |y|
     cosine        of all values as one vector               sqnr_db      10 log10(sum y^2 / sum (y - z)^2), inf if equal
     agreement     share of equal decisions (see above)      exact        share of sequences that are wholly equal
+    logits_db     sqnr_db with probabilities as logits, for outputs that hold probabilities
     not_finite    values that are NaN or infinite in the result alone
     other_shapes  batches in which the result's shape was another one; they count in nothing else
     """
@@ -60,6 +69,7 @@ class OutputComparison:
     sqnr_db: float | None = None
     agreement: float | None = None
     exact: float | None = None
+    logits_db: float | None = None
     not_finite: int = 0
     other_shapes: int = 0
 
@@ -88,6 +98,7 @@ class Differences:
     zz: float = 0.0
     yz: float = 0.0
     ee: float = 0.0
+    logits: list[float] | None = field(default_factory=lambda: [0.0, 0.0])  # signal, noise; None: no probabilities
     decisions: list[int] = field(default_factory=lambda: [0, 0])
     sequences: list[int] = field(default_factory=lambda: [0, 0])
     not_finite: int = 0
@@ -107,6 +118,7 @@ class Differences:
             self._equal(one, two)
         else:
             self._close(one, two)
+            self._unsquashed(one.astype(np.float64), two.astype(np.float64))
             if self.axis is not None and one.size:
                 self._decide(one.argmax(self.axis), two.argmax(self.axis), feeds)
 
@@ -131,6 +143,16 @@ class Differences:
         self.max_abs = max(self.max_abs, float(np.abs(error).max()))
         self.yy, self.zz, self.yz = self.yy + float(y @ y), self.zz + float(z @ z), self.yz + float(y @ z)
         self.ee += float(error @ error)
+
+    def _unsquashed(self, y: np.ndarray, z: np.ndarray) -> None:
+        """The same as logits, as long as every batch of the original holds probabilities."""
+        view = logits(y) if self.logits is not None else None
+        if view is None or self.logits is None or not np.isfinite(z).all():
+            self.logits = self.logits if not y.size else None
+            return
+        one, two = view(y).ravel(), view(z).ravel()
+        self.logits[0] += float(one @ one)
+        self.logits[1] += float((one - two) @ (one - two))
 
     def _decide(self, one: np.ndarray, two: np.ndarray, feeds: Feeds) -> None:
         self.decisions[0] += int((one == two).sum())
@@ -159,6 +181,7 @@ class Differences:
             sqnr_db=sqnr_db(self.yy, math.inf if lost else self.ee) if floats else None,
             agreement=_share(self.decisions),
             exact=_share(self.sequences),
+            logits_db=sqnr_db(*self.logits) if floats and not lost and self.logits is not None else None,
             not_finite=self.not_finite,
             other_shapes=self.other_shapes,
         )
@@ -188,6 +211,28 @@ def _probabilities(value: np.ndarray) -> bool:
         return False
     rows = value if value.min() >= 0 else np.exp(np.minimum(value, 1.0))
     return bool(np.allclose(rows.sum(-1, dtype=np.float64), 1.0, atol=1e-2))
+
+
+def logits(y: np.ndarray) -> View | None:
+    """What turns arrays like these probabilities into logits; None where they are none.
+
+    y  float64; within 0 and 1. Rows along the last axis longer than one that add up to 1: their logarithms less the row's mean.
+    Otherwise log odds. Both of what is at least UNLIKELY.
+    """
+    if y.size == 0 or not (y.min() >= 0 and y.max() <= 1 + UNLIKELY):
+        return None
+    axis = max((axis for axis in range(1, y.ndim) if y.shape[axis] > 1), default=None)
+    if axis is not None and np.allclose(y.sum(axis), 1, atol=1e-3):
+        return lambda z: _centred(np.log(np.maximum(z, UNLIKELY)), axis)
+    return lambda z: _odds(np.clip(z, UNLIKELY, 1 - UNLIKELY))
+
+
+def _centred(y: np.ndarray, axis: int) -> np.ndarray:
+    return np.asarray(y - y.mean(axis, keepdims=True))
+
+
+def _odds(share: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log(share) - np.log1p(-share))
 
 
 def merged(sequence: np.ndarray) -> np.ndarray:

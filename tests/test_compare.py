@@ -54,6 +54,34 @@ def test_numbers_of_a_scaled_output(by: float, db: float, verdict: int, batch: i
     assert out.agreement == (1.0 if by > 0 else 0.0)
 
 
+def heated(by: float) -> bytes:
+    return model(f"c = Constant<value_float = {by}>() z = Mul(x, c) y = Softmax<axis = -1>(z)")
+
+
+@pytest.mark.parametrize("by", [1.1, 0.9])
+def test_probabilities_are_compared_as_logits_too(by: float) -> None:
+    """Logits that are a tenth off are 20 dB, however saturated the probabilities are."""
+    far = data(x=np.float32([[6, -6, 0, 1]]) * np.linspace(0.1, 0.9, 8, dtype=np.float32)[:, None])
+    found = compare(heated(1.0), heated(by), far)
+    (out,) = found.outputs
+    assert out.logits_db == pytest.approx(20, abs=0.3) and found.logits_db == out.logits_db
+    assert out.sqnr_db is not None and out.sqnr_db > 25
+
+
+def test_odds_of_what_lies_between_zero_and_one() -> None:
+    sigmoid = model("y = Sigmoid(x)"), model("c = Constant<value_float = 1.1>() z = Mul(x, c) y = Sigmoid(z)")
+    assert compare(*sigmoid, data()).logits_db == pytest.approx(20, abs=0.01)
+
+
+def test_what_is_no_probability_has_no_logits() -> None:
+    found = compare(SAME, scaled(1.1), data())
+    assert found.outputs[0].logits_db is None and found.logits_db == found.sqnr_db
+
+
+def test_one_batch_beyond_one_and_nothing_was_a_probability() -> None:
+    assert compare(SAME, scaled(1.1), data(x=np.float32([[0.5] * 4, [2.0] * 4])), batch=1).outputs[0].logits_db is None
+
+
 def test_agreement_alone_lowers_the_grade() -> None:
     turn = model("i = Constant<value_ints = [1, 0]>() y = Gather<axis = 1>(x, i)", "float[N,2]", "float[N,2]")
     same = model("y = Identity(x)", "float[N,2]", "float[N,2]")

@@ -180,14 +180,17 @@ class Quantize:
         evidence: Evidence,
         plan: Plan,
     ) -> dict[str, Leveled]:
-        """Weights rounded layer by layer on data; the nearest where the whole model answers no better for it."""
+        """Weights rounded layer by layer on data; the nearest where the whole model answers no better for it.
+
+        Probabilities are compared as logits: saturated ones tell of nothing but the rarest samples.
+        """
         trial, paired = evidence[Trial.NEED], evidence[Paired.NEED]
         if trial.data.synthetic or not nodes:
             return nearest
         how, kept = Compensation(self.rounding, self.cpu == "any"), needed(model, nodes, grids)
         found = compensated(how, model, paired, nodes, kept, nearest)
         reached = [
-            trial.compare(_written(model, Decided(nodes, grids, _plain(each), _biases(model, each))).ir).sqnr_db
+            trial.compare(_written(model, Decided(nodes, grids, _plain(each), _biases(model, each))).ir).logits_db
             for each in (nearest, found)
         ]
         if None not in reached and reached[1] < reached[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -76,6 +77,16 @@ def test_layers_make_up_for_what_was_lost_before_them() -> None:
         for rounding in ("nearest", "gptq")
     }
     assert found["gptq"] > found["nearest"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_saturated_probabilities_do_not_decide_on_the_rounding(better: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compensated weights (judged second) are taken where the logits are closer, whatever the probabilities say."""
+    logits = (20.0, 21.0) if better else (21.0, 20.0)
+    seen = iter(SimpleNamespace(sqnr_db=41.0 - each, logits_db=each) for each in logits)
+    monkeypatch.setattr(Trial, "compare", lambda self, graph: next(seen))
+    plan = quantize(DIGITS, data=DATA, limit=40, measure=False).plans[2]
+    assert better != any(note.startswith("weights are nearest") for note in plan.notes)
 
 
 def test_synthetic_inputs_say_nothing_about_rounding() -> None:
