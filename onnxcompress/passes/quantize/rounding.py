@@ -127,33 +127,50 @@ def _by_group(
 
 def _gptq(rows: np.ndarray, lattice: Lattice, gram: np.ndarray, damping: float, by_activation: bool) -> np.ndarray:
     order, paired = _order(gram, lattice.pairs, by_activation)
-    diagonal, feedback = _feedback(gram[np.ix_(order, order)], damping)
+    diagonal, feedback = factored(gram[np.ix_(order, order)], damping)
     # [row, out] from here on: what is done column by column lies together in memory
     scale, zero = (np.broadcast_to(part, rows.shape).T[order] for part in lattice.along(rows.shape[1]))
     low, high = box(lattice.low, lattice.high, lattice.pairs)
     most = None if lattice.pairs is None else lattice.pairs.most[order]
-    target, width = rows.T[order], rows.shape[1]
-    levels, error = np.empty_like(target), np.empty_like(target)
-    for start in range(0, width, BLOCK):
-        stop = min(start + BLOCK, width)
-        carried = feedback[:start, start:stop].T @ error[:start]
-        for j in range(start, stop):
-            here = j - start
-            wish = (target[j] - carried[here]) / scale[j] + zero[j]
-            if j >= paired or most is None:
-                levels[j] = np.clip(np.rint(wish), low, high)
-            elif j % 2 == 0:
-                coupling = feedback[j, j + 1]
-                other = (target[j + 1] - carried[here + 1] + coupling * carried[here]) / scale[j] + zero[j]
-                stiff = (float(diagonal[j] ** 2), float(diagonal[j + 1] ** 2))
-                levels[j] = _first_of_pair(wish, other, (most[j], most[j + 1]), low, high, stiff, coupling)
-            else:
-                levels[j] = np.clip(np.rint(wish), *bounds(levels[j - 1], most[j], most[j - 1], low, high))
-            error[j] = (levels[j] - zero[j]) * scale[j] - target[j]
-            carried[here + 1 :] += feedback[j, j + 1 : stop, None] * error[j]
+    target = rows.T[order]
+    levels = np.empty_like(target)
+
+    def fix(j: int, wishes: np.ndarray) -> np.ndarray:
+        wish = wishes[0] / scale[j] + zero[j]
+        if j >= paired or most is None:
+            levels[j] = np.clip(np.rint(wish), low, high)
+        elif j % 2 == 0:
+            coupling = feedback[j, j + 1]
+            other = (wishes[1] + coupling * (target[j] - wishes[0])) / scale[j] + zero[j]
+            stiff = (float(diagonal[j] ** 2), float(diagonal[j + 1] ** 2))
+            levels[j] = _first_of_pair(wish, other, (most[j], most[j + 1]), low, high, stiff, coupling)
+        else:
+            levels[j] = np.clip(np.rint(wish), *bounds(levels[j - 1], most[j], most[j - 1], low, high))
+        return (levels[j] - zero[j]) * scale[j]
+
+    column_by_column(target, feedback, fix)
     found = np.empty(rows.shape, np.int32)
     found[:, order] = levels.T
     return _better(rows, found, nearest(rows, lattice), lattice, gram)
+
+
+def column_by_column(target: np.ndarray, feedback: np.ndarray, fix: Callable[[int, np.ndarray], np.ndarray]) -> None:
+    """Fix one column after another, each error made up for by those that are still free.
+
+    target    [row, out] float64, columns in the order of `factored`
+    feedback  [row, row] of `factored`; [row, row, out] where each of `out` has a Gram of its own, up to BLOCK columns
+    fix       (j, wishes) -> values [out] of column j; wishes[0] is what the column should be now that the earlier ones stand,
+              wishes[1:] those of the columns behind it in the block so far
+    """
+    width = len(target)
+    error = np.empty_like(target)
+    for start in range(0, width, BLOCK):
+        stop = min(start + BLOCK, width)
+        wishes = target[start:stop] - feedback[:start, start:stop].T @ error[:start] if start else target[:stop].copy()
+        for j in range(start, stop):
+            error[j] = fix(j, wishes[j - start :]) - target[j]
+            pull = feedback[j, j + 1 : stop]
+            wishes[j + 1 - start :] -= (pull if pull.ndim == 2 else pull[:, None]) * error[j]
 
 
 def _first_of_pair(
@@ -190,8 +207,8 @@ def _order(gram: np.ndarray, pairs: Pairing | None, by_activation: bool) -> tupl
     return np.concatenate([pairs.columns[pairwise].reshape(-1), alone]).astype(int), pairs.columns.size
 
 
-def _feedback(gram: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
-    """The diagonal of U with U Uᵀ = G + λ, and U with its columns divided by it."""
+def factored(gram: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
+    """The diagonal of U with U Uᵀ = G + λ, and U with its columns divided by it; λ is added to `gram` itself."""
     size = len(gram)
     gram[np.diag_indices(size)] += _ridge(gram, damping)
     try:
