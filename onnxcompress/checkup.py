@@ -24,6 +24,7 @@ from onnxcompress.difference import sqnr_db
 from onnxcompress.errors import ModelError
 from onnxcompress.evidence.gates import noise_share
 from onnxcompress.model.load import check_external, read
+from onnxcompress.operators.stored import ON_LEVELS
 from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
 from onnxcompress.runtime.session import open_session
 
@@ -31,6 +32,12 @@ PAIR = {"QuantizeLinear", "DequantizeLinear"}
 
 SAMPLES = 8
 """On which two CPUs are compared."""
+
+ACTIVATION_ZERO = {
+    **dict.fromkeys(("QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"), 2),
+    "MatMulIntegerToFloat": 4,
+}
+"""Operator -> the input that is the zero of its activations."""
 
 INTEGER_FORM = {
     *("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"),
@@ -200,12 +207,13 @@ def block_before_21(seen: Examined) -> Iterator[Finding]:
 
 def bad_scales(seen: Examined) -> Iterator[Finding]:
     """A scale that is zero, negative, infinite or NaN makes everything behind it so."""
-    where = []
+    where: dict[str, None] = {}
     for node in seen.proto.graph.node:
-        if node.op_type in PAIR and len(node.input) > 1:
-            values = seen.values(node.input[1])
-            if values is not None and not ((values > 0) & np.isfinite(values)).all():
-                where.append(node.input[1])
+        for name in (node.input[index] for index in ON_LEVELS.get(node.op_type, ()) if index < len(node.input)):
+            values = seen.values(name)
+            scale = values is not None and values.dtype.kind == "f"  # the others are zeros
+            if values is not None and scale and not ((values > 0) & np.isfinite(values)).all():
+                where[name] = None
     if where:
         what = f"{len(where)} scales are zero, negative or not finite"
         yield Finding("scale", what, "calibrate again, and look at the data for NaN", tuple(where), True)
@@ -246,7 +254,8 @@ def signed_activations(seen: Examined) -> Iterator[Finding]:
     """onnxruntime's fast x86 kernels multiply uint8 by int8; int8 activations are converted, or run several times slower."""
     where = []
     for node in seen.proto.graph.node:
-        zero = seen.constants.get(node.input[2]) if node.op_type == "QuantizeLinear" and len(node.input) > 2 else None
+        index = ACTIVATION_ZERO.get(node.op_type, 0)
+        zero = seen.constants.get(node.input[index]) if 0 < index < len(node.input) else None
         if zero is not None and zero.data_type == onnx.TensorProto.INT8 and node.input[0] not in seen.constants:
             where.append(node.name or node.output[0])
     if where:

@@ -113,6 +113,34 @@ def test_products_that_saturate_where_they_meet_large_inputs() -> None:
     assert "0 do on this data" in finding.what
 
 
+def spelled_in_kernels(*, zero: type = np.uint8, scale: float = 0.02) -> onnx.ModelProto:
+    """x -> Q -> QLinearConv -> DQ -> y."""
+    constants = {
+        "s": np.float32(scale), "z": zero(0 if zero is np.int8 else 128),
+        "w": RNG.integers(-63, 64, (8, 4, 3, 3)).astype(np.int8), "w_scale": np.full(8, 0.01, np.float32),
+        "w_zero": np.zeros(8, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="quantize_x"),
+        helper.make_node("QLinearConv", ["xq", "s", "z", "w", "w_scale", "w_zero", "s", "z"], ["yq"], name="conv"),
+        helper.make_node("DequantizeLinear", ["yq", "s", "z"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 4, 8, 8]), ("y", None))
+    ]
+    held = [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()]
+    graph = helper.make_graph(nodes, "kernels", ends[:1], ends[1:], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_faults_of_files_spelled_in_kernels() -> None:
+    assert not check(spelled_in_kernels()).findings
+    (finding,) = [each for each in check(spelled_in_kernels(zero=np.int8)).findings if each.kind == "signed"]
+    assert finding.where == ("quantize_x", "conv")
+    assert kinds(spelled_in_kernels(scale=float("nan")))["scale"]
+
+
 def test_an_operator_that_onnxruntime_does_not_know() -> None:
     model = quantized()
     model.graph.node[3].domain = "nowhere"

@@ -11,7 +11,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.layer import Shapes, all_layers
-from onnxcompress.operators.stored import held, is_scale
+from onnxcompress.operators.stored import held, is_level, is_scale
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _is_parameter(value: ir.Value) -> bool:
     assert value.const_value is not None
     if value.const_value.dtype.is_floating_point():
         return not is_scale(value)
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 0 for node, index in value.uses())
+    return value.const_value.dtype.is_integer() and is_level(value)
 
 
 def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:

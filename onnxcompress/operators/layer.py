@@ -84,7 +84,7 @@ class Layer:
         value = shapes.get(self.reads if self.op in ("ConvTranspose", *RECURRENT) else self.writes)
         if value is None:
             return None
-        if self.op in ("Conv", "ConvTranspose", "com.microsoft.FusedConv"):
+        if self.op in ("Conv", "ConvTranspose", "com.microsoft.FusedConv", "QLinearConv"):
             return value[0] * prod(value[2:])
         if self.op in RECURRENT:
             return value[0] * value[1]
@@ -159,14 +159,15 @@ def _of_kernel(node: ir.Node, op: str) -> list[Layer]:
         if integers is not None:
             names = (
                 integers.levels.name or "",
-                order,
-                len(order) - 1,
+                order or tuple(range(len(integers.shape))),
+                max(len(order) - 1, 1),
                 1,
                 None,
                 _read(node, index),
                 node.outputs[0].name,
             )
-            found.append(Layer(node.name or "", op, *names, bits=integers.bits, shape=integers.shape))  # type: ignore[arg-type]
+            groups = node.attributes.get_int("group", 1)
+            found.append(Layer(node.name or "", op, *names, groups, bits=integers.bits, shape=integers.shape))  # type: ignore[arg-type]
     return found
 
 

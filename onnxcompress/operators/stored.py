@@ -14,21 +14,34 @@ REBUILDING = {"Mul", "Sub", "Cast", "Reshape", "Concat", "BitShift"}
 MICROSOFT = "com.microsoft."
 
 KERNELS: dict[str, dict[int, tuple[int, ...]]] = {
+    "QLinearConv": {3: ()},
+    "QLinearMatMul": {3: (1, 0)},
     "MatMulInteger": {1: (1, 0)},
+    MICROSOFT + "QGemm": {3: (1, 0)},
+    MICROSOFT + "MatMulIntegerToFloat": {1: (1, 0)},
     MICROSOFT + "MatMulNBits": {1: (0, 1)},
     MICROSOFT + "DynamicQuantizeLSTM": {1: (0, 2, 1), 2: (0, 2, 1)},
 }
-"""Operator -> input that is a weight -> its axes as [out, in]."""
+"""Operator -> input that is a weight -> its axes as [out, in]; (): as they stand, [out, in, *kernel]."""
 
 
+OF_TWO = (1, 2, 4, 5, 6, 7)
+ON_LEVELS = {
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (1, 2)),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul"), OF_TWO),
+    **{f"QLinear{op}": (1, 2, 3, 4) for op in ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax")},
+    "QLinearConcat": tuple(index for index in range(3 * 256) if index % 3 != 2),
+    "QLinearWhere": (2, 3, 5, 6, 7, 8),
+    "QGemm": (1, 2, 4, 5, 7, 8),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+}
 SCALES = {
-    "QuantizeLinear": (1, 2),
-    "DequantizeLinear": (1, 2),
+    **ON_LEVELS,
     "MatMulNBits": (2, 3),
     "GatherBlockQuantized": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
-"""Operator -> inputs that say how integers are to be read."""
+"""Operator -> inputs that say how integers are to be read: scales and zeros. The other integer inputs of ON_LEVELS are levels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +78,13 @@ def of_kernel(node: ir.Node, index: int) -> Held | None:
     sizes = [node.attributes.get_int(name, 0) for name in ("N", "K")]
     if node.op_type == "MatMulNBits":
         return Held(value, node.attributes.get_int("bits", 4), (sizes[0] or 0, sizes[1] or 0))
-    return Held(value, _bits(value), levels.shape) if levels.ndim == len(KERNELS[_name(node)][index]) else None
+    order = KERNELS[_name(node)][index]
+    return Held(value, _bits(value), levels.shape) if levels.ndim == len(order) or not order else None
+
+
+def is_level(value: ir.Value) -> bool:
+    """Does a constant hold the integers that some node reads by their scale?"""
+    return any(index not in ON_LEVELS.get(node.op_type, (index,)) for node, index in value.uses())
 
 
 def is_scale(value: ir.Value) -> bool:

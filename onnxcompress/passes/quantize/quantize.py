@@ -31,6 +31,7 @@ from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_n
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
 from onnxcompress.passes.quantize.pen import Decided, Rounded
+from onnxcompress.passes.quantize.qoperator import as_operators
 from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, read_energy, within
 from onnxcompress.passes.quantize.rows import row_of
 from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived, shares
@@ -79,6 +80,12 @@ class Quantize:
         Literal["float", "int8"],
         Field(description="int8: the file takes and gives levels where its inputs and outputs are on a grid"),
     ] = "float"
+    form: Annotated[
+        Literal["qdq", "qoperator"],
+        Field(
+            description="qdq: float operators between QuantizeLinear and DequantizeLinear; qoperator: onnxruntime's own integer operators"
+        ),
+    ] = "qdq"
     keep: Annotated[tuple[str, ...], Field(description="nodes, by name or pattern, that stay float")] = ()
     explain: Annotated[
         bool, Field(description="rank the layers by the error that each alone brings to the outputs: a run for each")
@@ -121,7 +128,8 @@ class Quantize:
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the nodes, grids and levels of the plan."""
         plan.check_fits(model.fingerprint)
-        return _written(model, read(plan))
+        written = _written(model, read(plan))
+        return as_operators(written) if self.form == "qoperator" else written
 
     # -- decisions -----------------------------------------------------------------------------------------------
 

@@ -116,6 +116,10 @@ def _integer(node: ir.Node) -> Product:
     return Product(node, "MatMul", _pair(node, 0, None, 2), _pair(node, 1, None, 3))
 
 
+def _to_float(node: ir.Node) -> Product:
+    return Product(node, "MatMul", _pair(node, 0, 2, 4), _pair(node, 1, 3, 5), input_of(node, 6), None, True)
+
+
 FORMS: dict[str, Callable[[ir.Node], Product | None]] = {
     "Conv": _qdq,
     "MatMul": _qdq,
@@ -123,6 +127,7 @@ FORMS: dict[str, Callable[[ir.Node], Product | None]] = {
     "QLinearConv": _qlinear("Conv"),
     "QLinearMatMul": _qlinear("MatMul"),
     "com.microsoft.QGemm": _qgemm,
+    "com.microsoft.MatMulIntegerToFloat": _to_float,
     "MatMulInteger": _integer,
 }
 """Operator -> what it sums, None where this very node does not run on integers. ConvTranspose always runs in float."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +17,6 @@ from onnxcompress.model.spec import violations
 from onnxcompress.passes.quantize.folding import folded
 from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.pen import Rounded
-from onnxcompress.passes.quantize.qoperator import KERNELS, as_operators
 from onnxcompress.passes.quantize.rows import ROWS, refusal
 from onnxcompress.passes.quantize.write import integer_ends, write
 
@@ -185,24 +183,6 @@ def test_every_row_runs_on_integers(name: str) -> None:
         for value, y in wanted.items():
             step = float(grids[value].scale)
             assert np.abs(got[value] - y).max() <= (case.steps + 1e-3) * step
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_both_spellings_say_the_same(name: str) -> None:
-    """QLinear operators: the same kernels, the same levels; pairs are left only where no kernel takes the node."""
-    case = CASES[name]
-    model = model_of(case.text, case.constants)
-    feeds = feeds_of(model)
-    pairs = write(model, *decided(model, feeds))
-    operators = as_operators(pairs)
-    assert not violations(operators)
-    checker.check_model(to_bytes(operators.ir))
-    assert executed(operators) == executed(pairs)
-    for value, y in run(operators, feeds[0]).items():
-        assert np.array_equal(y, run(pairs, feeds[0])[value])
-    spelled = Counter(node.op_type for node in operators.ir.graph)
-    if name != "MatMul and bias":
-        assert not spelled.keys() & KERNELS.keys()
 
 
 def test_every_integer_row_has_a_case() -> None:
