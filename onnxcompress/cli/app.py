@@ -197,7 +197,7 @@ def compare(
         report = judging.compare_report(
             original, result, data=given["data"], whole=given["whole"], progress=bars, **settings
         )
-    show(report_page(report), report.to_json(), to=given["json"], quiet=given["quiet"])
+    show(report_page(report), report.to_json(), _writing(given))
     _gate([verdict["sentence"] for verdict in report.verdicts if not verdict["met"]])
 
 
@@ -207,7 +207,7 @@ def inspect(model: Model, **given: Any) -> None:
     _check(given, model, None)
     images = instance(ImageSettings, IMAGES, given)
     found = inspected(model, data=given["data"], inexact=given["inexact"], inner=given["inner"], images=images)
-    show(inspection_page(found, whole=given["all_rows"]), found.to_json(), to=given["json"], quiet=given["quiet"])
+    show(inspection_page(found, whole=given["all_rows"]), found.to_json(), _writing(given))
 
 
 @verb(INSPECT_DATA, WRITING)
@@ -215,7 +215,7 @@ def check(model: Model, **given: Any) -> None:
     """Find what is wrong with a quantized file: does it load, do its nodes fuse, does it answer the same on every CPU."""
     _check(given, model, None)
     found = checked(model, data=given["data"])
-    show(checkup_page(found), found.to_json(), to=given["json"], quiet=given["quiet"])
+    show(checkup_page(found), found.to_json(), _writing(given))
     _gate([f"{each.what}; {each.advice}" for each in found.findings if each.severe])
 
 
@@ -233,7 +233,7 @@ def benchmark(
     ways = {name: given[name] for name in ("data", "threads", "seconds", "batch", "limit", "seed")}
     with progress(given["quiet"]) as bars:
         found = judging.benchmark(*models, images=images, progress=bars, **ways)
-    show(benchmark_page(found), found.to_json(), to=given["json"], quiet=given["quiet"])
+    show(benchmark_page(found), found.to_json(), _writing(given))
 
 
 def _running(given: Given) -> Given:
@@ -249,9 +249,14 @@ def _budgets(given: Given) -> Given:
 
 def _check(given: Given, model: str, plan_out: str | None, *more: str) -> None:
     """All outputs against all inputs, before any work."""
-    writing = instance(Writing, WRITING, given)
+    writing = _writing(given)
     inputs = [model, *more, given.get("data"), given.get("labels")]
-    check_outputs([given.get("output"), writing.json, plan_out], inputs)
+    check_outputs([given.get("output"), writing.json, writing.html, writing.junit, plan_out], inputs)
+
+
+def _writing(given: Given) -> Writing:
+    found: Writing = instance(Writing, WRITING, given)
+    return found
 
 
 def _finish(result: Result, given: Given, output: str | None) -> None:
@@ -262,7 +267,7 @@ def _finish(result: Result, given: Given, output: str | None) -> None:
         done.append(f"written to {output}")
     if given.get("save_plan"):
         done.append(f"plan written to {given['save_plan']}")
-    show(report_page(result.report), result.report.to_json(), to=given["json"], quiet=given["quiet"], done=done)
+    show(report_page(result.report), result.report.to_json(), _writing(given), done=done)
     _gate([verdict.sentence for verdict in result.verdicts if not verdict.met])
 
 

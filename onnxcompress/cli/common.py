@@ -42,6 +42,13 @@ class Writing:
     json: Annotated[str | None, Field(description="write the report as JSON to this file; - for standard output")] = (
         None
     )
+    html: Annotated[
+        str | None,
+        Field(description="write it as one HTML page, with charts, that needs no other file; -: as for --json"),
+    ] = None
+    junit: Annotated[
+        str | None, Field(description="write budgets and findings as JUnit's test cases; -: as for --json")
+    ] = None
     quiet: Annotated[bool, Field(description="print the first line only")] = False
 
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from onnxcompress.cli.common import Writing
 from onnxcompress.compare import json_safe
 from onnxcompress.errors import SettingError
 from onnxcompress.files import check_output, write_atomic
-from onnxcompress.report import Page, markdown, print_page
+from onnxcompress.report import Page, html, junit, markdown, print_page
 from onnxcompress.report.terminal import make_console
 
 STANDARD_OUTPUT = "-"
@@ -25,25 +26,36 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
     read = [each for each in inputs if each and Path(each).exists()]
     seen: list[str] = []
     for path in outputs:
-        if path and path != STANDARD_OUTPUT:
-            check_output(path, read)
-            if os.path.realpath(path) in seen:
+        if path:
+            place = path if path == STANDARD_OUTPUT else os.path.realpath(path)
+            if path != STANDARD_OUTPUT:
+                check_output(path, read)
+            if place in seen:
                 raise SettingError(f"{path}: named for two outputs; choose another name for one")
-            seen.append(os.path.realpath(path))
+            seen.append(place)
 
 
-def show(page: Page, value: Any, *, to: str | None, quiet: bool, done: Iterable[str] = ()) -> None:
-    """The page on the terminal and in the CI job's summary, the value as JSON; `done` says what was written."""
-    if to == STANDARD_OUTPUT:
-        sys.stdout.write(json.dumps(json_safe(value), indent=2) + "\n")
-    elif quiet:
+RENDERED: dict[str, Callable[[Page, Any], str]] = {
+    "json": lambda page, value: json.dumps(json_safe(value), indent=2) + "\n",
+    "html": lambda page, value: html(page),
+    "junit": lambda page, value: junit(page),
+}
+"""Field of Writing -> its text."""
+
+
+def show(page: Page, value: Any, writing: Writing, *, done: Iterable[str] = ()) -> None:
+    """The page on the terminal, in the CI job's summary and in the files asked for; `done` says what was written."""
+    texts = {to: render(page, value) for name, render in RENDERED.items() if (to := getattr(writing, name))}
+    if STANDARD_OUTPUT in texts:
+        sys.stdout.write(texts.pop(STANDARD_OUTPUT))
+    elif writing.quiet:
         print(page.headline)
     else:
         print_page(page)
         for line in done:
             make_console().print(f" {line}", soft_wrap=True, markup=False)
-    if to and to != STANDARD_OUTPUT:
-        write_atomic(to, json.dumps(json_safe(value), indent=2).encode() + b"\n")
+    for to, text in texts.items():
+        write_atomic(to, text.encode())
     if summary := os.environ.get(SUMMARY):
         try:
             with open(summary, "a", encoding="utf-8") as file:

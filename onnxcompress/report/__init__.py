@@ -1,10 +1,13 @@
 """Renders a Report, an Inspection, a Checkup or a Benchmark; computes nothing.
 
-page.py says what is shown; terminal.py and markdown.py say how
+page.py says what is shown (parts.py: of what a page is made); terminal.py, markdown.py, html.py and junit.py say how.
 """
 
+from onnxcompress.report.html import html
+from onnxcompress.report.junit import junit
 from onnxcompress.report.markdown import markdown
-from onnxcompress.report.page import Page, Table, benchmark_page, checkup_page, inspection_page, report_page
+from onnxcompress.report.page import benchmark_page, checkup_page, inspection_page, report_page
+from onnxcompress.report.parts import Page, Table
 from onnxcompress.report.terminal import print_page
 
 __all__ = [
@@ -12,7 +15,9 @@ __all__ = [
     "Table",
     "benchmark_page",
     "checkup_page",
+    "html",
     "inspection_page",
+    "junit",
     "markdown",
     "print_page",
     "report_page",

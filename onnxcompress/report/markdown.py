@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcompress.report.page import Page, Table
+from onnxcompress.report.parts import Page, Table
 
 SIGNS = {0: "🟢 ", 1: "🟡 ", 2: "🔴 ", None: ""}
 
@@ -17,7 +17,7 @@ def markdown(page: Page) -> str:
 
 def _table(table: Table) -> str:
     rules = ["--:" if column in table.right else "---" for column in table.columns]
-    lines = [_row(table.columns), _row(rules), *(_row([_safe(cell) for cell in row]) for row in table.rows)]
+    lines = [_row(table.columns), _row(rules), *(_row([_safe(cell) for cell in row]) for row in table.first)]
     more = f"\n\n... and {table.more} more" if table.more else ""
     return f"**{_safe(table.title)}**\n\n" + "\n".join(lines) + more
 

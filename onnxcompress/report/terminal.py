@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from onnxcompress.report.page import Page, Table
+from onnxcompress.report.parts import Page, Table
 
 COLOURS = {0: "bold green", 1: "bold yellow", 2: "bold red", None: "bold"}
 PIPE_WIDTH = 120
@@ -49,6 +49,6 @@ def _grid(table: Table) -> Grid:
         grid.add_column(
             column, justify="right" if right else "left", no_wrap=right, overflow="fold", header_style="dim"
         )
-    for row in table.rows:
+    for row in table.first:
         grid.add_row(*(Text(cell, style="bold red" if cell == "MISSED" else "") for cell in row))
     return grid

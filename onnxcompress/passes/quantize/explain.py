@@ -61,6 +61,11 @@ class Brought:
     nodes: Mapping[str, Touched]
     places: Mapping[str, str]
 
+    @property
+    def total(self) -> float:
+        """Summed noise share of all places."""
+        return sum(self.noise.values())
+
     def of(self, node: str) -> float:
         """Noise share if this node alone were int8."""
         return sum(self.parts(node).values())
@@ -89,7 +94,10 @@ def decibel(noise: float) -> float:
 
 
 def of_node(found: Brought, node: str) -> dict[str, Any]:
-    """SQNR if this node alone were int8, and which of its roundings is the worst; nothing for nodes that only move."""
+    """SQNR if this node alone were int8, and which of its roundings is the worst; nothing for nodes that only move.
+
+    shares  of the summed error of all places: what two nodes share counts for both
+    """
     if node not in found.nodes:
         return {}
     parts = found.parts(node)
@@ -97,6 +105,7 @@ def of_node(found: Brought, node: str) -> dict[str, Any]:
         "alone_db": decibel(found.of(node)),
         "mostly": max(parts, key=lambda name: parts[name]),
         "parts_db": {name: decibel(noise) for name, noise in parts.items()},
+        "shares": {name: noise / found.total if found.total else 0.0 for name, noise in parts.items()},
         "reads": [place.removeprefix("value/") for place in found.nodes[node].reads],
         "writes": [place.removeprefix("value/") for place in found.nodes[node].writes],
     }

@@ -1,0 +1,135 @@
+"""What plans decided, as tables and charts: a function a kind of plan, and the table that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxcompress.report import words
+from onnxcompress.report.parts import Chart, Table, table
+
+
+def _cut(plan: Mapping[str, Any]) -> Table:
+    rows = sorted(plan["decisions"], key=lambda each: -len(each["cut"]))
+    cells = [
+        (
+            each["group"],
+            str(len(each["cut"])),
+            str(each["of"]),
+            words.percent(len(each["cut"]) / each["of"], 0),
+            str(len(each["free"])) if each.get("free") else words.UNKNOWN,
+        )
+        for each in rows
+    ]
+    return table(
+        "cuts: units that go together",
+        ("group", "cut", "of", "share", "free"),
+        cells,
+        ("cut", "of", "share", "free"),
+        bars=[(len(each["cut"]) / each["of"],) for each in rows],
+    )
+
+
+def _refitted(plan: Mapping[str, Any]) -> Table:
+    rows = sorted(plan["decisions"], key=lambda each: each["before_db"] - each["after_db"])
+    cells = [(each["layer"], words.decibel(each["before_db"]), words.decibel(each["after_db"])) for each in rows]
+    return table("refits: SQNR of the layer's output", ("layer", "before", "after"), cells, ("before", "after"))
+
+
+def _plain(plan: Mapping[str, Any]) -> Table:
+    cells = [(", ".join(f"{name} {value}" for name, value in each.items())[:100],) for each in plan["decisions"]]
+    return table(plan["method"], ("decision",), cells)
+
+
+def _equalized(plan: Mapping[str, Any]) -> Table:
+    rows = sorted(plan["decisions"], key=lambda each: each["before_db"] - each["after_db"])
+    cells = [
+        (
+            ", ".join(each["written_by"]),
+            ", ".join(each["read_by"]),
+            str(each["channels"]),
+            words.decibel(each["before_db"]),
+            words.decibel(each["after_db"]),
+        )
+        for each in rows
+    ]
+    columns = ("written by", "read by", "channels", "before", "after")
+    return table("channels scaled against each other: SQNR on one grid", columns, cells, columns[2:])
+
+
+def _quantized(plan: Mapping[str, Any]) -> Table:
+    """Layers with weights; where errors were measured one by one, every node that computes."""
+    ops = {each["node"]: each["op"] for each in plan["decisions"] if "node" in each}
+    alone = {each["node"]: each for each in plan["decisions"] if "node" in each and "alone_db" in each}
+    weights = {each["layer"]: each for each in plan["decisions"] if "weight" in each}
+    sqnr = {name: each["alone_db"] for name, each in alone.items()} or {n: e["sqnr_db"] for n, e in weights.items()}
+    order = sorted(sqnr, key=lambda name: float(sqnr[name]))
+    cells = [_int8_row(name, ops[name], alone.get(name), weights.get(name)) for name in order]
+    most = "bring most error" if alone else "lose most"
+    title = f"int8: {len(weights)} weights in {len(ops)} nodes, those that {most} first"
+    columns = ("layer", "operator", "SQNR alone", "mostly by", "SQNR of the weight", "lost to portability")
+    bars = [tuple(alone[name]["shares"].values()) for name in order if name in alone]
+    legend = next(iter(alone.values()))["shares"] if alone else ()
+    return table(title, columns, cells, ("SQNR alone", *columns[4:]), bars=bars, legend=legend)
+
+
+def _int8_row(name: str, op: str, alone: Mapping[str, Any] | None, weight: Mapping[str, Any] | None) -> tuple[str, ...]:
+    return (
+        name,
+        op,
+        words.decibel(alone["alone_db"]) if alone else words.UNKNOWN,
+        str(alone["mostly"]) if alone else words.UNKNOWN,
+        words.decibel(weight["sqnr_db"]) if weight else words.UNKNOWN,
+        f"{weight['portable_db']:.1f} dB" if weight and weight["portable_db"] > 0.05 else words.UNKNOWN,
+    )
+
+
+def _weighed(plan: Mapping[str, Any]) -> Table:
+    cells = [
+        (
+            each["weight"],
+            each["op"],
+            FORMS[each["form"]],
+            str(each["bits"]),
+            words.decibel(each["sqnr_db"]),
+            words.size(each["bytes"][0] - each["bytes"][1]),
+        )
+        for each in sorted(plan["decisions"], key=lambda each: each["sqnr_db"])
+    ]
+    columns = ("weight", "operator", "at run time", "bits", "SQNR", "saved")
+    return table(f"integer weights: {len(cells)}, those that lose most first", columns, cells, columns[3:])
+
+
+FORMS = {"dynamic": "multiplied as integers", "run": "read as integers", "load": "floats, rebuilt at load"}
+"""What `passes.QuantizeWeights` does with a weight, in words."""
+
+DECISIONS = {
+    "prune": _cut,
+    "refit": _refitted,
+    "equalize": _equalized,
+    "quantize": _quantized,
+    "quantize-weights": _weighed,
+}
+"""Method of a plan -> its table."""
+
+
+def decided(plan: Mapping[str, Any]) -> Table:
+    """The table of what a plan decided."""
+    return DECISIONS.get(plan["method"], _plain)(plan)
+
+
+def charts(plan: Mapping[str, Any]) -> list[Chart]:
+    """What was seen of each value that has a histogram in the plan, and its grid's range; what costs most first."""
+    seen = [each for each in plan["decisions"] if "histogram" in each]
+    return [
+        Chart(
+            each["value"],
+            f"{words.decibel(each.get('alone_db'))} alone, {words.percent(each['clipped'], 2)} clipped, "
+            f"{each['bits']:.1f} of 8 bits used",
+            each["seen"][0],
+            each["seen"][1],
+            tuple(each["histogram"]),
+            tuple(each["range"]),
+        )
+        for each in sorted(seen, key=lambda each: float(each.get("alone_db", "inf")))
+    ]
