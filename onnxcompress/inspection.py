@@ -15,17 +15,24 @@ from onnxcompress.data import open_data
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.model import Loadable, Model, load
+from onnxcompress.model.edit import FILE_TYPE
 from onnxcompress.model.load import read
+from onnxcompress.model.save import written_as
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer, parameters
-from onnxcompress.operators.layer import Shapes, all_layers
+from onnxcompress.operators.layer import Layer, Shapes, all_layers
 from onnxcompress.passes.prune.free import free_cuts
 from onnxcompress.runtime.session import open_session
+from onnxcompress.weights.forms import bytes_of, chosen
 
 
 @dataclass(frozen=True)
 class LayerLine:
-    """One weight of one node: shape as [out, in/groups, *kernel]; bits as stored; macs of one sample, None where unknown."""
+    """One weight of one node: shape as [out, in/groups, *kernel]; macs of one sample, None where unknown.
+
+    bits      of one weight in the file, books and nodes counted where it is coded
+    encoding  how a coded one is stored; empty: as numbers of a type
+    """
 
     name: str
     op: str
@@ -34,7 +41,8 @@ class LayerLine:
     parameters: int
     macs: int | None
     share: float | None
-    bits: int
+    bits: float
+    encoding: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Inspection:
     def headline(self) -> str:
         """The first line."""
         free = sum(group.units for group in self.groups)
-        narrow = sum(layer.bits < 16 for layer in self.layers)
+        narrow = sum(layer.bits < 16 and not layer.encoding for layer in self.layers)
         if narrow:
             return f"{self.name}: already quantized, {narrow} of {len(self.layers)} weights have 8 bits or fewer"
         total = free + sum(frozen.channels for frozen in self.frozen)
@@ -173,15 +181,38 @@ def _layers(model: Model, shapes: Shapes) -> tuple[LayerLine, ...]:
     for layer in all_layers(model):
         values = model.array(layer.weight) if layer.bits is None else np.broadcast_to(np.float32(0), layer.shape)
         bias = 0 if layer.bias is None else model.array(layer.bias).size
-        bits = layer.bits or 8 * values.dtype.itemsize
+        bits, encoding = _stored(model, layer)
         own = macs.get((layer.name, layer.weight)) if shapes else None
         share = own / total if own is not None and total else None
         lines.append(
             LayerLine(
-                layer.name, layer.op, layer.weight, layer.matrix(values).shape, values.size + bias, own, share, bits
+                layer.name,
+                layer.op,
+                layer.weight,
+                layer.matrix(values).shape,
+                values.size + bias,
+                own,
+                share,
+                bits,
+                encoding,
             )
         )
     return tuple(lines)
+
+
+def _stored(model: Model, layer: Layer) -> tuple[float, str]:
+    """Bits of a weight in the file, and in words how it is coded."""
+    value = model.initializers[layer.weight]
+    coded = None if layer.bits else written_as(value)
+    form = None if coded is None else chosen(coded, model.ir.opset_imports[""])
+    if coded is None or form is None:
+        narrow = None if value.const_value is None else value.const_value.meta.get(FILE_TYPE)
+        return float(layer.bits or 8 * (narrow or value.dtype).itemsize), ""  # type: ignore[union-attr]
+    size = bytes_of(coded, form)
+    assert size is not None
+    vectors = f" of {coded.width}" if coded.width > 1 else ""
+    books = f"{coded.books.shape[0]} books of " if coded.groups is not None else ""
+    return 8 * size / coded.size, f"{form}, {books}{coded.entries} entries{vectors}"
 
 
 def _group(model: Model, channels: Channels, group: Group, *, exact: bool) -> GroupLine:

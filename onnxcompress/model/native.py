@@ -250,6 +250,8 @@ def simplify(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     except (RuntimeError, ValueError) as error:
         notes.append(f"onnxsim declined: {first_line(error)[:120]}")
         return model
+    del simpler.metadata_props[:]  # onnxsim leaves a page about itself
+    simpler.metadata_props.extend(model.metadata_props)
     return simpler
 
 

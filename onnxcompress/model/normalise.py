@@ -18,6 +18,8 @@ from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import constant_of, narrow_tensor, new_constant, walk
 from onnxcompress.model.model import Model, Source
 from onnxcompress.model.native import FAILURES, first_line, run_native
+from onnxcompress.weights.chains import decoded
+from onnxcompress.weights.coded import CODED
 
 OLDEST_IR = 8
 """The IR version of opset 17. Below 4 every initializer had to be an input too, which the converter still insists on."""
@@ -199,6 +201,22 @@ def widen(model: ir.Model, notes: list[str]) -> ir.Model:
     return model
 
 
+def decode(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Weights that the file holds as symbols: the dense values, which remember how they were coded."""
+    for made, found in decoded(model.graph).items():
+        tensor = ir.Tensor(found.values, name=made.name)
+        if found.coded is not None:
+            tensor.meta[CODED] = found.coded
+        weight = ir.Value(name=made.name, const_value=tensor)
+        node = made.producer()
+        made.replace_all_uses_with(weight)
+        assert node is not None and node.graph is not None
+        node.graph.remove(node, safe=True)
+        model.graph.register_initializer(weight)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
 def gemm_in_one_form(model: ir.Model, notes: list[str]) -> ir.Model:
     """Gemm with transA=0 and alpha=beta=1: the factors go into its constants."""
     for node in walk(model):
@@ -287,6 +305,7 @@ STEPS: tuple[Step, ...] = (
     large_constants_to_initializers,
     to_arrays,
     validate,
+    decode,
     widen,
     run_native,
     order,

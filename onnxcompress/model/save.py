@@ -12,9 +12,11 @@ from onnx import checker
 
 from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
-from onnxcompress.model.edit import FILE_TYPE, constant_of, new_constant
+from onnxcompress.model.edit import FILE_TYPE, coded_of, constant_of, new_constant
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import check_message, first_line
+from onnxcompress.weights.coded import Coded, recoded
+from onnxcompress.weights.forms import Pen, chosen, write
 
 LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 """protobuf's limit on one message, less some room for the graph."""
@@ -41,8 +43,34 @@ def finished(model: Model) -> ir.Model:
     ):
         each(graph)
     _transposed_once(graph)
+    _coded(graph)
     _narrowed(graph)
     return graph
+
+
+def _coded(graph: ir.Model) -> None:
+    """Values that were coded go to the file as symbols, where they still are in their books and that is smaller."""
+    pen = Pen(graph.graph)
+    for value in list(graph.graph.initializers.values()):
+        coded = written_as(value)
+        if coded is None:
+            continue
+        form = chosen(coded, graph.opset_imports[""])
+        if form is None:
+            continue
+        made = write(pen, coded, form)
+        value.replace_all_uses_with(made)
+        graph.graph.initializers.pop(value.name or "")
+        made.name, made.type, made.shape = value.name, value.type, value.shape
+    pen.finish()
+
+
+def written_as(value: ir.Value) -> Coded | None:
+    """How a value is coded now: as it was, or with the symbols that edits have left; None where it is dense."""
+    before = coded_of(value)
+    if before is None or value.const_value is None or value.is_graph_output():
+        return None
+    return recoded(value.const_value.numpy(), before)
 
 
 def _narrowed(graph: ir.Model) -> None:

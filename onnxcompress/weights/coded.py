@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -24,6 +24,7 @@ class Coded:
     scales   [shape[axis]] in the tensor's type; None: no factor
     groups   int [shape[axis]], which book each slice along `axis` uses; None: there is one book
     axis     of books and scales
+    form     in which the file holds the symbols, a key of `forms.FORMS`; auto: the smallest
 
     With `width` > 1 (product quantization) several books need axis 0, and whole vectors in a slice.
     """
@@ -34,6 +35,7 @@ class Coded:
     scales: np.ndarray | None = None
     groups: np.ndarray | None = None
     axis: int = 0
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         size, length = prod(self.shape), self.shape[self.axis] if self.shape else 1
@@ -43,6 +45,11 @@ class Coded:
         assert self.scales is None or self.scales.shape == (length,)
         assert (count == 1) if self.groups is None else self.groups.shape == (length,)
         assert self.groups is None or width == 1 or (self.axis == 0 and (size // length) % width == 0)
+
+    @property
+    def size(self) -> int:
+        """Weights."""
+        return prod(self.shape)
 
     @property
     def entries(self) -> int:
@@ -95,13 +102,15 @@ def recoded(values: np.ndarray, like: Coded) -> Coded | None:
         return like
     if values.dtype != like.dtype or not values.size:
         return None
+    found = _again(values, like)
+    return None if found is None else replace(found, form=like.form)
+
+
+def _again(values: np.ndarray, like: Coded) -> Coded | None:
     if like.width > 1:
-        return _vectors(values, like.books[0]) if like.groups is None and like.scales is None else None
-    if like.scales is not None:
-        found = _scaled(values, like)
-        if found is not None:
-            return found
-    return per_tensor(values) or per_slice(values, like.axis)
+        return vectors_of(values, like.books[0]) if like.groups is None and like.scales is None else None
+    scaled = None if like.scales is None else _scaled(values, like)
+    return scaled or per_tensor(values) or per_slice(values, like.axis)
 
 
 def per_tensor(values: np.ndarray) -> Coded | None:
@@ -131,7 +140,9 @@ def _scaled(values: np.ndarray, like: Coded) -> Coded | None:
     assert like.scales is not None
     if like.groups is not None:
         return None
-    book = np.unique(np.append(like.books[0, :, 0], values.dtype.type(0)) if (values == 0).any() else like.books[0, :, 0])
+    book = np.unique(
+        np.append(like.books[0, :, 0], values.dtype.type(0)) if (values == 0).any() else like.books[0, :, 0]
+    )
     rows = np.moveaxis(values, like.axis, 0).reshape(values.shape[like.axis], -1)
     products = np.abs(like.scales[:, None] * book)
     order = np.argsort(products, axis=None, kind="stable")
@@ -140,7 +151,9 @@ def _scaled(values: np.ndarray, like: Coded) -> Coded | None:
     for number, row in enumerate(rows):
         largest = np.abs(row).max()
         first, last = np.searchsorted(sizes, largest), np.searchsorted(sizes, largest, side="right")
-        owners = dict.fromkeys((order[first:last] // len(book)).tolist()) if largest > 0 else {number % len(like.scales): 0}
+        owners = (
+            dict.fromkeys((order[first:last] // len(book)).tolist()) if largest > 0 else {number % len(like.scales): 0}
+        )
         for owner in sorted(owners, key=lambda each: each != number):
             entries = like.scales[owner] * book
             placed = np.argsort(entries, kind="stable")
@@ -155,7 +168,7 @@ def _scaled(values: np.ndarray, like: Coded) -> Coded | None:
     return Coded(values.shape, flat, book[None, :, None], scales, axis=like.axis)
 
 
-def _vectors(values: np.ndarray, book: np.ndarray) -> Coded | None:
+def vectors_of(values: np.ndarray, book: np.ndarray) -> Coded | None:
     """Symbols of vectors that are all in the book."""
     entries, width = book.shape
     if values.size % width:
