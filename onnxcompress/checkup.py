@@ -46,6 +46,10 @@ INTEGER_FORM = {
 """Operators that onnxruntime has an integer kernel for: left in float between DequantizeLinear and QuantizeLinear they cost time."""
 
 
+PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+"""Which of these are a loss wherever they read levels: their weights are integers."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault.
@@ -222,12 +226,14 @@ def bad_scales(seen: Examined) -> Iterator[Finding]:
 def left_in_float(seen: Examined) -> Iterator[Finding]:
     """Q/DQ pairs that did not fuse: the node runs in float, and its neighbours convert back and forth."""
     made = {name: node for node in seen.executed for name in node.output}
+    rounded = {node.input[0] for node in seen.executed if node.op_type == "QuantizeLinear"}
     found = [
         node
         for node in seen.executed
         if node.op_type in INTEGER_FORM
         and not node.domain.startswith("com.microsoft")
         and "DequantizeLinear" in [_made_by(made, name) for name in node.input]
+        and (node.op_type in PRODUCTS or rounded.intersection(node.output))  # else it is where floats begin
     ]
     if found:
         counts = Counter(node.op_type for node in found)

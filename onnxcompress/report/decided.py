@@ -66,7 +66,7 @@ def _quantized(plan: Mapping[str, Any]) -> Table:
     order = sorted(sqnr, key=lambda name: float(sqnr[name]))
     cells = [_int8_row(name, ops[name], alone.get(name), weights.get(name)) for name in order]
     most = "bring most error" if alone else "lose most"
-    title = f"int8: {len(weights)} weights in {len(ops)} nodes, those that {most} first"
+    title = f"int8: {words.things(len(weights), 'weight')} in {words.things(len(ops), 'node')}, those that {most} first"
     columns = ("layer", "operator", "SQNR alone", "mostly by", "SQNR of the weight", "lost to portability")
     bars = [tuple(alone[name]["shares"].values()) for name in order if name in alone]
     legend = next(iter(alone.values()))["shares"] if alone else ()

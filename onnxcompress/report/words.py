@@ -32,6 +32,11 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None else _scaled(value, COUNTS, "")
 
 
+def things(number: int, name: str) -> str:
+    """A number and what it counts."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share."""
     return UNKNOWN if value is None else f"{100 * value:.{digits}f} %"

@@ -103,6 +103,14 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "output is a folder": (lambda folder: ["prune", MODEL, "-o", str(folder)], "folder"),
     "output in no folder": (lambda folder: ["prune", MODEL, "-o", str(folder / "no" / "out.onnx")], "does not exist"),
     "outputs equal": (lambda folder: ["prune", MODEL, "-o", out(folder), "--json", out(folder)], "two outputs"),
+    "page is input": (
+        lambda folder: ["inspect", copied := file(folder, Path(MODEL).read_bytes()), "--html", copied],
+        "input",
+    ),
+    "two on standard output": (
+        lambda folder: ["inspect", MODEL, "--json", "-", "--junit", "-"],
+        "two outputs",
+    ),
     "plan of another": (plan_of_another, "another model"),
     "plan damaged": (damaged_plan, "not a plan"),
     "no such verb": (lambda folder: ["prun", MODEL], "prun"),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnxruntime
@@ -121,6 +122,36 @@ def test_summary_of_a_ci_job(tmp_path: Path, cli: Run, monkeypatch: pytest.Monke
     assert cli("compare", MODEL, MODEL).code == 0
     text = summary.read_text()
     assert text.startswith("before\n### ") and "| file size |" in text
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["prune", "--dry-run"],
+        ["quantize", "--dry-run", "--no-measure", "--rounding", "nearest"],
+        ["compare", MODEL],
+        ["inspect"],
+        ["check"],
+        ["benchmark", "--seconds", "0.1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_verb_writes_a_page_and_test_cases(tmp_path: Path, cli: Run, verb: list[str]) -> None:
+    page, cases = tmp_path / "page.html", tmp_path / "cases.xml"
+    done = cli(verb[0], MODEL, *verb[1:], "--html", str(page), "--junit", str(cases))
+    assert done.code == 0, done.err
+    first = done.out.splitlines()[0].replace(MODEL, "")
+    assert "<!doctype html>" in page.read_text() and "digits.onnx" in page.read_text()
+    suite = ElementTree.parse(cases).getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
+    assert first.strip() in (suite.findtext("testcase/system-out") or "").replace(MODEL, "")
+
+
+def test_test_cases_of_budgets_on_standard_output(cli: Run) -> None:
+    done = cli("compare", MODEL, MODEL, "--min-sqnr", "10", "--max-size", "0.5", "--junit", "-")
+    assert done.code == 1
+    failed = [case.get("name") for case in ElementTree.fromstring(done.out)[0] if case.find("failure") is not None]
+    assert failed == ["max_size"]
 
 
 @pytest.mark.parametrize("verb", [None, "prune", "apply", "compare", "inspect", "benchmark"])
