@@ -15,10 +15,17 @@ import numpy as np
 Gram = np.ndarray | None
 """In any of its forms."""
 
-STEPS = 40
-"""Of conjugate gradients at most."""
+FINE = 2.0**-10
+"""Share of the largest entry by which float16 may miss one: its own step is a quarter to a half of that."""
 
-CLOSE = 1e-8
+SHRINK = 0.1
+"""Of `shrunk`. On held-out rows of 13 layers of two models 0.01, 0.03, 0.1 and 0.3 gave 32.6, 32.7, 32.8 and 32.8 dB: with few
+samples a wide layer's Gram matrix knows directions without error that are only unseen."""
+
+STEPS = 10
+"""Of conjugate gradients at most: 40 of them gained under 0.01 dB more."""
+
+CLOSE = 1e-3
 """Share of the first residual at which conjugate gradients stop."""
 
 
@@ -57,11 +64,21 @@ class Books:
         return Books(self.entries, self.of(out)[rows], None if self.scales is None else self.scales[rows])
 
     def halved(self) -> Books:
-        """Entries as float16 holds them, with two bytes each in the file; as they are where that would be coarser than 2^-10."""
-        with np.errstate(over="ignore"):
-            half = self.entries.astype(np.float16).astype(np.float64)
-        limit = 2.0**-10 * np.abs(self.entries).max(axis=1, keepdims=True)
-        return replace(self, entries=half) if (np.abs(half - self.entries) <= limit).all() else self
+        """Entries and scales as the file holds them: float16, two bytes each, where that is fine enough, scales else float32."""
+        largest = np.abs(self.entries).max(axis=1, keepdims=True)
+        entries = _half(self.entries, largest)
+        if self.scales is None:
+            return replace(self, entries=self.entries if entries is None else entries)
+        scales = _half(self.scales, np.abs(self.scales))
+        scales = self.scales.astype(np.float32).astype(np.float64) if scales is None else scales
+        return replace(self, entries=self.entries if entries is None else entries, scales=scales)
+
+
+def _half(values: np.ndarray, size: np.ndarray) -> np.ndarray | None:
+    """As float16 holds them; None where one is off by more than FINE of its size."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16).astype(np.float64)
+    return half if (np.abs(half - values) <= FINE * size).all() else None
 
 
 def times(rows: np.ndarray, gram: Gram) -> np.ndarray:
@@ -73,6 +90,16 @@ def times(rows: np.ndarray, gram: Gram) -> np.ndarray:
     if gram.ndim == 2:
         return rows @ gram
     return (rows.reshape(len(gram), -1, rows.shape[1]) @ gram).reshape(rows.shape)
+
+
+def shrunk(gram: np.ndarray, share: float = SHRINK) -> np.ndarray:
+    """A Gram matrix, or one a group, drawn towards its diagonal, which a few samples know better than the rest.
+
+    (1 − share) G + share diag(G), as Ledoit and Wolf 2004 shrink a covariance.
+    """
+    found = gram * (1 - share)
+    np.einsum("...kk->...k", found)[...] += share * np.einsum("...kk->...k", gram)
+    return found
 
 
 def loss(
