@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +22,7 @@ from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, set_constant, walk
 from onnxcompress.operators.layer import Layer, by_node, layers
+from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid
 from onnxcompress.passes.quantize.levels import Leveled, made, pairs_of
 from onnxcompress.passes.quantize.portable import Pairing, restrict
@@ -30,17 +30,6 @@ from onnxcompress.passes.quantize.rounding import DAMPING, ROUNDINGS, Lattice
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, weight_axis
 from onnxcompress.passes.quantize.shares import follows
 from onnxcompress.passes.quantize.write import Pairs
-from onnxcompress.passes.refit.goals import goals
-from onnxcompress.passes.refit.refit import bias_of, unsuited
-from onnxcompress.passes.refit.rows import gathered
-from onnxcompress.passes.refit.solver import Sums, in_db, regressed
-
-RIDGES = (1e-2, 1e-1, 1.0)
-"""Tried for the aim, as shares of the Gram's mean diagonal. Rounding errors are small and much like noise: of 54 layers of a
-classifier (24 samples) the original's weights won 26, the shares 1, 0.1 and 0.01 won 19, 4 and 3, smaller ones 2 in all."""
-
-WIDEST = 4608
-"""Columns of a row above which a weight stays nearest: the Gram of 9,216 (AlexNet's first matrix) takes 0.7 GB and minutes."""
 
 SWEEPS = 4
 """Of coordinate descent over rows that have a Gram of their own."""
@@ -72,12 +61,11 @@ def compensated(
 
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
     nodes   that run on integers      grids  of the values that are rounded
-    Weights that several nodes read, that have batch axes, lie in bodies or are wider than WIDEST stay as in `start`.
+    Weights of which no rows can be gathered (`fits`) stay as in `start`.
     """
     todo = {layer.name: layer for layer in layers(model) if layer.name in nodes and layer.weight in start}
     places = {node.name or "": node for node in walk(model.ir)}
-    todo = {name: layer for name, layer in todo.items() if not unsuited(layer, places[name], model)}
-    todo = {name: layer for name, layer in todo.items() if _width(model, layer) <= WIDEST}
+    todo = {name: layer for name, layer in todo.items() if fits(model, layer, places[name])}
     found = dict(start)
     both = replace(paired, original=model, current=as_rounded(model, nodes, grids, start))
     for pair in both.walk(list(todo)):
@@ -120,117 +108,56 @@ def as_rounded(
     return model.edited(pen.graph)
 
 
-def _width(model: Model, layer: Layer) -> int:
-    return prod(layer.matrix(model.array(layer.weight)).shape[1:])
-
-
 # -- one layer -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class _Choice:
-    """The best of what was tried, by its error on held-out rows: levels [out, row], scale [out], bias [groups, out/groups]."""
-
-    levels: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray
-    error: float
-
-
 def _rounded(how: Compensation, model: Model, layer: Layer, node: ir.Node, pair: Pair, start: Leveled) -> Leveled:
-    stored = model.array(layer.weight)
-    matrix = layer.matrix(stored).astype(np.float64)
-    weight = matrix.reshape(layer.groups, len(matrix) // layer.groups, -1)
-    told = bias_of(model, layer, node, len(matrix))
-    free = told.free and told.name is not None
-    offset = np.zeros(weight.shape[:2])
-    if told.name is not None:
-        offset = pair.constant(told.name).astype(np.float64).reshape(-1) + offset.reshape(-1)
-        offset = offset.reshape(weight.shape[:2])
-    fit, judge = gathered(
-        node, layer, pair.read(_fed(layer, node, pair)), goals(model, node, told.value, pair), how.rows, how.seed
-    )
-    if not fit.count or not judge.count:
+    found = fitting(model, layer, node, pair, how.rows, how.seed)
+    if found is None:
         return start
+    stored = model.array(layer.weight)
+    matrix = layer.matrix(stored)
     pairs = pairs_of(layer, matrix, how.portable)
     levels = layer.matrix(start.levels).reshape(len(matrix), -1)
     scale = np.broadcast_to(start.grid.scale.astype(np.float64).reshape(-1), (len(matrix),))
-    before = judge.error((levels * scale[:, None]).reshape(weight.shape), offset)
-    best = _Choice(levels, scale, offset, before)
-    for each in _tried(how, layer, fit, judge, weight, offset, (levels, scale), pairs, free):
-        if each.error < best.error:
-            best = each
-    bias = None
-    if free and layer.bias is not None:
-        held = model.array(layer.bias)
-        bias = best.bias.reshape(held.shape).astype(held.dtype)
-    power = float(judge.power.sum())
-    found = made(layer, stored, best.levels, best.scale, weight_axis(layer), bias, start.cost_db)
-    return replace(found, held_out_db=(in_db(power, before), in_db(power, best.error)))
+    before = found.present(levels, _lattice(scale, pairs))
+    best = min((before, *_tried(how, layer, found, before)), key=lambda each: each.error)
+    bias, cost = found.bias_like(model, best), start.cost_db
+    whole = made(layer, stored, best.levels, best.lattice.scale[:, 0], weight_axis(layer), bias, cost)
+    return replace(whole, held_out_db=(found.decibel(before.error), found.decibel(best.error)))
 
 
-def _fed(layer: Layer, node: ir.Node, pair: Pair) -> str:
-    """What the layer reads in the rounded graph, where inputs of the model have another name behind their rounding."""
-    index = next(i for i, value in enumerate(node.inputs) if value is not None and value.name == layer.reads)
-    return str(pair.current.proto.graph.node[pair.current.place[pair.node]].input[index])
+def _lattice(scale: np.ndarray, pairs: Pairing | None) -> Lattice:
+    """int8, a scale a row."""
+    return Lattice(scale[:, None], np.zeros((len(scale), 1)), LEAST, MOST, pairs=pairs)
 
 
-def _tried(
-    how: Compensation,
-    layer: Layer,
-    fit: Sums,
-    judge: Sums,
-    weight: np.ndarray,
-    offset: np.ndarray,
-    nearest: tuple[np.ndarray, np.ndarray],
-    pairs: Pairing | None,
-    free: bool,
-) -> Iterator[_Choice]:
+def _tried(how: Compensation, layer: Layer, found: Fitting, start: Tried) -> Iterator[Tried]:
     """Nearest levels with a bias for these rows; then the aim, rounded on the Gram matrix."""
-
-    def choice(levels: np.ndarray, scale: np.ndarray) -> _Choice:
-        values = (levels * scale[:, None]).reshape(weight.shape)
-        bias = (fit.y - (values @ fit.x[:, :, None])[:, :, 0]) / fit.count if free else offset
-        return _Choice(levels, scale, bias, judge.error(values, bias))
-
-    if free:
-        yield choice(*nearest)
+    if found.bias:
+        yield found.tried(start.levels, start.lattice)
     if how.rounding == "nearest":
         return
-    gram = (fit.centred() if free else fit.about(offset))[0]
-    aim = _aim(fit, judge, weight, offset, free)
-    for found in _on_gram(how, layer, aim, gram, nearest[1], pairs):
-        yield choice(*found)
+    gram, aim = found.gram(), found.aim()
+    for levels, lattice in _on_gram(how, layer, aim, gram, start.lattice):
+        yield found.tried(levels, lattice)
 
 
 def _on_gram(
-    how: Compensation, layer: Layer, aim: np.ndarray, gram: np.ndarray, scale: np.ndarray, pairs: Pairing | None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Levels and scales of the aim [groups, out, k]: with each error weighed by what it meets, then on the whole Gram matrix."""
+    how: Compensation, layer: Layer, aim: np.ndarray, gram: np.ndarray, lattice: Lattice
+) -> Iterator[tuple[np.ndarray, Lattice]]:
+    """Levels of the aim [groups, out, k]: with each error weighed by what it meets, then on the whole Gram matrix."""
     groups, outs, k = aim.shape
     rows = aim.reshape(-1, k)
     if weight_axis(layer) is not None:
         power = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / k
-        restricted = restrict(rows, LEAST, MOST, pairs, np.repeat(power, outs, axis=0))
-        scale = restricted.scale
-        yield restricted.levels, scale
-    if outs == 1 and groups > 1 and pairs is None:
-        yield _each_alone(rows, scale, gram), scale
+        restricted = restrict(rows, LEAST, MOST, lattice.pairs, np.repeat(power, outs, axis=0))
+        lattice = _lattice(restricted.scale, lattice.pairs)
+        yield restricted.levels, lattice
+    if outs == 1 and groups > 1 and lattice.pairs is None:
+        yield _each_alone(rows, lattice.scale[:, 0], gram), lattice
         return
-    lattice = Lattice(scale[:, None], np.zeros((len(rows), 1)), LEAST, MOST, pairs=pairs)
-    yield ROUNDINGS[how.rounding](rows, lattice, gram if groups > 1 else gram[0]), scale
-
-
-def _aim(fit: Sums, judge: Sums, weight: np.ndarray, offset: np.ndarray, free: bool) -> np.ndarray:
-    """The weights to round: those of the ridge that does best on held-out rows, or the original's where none does better."""
-    bias = (fit.y - (weight @ fit.x[:, :, None])[:, :, 0]) / fit.count if free else offset
-    best, error = weight, judge.error(weight, bias)
-    for share in RIDGES:
-        found = regressed(fit, weight, offset, share, fixed_bias=not free)
-        now = np.inf if found is None else judge.error(*found)
-        if found is not None and now < error:
-            best, error = found[0], now
-    return best
+    yield ROUNDINGS[how.rounding](rows, lattice, gram if groups > 1 else gram[0]), lattice
 
 
 def _each_alone(rows: np.ndarray, scale: np.ndarray, gram: np.ndarray) -> np.ndarray:
