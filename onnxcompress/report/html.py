@@ -37,7 +37,7 @@ def _template() -> Any:
 class Drawing:
     """Of a Chart, from left to right over what was seen and chosen; heights go with logarithms of counts.
 
-    path    the bars          band  left end and width of the chosen interval         zero  where 0 lies, if it does
+    path    the bars' outline  band  left end and width of the chosen interval         zero  where 0 lies, if it does
     """
 
     path: str
@@ -56,17 +56,14 @@ def _drawn(chart: Chart) -> Drawing:
 
     top = math.log1p(max(chart.counts, default=0)) or 1.0
     width = (chart.high - chart.low) / max(len(chart.counts), 1)
-    bars = [
-        f"M{x(chart.low + number * width)} {HEIGHT}V{round(HEIGHT * (1 - math.log1p(count) / top), 1)}"
-        f"H{x(chart.low + (number + 1) * width)}V{HEIGHT}z"
+    steps = [
+        f"V{round(HEIGHT * (1 - math.log1p(count) / top), 1):g}H{x(chart.low + (number + 1) * width):g}"
         for number, count in enumerate(chart.counts)
-        if count > 0
     ]
+    outline = f"M{x(chart.low):g} {HEIGHT}{''.join(steps)}V{HEIGHT}z"
     left, right = map(x, chart.chosen)
     zero = x(0.0) if low < 0 < high else None
-    return Drawing(
-        "".join(bars), (left, round(right - left, 1)), zero, _ends(chart.low, chart.high), _ends(*chart.chosen)
-    )
+    return Drawing(outline, (left, round(right - left, 1)), zero, _ends(chart.low, chart.high), _ends(*chart.chosen))
 
 
 def _ends(low: float, high: float) -> str:

@@ -62,7 +62,7 @@ def times(before: float | None, after: float | None) -> str:
         return UNKNOWN
     return (
         "same"
-        if before == after
+        if f"{before / after:.2f}" == "1.00"
         else f"{before / after:.2f}x smaller"
         if after < before
         else f"{after / before:.2f}x larger"

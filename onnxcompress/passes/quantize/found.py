@@ -35,7 +35,7 @@ class Weight:
     name    of the initializer                 op      of its first layer
     layer   the view of it; None where its readers get it reshaped, or joined with others
     nodes   that read it                       form    the furthest from float that all readers can take
-    bytes   that it takes in the file
+    bytes   that it takes in the file     inside  one of them lies in the body of an If or Loop
     """
 
     name: str
@@ -44,6 +44,7 @@ class Weight:
     nodes: tuple[str, ...]
     form: Form
     bytes: int
+    inside: bool = False
 
 
 def weights_of(
@@ -74,8 +75,9 @@ def weights_of(
         if why:
             refused[name] = why
             continue
-        form = _form([(each, nodes[each.name]) for each in its], len(list(value.uses())), model, dynamic, decode)
-        found.append(Weight(name, op, its[0] if its else None, readers, form, size))
+        form = _form([(each, nodes[each.name]) for each in its], len(list(value.uses())), dynamic, decode)
+        inside = any(node.graph is not model.ir.graph for node, _ in value.uses())
+        found.append(Weight(name, op, its[0] if its else None, readers, form, size, inside))
     return found, refused
 
 
@@ -142,14 +144,13 @@ def _reached(value: ir.Value) -> str | None:
 # -- forms -------------------------------------------------------------------------------------------------------------
 
 
-def _form(its: list[tuple[Layer, ir.Node]], uses: int, model: Model, dynamic: str, decode: str) -> Form:
+def _form(its: list[tuple[Layer, ir.Node]], uses: int, dynamic: str, decode: str) -> Form:
     """What all readers of a weight can take; each of them must be a layer."""
     if not its or len(its) != uses:
         return "load"
     if all(_dynamic(layer, node, dynamic) for layer, node in its):
         return "dynamic"
-    main = all(node.graph is model.ir.graph for _, node in its)
-    return "run" if main and all(_read_as_integers(layer, node, decode) for layer, node in its) else "load"
+    return "run" if all(_read_as_integers(layer, node, decode) for layer, node in its) else "load"
 
 
 def _dynamic(layer: Layer, node: ir.Node, wanted: str) -> bool:

@@ -30,6 +30,8 @@ def integers(
     """
     if form == "dynamic":
         return _by_channel(values, weight, portable) if bits == 8 and block is None else None
+    if block is None and form == "run" and weight.op == "MatMul" and weight.inside:
+        return None  # onnxruntime 1.32 makes blocks of a channel where its levels lie in the same body, and else fails to load
     if block is None:
         return _best(values, weight)
     turned = form == "run" and weight.op == "MatMul"
@@ -51,8 +53,17 @@ def decoded(stored: Stored, shape: tuple[int, ...], weight: Weight, form: Form) 
     """The floats that the integers stand for, float32, in the layout of the initializer."""
     if isinstance(stored, Rounded):
         return stored.grid.values(stored.levels)
-    values = stored.values()
-    return values.T if form == "run" and weight.op == "MatMul" else values.reshape(shape)
+    return like_initializer(stored.values(), shape, weight, form)
+
+
+def like_initializer(part: np.ndarray, shape: tuple[int, ...], weight: Weight, form: Form) -> np.ndarray:
+    """Numbers in the layout of blocks -> that of the initializer, of this shape; and the other way round."""
+    return part.T if form == "run" and weight.op == "MatMul" else part.reshape(shape)
+
+
+def by_block(stored: Blocks) -> np.ndarray:
+    """The scale of each weight, in the layout of the blocks."""
+    return np.repeat(stored.scale, stored.block, axis=1)
 
 
 def size_of(stored: Stored) -> int:
