@@ -45,8 +45,8 @@ def _equalized(plan: Mapping[str, Any]) -> Table:
     rows = sorted(plan["decisions"], key=lambda each: each["before_db"] - each["after_db"])
     cells = [
         (
-            ", ".join(each["written_by"]),
-            ", ".join(each["read_by"]),
+            words.names(each["written_by"]),
+            words.names(each["read_by"]),
             str(each["channels"]),
             words.decibel(each["before_db"]),
             words.decibel(each["after_db"]),

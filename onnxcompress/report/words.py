@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -35,6 +35,12 @@ def count(value: float | None) -> str:
 def things(number: int, name: str) -> str:
     """A number and what it counts."""
     return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def names(known: Sequence[str], most: int = 2) -> str:
+    """The first of some names, and how many others there are."""
+    more = len(known) - most
+    return ", ".join(known[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def percent(value: float | None, digits: int = 1) -> str:

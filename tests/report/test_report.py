@@ -180,3 +180,7 @@ def test_junit_without_budgets_has_one_case_that_passes() -> None:
     page = report_page(Report(**{**vars(REPORT), "verdicts": (), "headline": "odd \x00 name"}))
     (case,) = ElementTree.fromstring(junit(page).encode())[0]
     assert case.find("failure") is None and "odd \ufffd name" in (case.findtext("system-out") or "")
+
+
+def test_many_names_are_counted() -> None:
+    assert words.names(["a", "b"]) == "a, b" and words.names(["a", "b", "c", "d"]) == "a, b and 2 more"
