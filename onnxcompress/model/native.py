@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxsim
 from onnx import checker, shape_inference, version_converter
 
+from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import bodies_of, walk
 from onnxcompress.model.guard import Crash, guarded
 
@@ -54,6 +55,24 @@ def run_native(graph: ir.Model, notes: list[str]) -> ir.Model:
         said.append("onnxsim crashes on it: not simplified")
     notes.extend(said)
     return give_weights(ir.from_proto(onnx.load_from_string(data)), weights)
+
+
+def raised(graph: ir.Model, version: int) -> ir.Model:
+    """A model at opset `version`, for types that came with it; `graph` is used up. ModelError where ONNX cannot convert it."""
+    weights = take_weights(graph)
+    data = ir.to_proto(graph).SerializeToString()
+    try:
+        data = guarded(_converted, FAILURES, data, version)
+    except FAILURES as error:
+        raise ModelError(f"it cannot be raised to opset {version}: {first_line(error)}; choose another form") from error
+    model = give_weights(ir.from_proto(onnx.load_from_string(data)), weights)
+    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)]))
+    return model
+
+
+def _converted(tell: Callable[[str], None], data: bytes, version: int) -> bytes:
+    tell(raise_opset.__name__)
+    return version_converter.convert_version(onnx.load_from_string(data), version).SerializeToString()
 
 
 def _all(tell: Callable[[str], None], data: bytes, steps: list[Step]) -> tuple[bytes, list[str]]:

@@ -14,9 +14,9 @@ from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
 from onnxcompress.model.edit import FILE_TYPE, coded_of, constant_of, new_constant
 from onnxcompress.model.model import Model
-from onnxcompress.model.native import check_message, first_line
+from onnxcompress.model.native import check_message, first_line, raised
 from onnxcompress.weights.coded import Coded, recoded
-from onnxcompress.weights.forms import Pen, chosen, write
+from onnxcompress.weights.forms import FORMS, Pen, chosen, write
 
 LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 """protobuf's limit on one message, less some room for the graph."""
@@ -43,26 +43,28 @@ def finished(model: Model) -> ir.Model:
     ):
         each(graph)
     _transposed_once(graph)
-    _coded(graph)
+    graph = _coded(graph)
     _narrowed(graph)
     return graph
 
 
-def _coded(graph: ir.Model) -> None:
+def _coded(graph: ir.Model) -> ir.Model:
     """Values that were coded go to the file as symbols, where they still are in their books and that is smaller."""
+    found = {name: coded for name, value in graph.graph.initializers.items() if (coded := written_as(value)) is not None}
+    opset = max((FORMS[each.form].opset for each in found.values() if each.form in FORMS), default=0)
+    if opset > graph.opset_imports[""]:
+        graph = raised(graph, opset)
     pen = Pen(graph.graph)
-    for value in list(graph.graph.initializers.values()):
-        coded = written_as(value)
-        if coded is None:
-            continue
-        form = chosen(coded, graph.opset_imports[""])
-        if form is None:
+    for name, coded in found.items():
+        form, value = chosen(coded, graph.opset_imports[""]), graph.graph.initializers.get(name)
+        if form is None or value is None:
             continue
         made = write(pen, coded, form)
         value.replace_all_uses_with(made)
-        graph.graph.initializers.pop(value.name or "")
-        made.name, made.type, made.shape = value.name, value.type, value.shape
+        graph.graph.initializers.pop(name)
+        made.name, made.type, made.shape = name, value.type, value.shape
     pen.finish()
+    return graph
 
 
 def written_as(value: ir.Value) -> Coded | None:
