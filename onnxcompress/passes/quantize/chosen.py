@@ -10,7 +10,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, input_of, walk
 from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import Grid
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, refusal, result_of, row_of
+from onnxcompress.passes.quantize.rows import IN_BODY, bias_adds, data_of, refusal, result_of, row_of
 
 
 def candidates(model: Model, kept: Collection[str]) -> tuple[dict[str, ir.Node], dict[str, str]]:
@@ -28,6 +28,14 @@ def candidates(model: Model, kept: Collection[str]) -> tuple[dict[str, ir.Node],
         elif name in weighted:
             refused[name] = why
     return found, refused
+
+
+def in_bodies(refused: Mapping[str, str]) -> list[str]:
+    """A sentence for the report where `refused` names layers of bodies; else nothing."""
+    count = sum(why == IN_BODY for why in refused.values())
+    layers = "1 layer lies" if count == 1 else f"{count} layers lie"
+    told = f"{layers} in bodies of If or Loop, where nobody sees ranges: activations stay float there, weights do not"
+    return [told] if count else []
 
 
 def connected(model: Model, names: Iterable[str]) -> frozenset[str]:

@@ -25,7 +25,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
 from onnxcompress.passes.protect import protected
-from onnxcompress.passes.quantize.chosen import candidates, classes, connected, needed, needless
+from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed, needless
 from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid, grid_of
@@ -106,6 +106,7 @@ class Quantize:
         nodes, refused = self._nodes(model)
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
+        plan.notes.extend(in_bodies(refused))
         if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
             if any(layer.bits for layer in all_layers(model)):
                 raise ModelError(

@@ -214,6 +214,8 @@ ROWS: Mapping[str, Row] = {
 
 UNKNOWN = Row("float", "no row says how to quantize it")
 
+IN_BODY = "it lies in the body of an If or Loop, whose activations nobody has seen"
+
 
 def row_of(node: ir.Node) -> Row:
     """The row of a node's operator; UNKNOWN where there is none."""
@@ -228,7 +230,7 @@ def refusal(node: ir.Node, graph: ir.Graph) -> str:
     if row.form == "float":
         return row.why
     if node.graph is not graph:
-        return "it lies in the body of an If or Loop, whose activations nobody has seen"
+        return IN_BODY
     why = row.unless(node)
     if why:
         return why

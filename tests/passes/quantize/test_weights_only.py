@@ -32,7 +32,7 @@ from onnxcompress.passes.quantize.weights_only import read
 from onnxcompress.plan import Plan, load_plan
 from onnxcompress.runtime.session import open_session
 
-from .calibrated import executed, model_of
+from .calibrated import db, executed, model_of, run
 
 rng = np.random.default_rng(5)
 INT8_INPUTS = 0.15
@@ -144,13 +144,34 @@ def test_what_runs(ways: dict[str, object], form: str, kernel: str) -> None:
 
 
 def test_weights_in_bodies_and_behind_reshapes() -> None:
+    """A matrix is read in blocks where it stands; what a body reshapes is rebuilt when the file is loaded."""
     float_ = model(BODY, w=normal(64, 48), v=normal(64, 48), k=np.array([0]))
     each, plan = planned(float_)
-    assert {(d["weight"], d["form"]) for d in plan.decisions} == {("w", "load"), ("v", "load")}
+    assert {(d["weight"], d["form"], d["block"]) for d in plan.decisions} == {("w", "run", 32), ("v", "load", None)}
     written = each.apply(float_, plan)
     held = sum(written.array(name).nbytes for name in written.initializers)
     assert held < 0.3 * 2 * 64 * 48 * 4
-    assert not {node.op_type for node in walk(written.ir)} & {"DequantizeLinear", "MatMulNBits"}
+    assert [node.op_type for node in walk(written.ir) if node.domain] == ["MatMulNBits"]
+    assert not any(node.op_type == "DequantizeLinear" for node in walk(written.ir))
+    for choice in (True, False):
+        feed = {"c": np.array(choice), "x": normal(3, 64)}
+        assert db(run(float_, feed)["y"], run(written, feed)["y"]) > 30
+
+
+@pytest.mark.parametrize(
+    ("mode", "kernels"), [("static", set()), ("weights", {"MatMulNBits"}), ("dynamic", {"MatMulInteger"})]
+)
+def test_every_mode_reaches_into_bodies(mode: str, kernels: set[str]) -> None:
+    """In static, activations there stay float, in one line of the report, and the weights are integers in the file."""
+    float_ = model(BODY, w=normal(64, 48), v=normal(64, 48), k=np.array([0]))
+    data = [{"c": np.array(bool(number % 2)), "x": normal(3, 64)} for number in range(4)]
+    result = quantize(to_bytes(float_.ir), data=data, mode=mode, measure=False, smallest=0)
+    inside = {node.op_type for node in walk(result.model.ir) if node.graph is not result.model.ir.graph}
+    assert inside & {"MatMulNBits", "MatMulInteger"} == kernels
+    assert result.after.bytes < 0.45 * result.before.bytes
+    told = [note for note in result.report.notes if "in bodies of If or Loop" in note]
+    assert len(told) == (mode == "static")
+    assert result.comparison is not None and result.comparison.sqnr_db > 30  # type: ignore[operator]
 
 
 def test_a_weight_with_another_reader_is_rebuilt_once() -> None:
