@@ -100,9 +100,10 @@ def decoded(graph: ir.Graph) -> dict[ir.Value, Decoded]:
     for value, symbols in chain.items():
         read = any(user.outputs[0] not in chain for user, _ in value.uses())
         if symbols and read and not value.is_graph_output() and _gathers(value):
-            values = _evaluated(value, {})
+            memory: dict[ir.Value, np.ndarray] = {}
+            values = _evaluated(value, memory)
             if values.dtype.kind == "f" and values.size >= SMALLEST:
-                coded = _coded(value)
+                coded = _coded(value, memory)
                 same = coded is not None and np.array_equal(coded.decode(), values)
                 found[value] = Decoded(
                     values, replace(coded, form=_form(value, coded)) if coded is not None and same else None
@@ -142,12 +143,11 @@ def _evaluated(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> np.ndarra
     return memory[value]
 
 
-def _coded(value: ir.Value) -> Coded | None:
+def _coded(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> Coded | None:
     """How the values of a chain are coded; None where they are not in a book, up to one factor a slice."""
     top = value.producer()
-    memory: dict[ir.Value, np.ndarray] = {}
     if top is not None and top.op_type == "Transpose":
-        inner = None if top.inputs[0] is None else _coded(top.inputs[0])
+        inner = None if top.inputs[0] is None else _coded(top.inputs[0], memory)
         return None if inner is None else _turned(inner, top.attributes.get_ints("perm"))
     scales = None
     if top is not None and top.op_type == "Mul":
