@@ -185,8 +185,9 @@ def _form(value: ir.Value, coded: Coded) -> str:
     tables = {node.inputs[0] for node in nodes if node.op_type == "Gather"}
     tables = {made for each in tables if (made := _cast(each)) is not None and made.dtype in SYMBOLS}
     stored = [each for node in nodes if (each := _cast(node.outputs[0])) is not None and each.const_value is not None]
-    whole = any(each not in tables and each.const_value.size == len(coded.symbols) for each in stored)  # type: ignore[union-attr]
-    return "planes" if len(tables) > 1 else "bytes" if whole else "packed"
+    shapes = [each.const_value.shape for each in stored if each not in tables]  # type: ignore[union-attr]
+    whole = coded.shape if coded.width == 1 else (len(coded.symbols),)
+    return "planes" if len(tables) > 1 else "bytes" if whole in shapes else "packed"
 
 
 def _cast(value: ir.Value | None) -> ir.Value | None:
