@@ -32,6 +32,7 @@ import onnx
 
 from benchmarks import classic, mails
 from benchmarks.quantize_page import Row, last, report, with_row
+from benchmarks.quantize_peak import limits
 from benchmarks.quantize_peers import TOOLS, one_line, write_feeds
 from onnxcompress.compare import compare
 from onnxcompress.data import Data, open_data
@@ -182,6 +183,7 @@ def made(case: Case, tool: str, asked: argparse.Namespace, folder: Path) -> Row:
         row = replace(row, loads=True)
         row = replace(row, **judged(case, out))
         row = replace(row, **timed(case, out, asked.seconds))
+        row = replace(row, **limits(case.given, out, next(iter(case.held.batches(1)))))
         if asked.emulate:
             row = replace(row, **elsewhere(case, out, asked.emulate, folder, asked.emulate_patience))
     except OnnxCompressError as error:

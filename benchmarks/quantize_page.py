@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from benchmarks import quantize_peak
 from benchmarks.quantize_peers import TOOLS
 from benchmarks.written import RESULTS, table, write
 from onnxcompress.compare import json_safe
@@ -28,6 +29,9 @@ class Row:
     speed             time of fp32 / time of the file, median of paired runs; timed: runs of each
     size              bytes / bytes of fp32
     seconds           of the tool's work in a fresh process; peak, base: resident bytes, at its end and after imports
+    macs, conv        multiply-adds of one run, and the share of convolutions in them
+    products, integers, floats, conversions, held  where the file's time goes (quantize_peak.py), and what takes it
+    times_peak        of the CPU's integer units, over fp32; dense, dense_fp32: 1e9 operations a second of one large product
     here_db, there_db, between_db  few samples: SQNR here, on the emulated CPU, and of the one against the other
     """
 
@@ -55,6 +59,16 @@ class Row:
     here_db: float | None = None
     there_db: float | None = None
     between_db: float | None = None
+    macs: int | None = None
+    conv: float | None = None
+    products: float | None = None
+    integers: float | None = None
+    floats: float | None = None
+    conversions: float | None = None
+    held: str = ""
+    times_peak: float | None = None
+    dense: float | None = None
+    dense_fp32: float | None = None
     note: str = ""
 
 
@@ -103,6 +117,10 @@ def report(rows: Sequence[Row], calibration: int) -> None:
         calibration=calibration, emulated=EMULATED if emulated else "", versions=", ".join(versions) or "none"
     )
     parts = [about, "## Tools", table(TOOL_HEADS, tools(rows)), "## Models", table(MODEL_HEADS, models(rows))]
+    reached = quantize_peak.section(rows, OURS)
+    if reached is not None:
+        told, lines = reached
+        parts += ["## Share of the integer peak", told, table(quantize_peak.HEADS, lines)]
     for model in dict.fromkeys(row.model for row in rows):
         heads = [*HEADS[:-1], "other CPU", HEADS[-1]] if emulated else HEADS
         parts += [f"### {model}", table(heads, [shown(row, emulated) for row in rows if row.model == model])]

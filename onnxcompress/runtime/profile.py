@@ -16,9 +16,13 @@ from onnxcompress.runtime.session import Feeds, open_session
 KERNEL = "_kernel_time"  # how the profiler ends the name of the event that spans one node
 
 
+Key = tuple[str, str]
+"""Operator, node."""
+
+
 @dataclass(frozen=True)
 class NodeTime:
-    """One row: microseconds of one run spent in this node itself, and its share of all nodes (0 to 1).
+    """One row: microseconds of one run spent in this node itself, its share of all nodes (0 to 1), the type that it puts out.
 
     The nodes are those that onnxruntime executes after its own optimisation (a fused Conv and Relu is one node). The
     time of If, Loop and Scan is without what their bodies take: the nodes of the bodies have rows of their own.
@@ -28,6 +32,7 @@ class NodeTime:
     node: str
     share: float
     microseconds: float
+    type: str = ""
 
 
 def profile(model: bytes | str | os.PathLike[str], feeds: Feeds, *, threads: int = 1, runs: int = 10) -> list[NodeTime]:
@@ -39,15 +44,16 @@ def profile(model: bytes | str | os.PathLike[str], feeds: Feeds, *, threads: int
         events = json.loads(session.end_profiling().read_text())
     starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
     first = starts[1] if len(starts) > 1 else 0
-    return rows(own_times(event for event in events if _is_node(event) and event["ts"] >= first), runs)
+    nodes = [event for event in events if _is_node(event) and event["ts"] >= first]
+    return rows(own_times(nodes), runs, {_key(event): _type(event) for event in nodes})
 
 
-def own_times(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+def own_times(events: Iterable[Mapping[str, Any]]) -> dict[Key, float]:
     """Microseconds by (op type, node name): of each event, what no event nested inside it takes."""
-    total: dict[tuple[str, str], float] = defaultdict(float)
-    around: list[tuple[float, tuple[str, str]]] = []  # (end, key) of the events that are still open
+    total: dict[Key, float] = defaultdict(float)
+    around: list[tuple[float, Key]] = []  # (end, key) of the events that are still open
     for event in sorted(events, key=lambda event: (event["ts"], -event["dur"])):
-        key = (event["args"].get("op_name", ""), event["name"].removesuffix(KERNEL))
+        key = _key(event)
         while around and around[-1][0] <= event["ts"]:
             around.pop()
         if around:
@@ -57,11 +63,20 @@ def own_times(events: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], floa
     return dict(total)
 
 
-def rows(times: Mapping[tuple[str, str], float], runs: int) -> list[NodeTime]:
+def rows(times: Mapping[Key, float], runs: int, types: Mapping[Key, str] | None = None) -> list[NodeTime]:
     """The table of `own_times` summed over `runs`: slowest first, equal ones by name."""
-    whole = sum(times.values()) or 1.0
-    table = [NodeTime(op, node, spent / whole, spent / runs) for (op, node), spent in times.items()]
+    whole, known = sum(times.values()) or 1.0, types or {}
+    table = [NodeTime(*key, spent / whole, spent / runs, known.get(key, "")) for key, spent in times.items()]
     return sorted(table, key=lambda row: (-row.microseconds, row.node))
+
+
+def _key(event: Mapping[str, Any]) -> Key:
+    return event["args"].get("op_name", ""), event["name"].removesuffix(KERNEL)
+
+
+def _type(event: Mapping[str, Any]) -> str:
+    """Of the first output, in onnxruntime's words: float, uint8, ..."""
+    return next((name for output in event["args"].get("output_type_shape", ()) for name in output), "")
 
 
 def _is_node(event: Mapping[str, Any]) -> bool:

@@ -30,5 +30,6 @@ def test_a_real_profile() -> None:
     feeds = {"x": np.ones((64, 256), np.float32), "w": np.eye(256, dtype=np.float32)}
     table = profile(onnx.parser.parse_model(text).SerializeToString(), feeds, runs=3)
     assert sorted(row.op_type for row in table) == ["MatMul", "MatMul", "Softmax"]
+    assert {row.type for row in table} == {"float"}
     assert sum(row.share for row in table) == pytest.approx(1)
     assert all(row.microseconds > 0 for row in table)
