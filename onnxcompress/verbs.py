@@ -82,13 +82,13 @@ def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings
 
 
 MODES: dict[str, dict[str, Any]] = {
-    "static": {"decode": "load", "dynamic": "recurrent"},
+    "static": {"decode": "load", "dynamic": "recurrent", "rounding": "nearest"},
     "dynamic": {"dynamic": "all"},
     "weights": {},
 }
 """Mode of `quantize` -> what it sets of `passes.QuantizeWeights`."""
 
-SHARED = ("cpu", "keep", "measure", "seconds")
+SHARED = ("cpu", "keep", "measure", "seconds", "rounding")
 """Settings that static int8 and integer weights have in common."""
 
 
@@ -120,6 +120,8 @@ def quantize(
     of_weights = {name: value for name, value in settings.items() if name in names_of(QuantizeWeights)}
     own, wanted, how = sorted_out({n: v for n, v in settings.items() if n not in of_weights or n in SHARED}, Quantize)
     quantizer = made(Quantize, own)
+    if mode == "static":  # what is left over has no more to make up for
+        of_weights.pop("rounding", None)
     weights = made(QuantizeWeights, {**MODES[mode], **of_weights})
     if mode != "static":
         changed = [name for name in own if name not in SHARED and getattr(quantizer, name) != getattr(Quantize(), name)]

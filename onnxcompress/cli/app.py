@@ -80,7 +80,7 @@ MODE = Option(
     "Quantization",
 )
 WEIGHING = options_of(
-    QuantizeWeights, panel="Weights", without=["cpu", "keep", "measure", "seconds", "dynamic", "decode"]
+    QuantizeWeights, panel="Weights", without=["cpu", "keep", "measure", "seconds", "rounding", "dynamic", "decode"]
 )
 EQUALIZE = Option(
     "equalize",

@@ -6,6 +6,7 @@ graph is run beside the original. Only calibration samples are used; the held-ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,11 +16,13 @@ import onnx_ir as ir
 
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data
+from onnxcompress.difference import Differences
 from onnxcompress.evidence.gates import arriving
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
 from onnxcompress.model.save import to_bytes
 from onnxcompress.runtime import clock
+from onnxcompress.runtime.session import open_session
 
 FEEDS = 4
 """Samples that are run with each of many gates, inputs that are timed in turn."""
@@ -41,6 +44,23 @@ class Trial:
         return compare(
             self.original.source.runnable, to_bytes(graph), self.data, batch=self.batch, threads=self.threads
         )
+
+    def logits_db(self, graphs: Mapping[str, ir.Model], most: int = 32) -> dict[str, float]:
+        """Name -> `Comparison.logits_db` on the first `most` samples, the original run once for all; -inf where nothing compares."""
+        runnable, name = self.original.source.runnable, self.original.source.name
+        original = open_session(runnable, threads=self.threads, name=name)
+        sessions = {key: open_session(to_bytes(graph), threads=self.threads, name=key) for key, graph in graphs.items()}
+        running = {key: [Differences(port) for port in original.outputs] for key in graphs}
+        for feeds in islice(self.data.batches(self.batch), max(1, most // self.batch)):
+            wanted = original.run(feeds)
+            for key, session in sessions.items():
+                found = session.run(feeds)
+                for each in running[key]:
+                    each.add(wanted[each.port.name], found[each.port.name], feeds)
+        told = {
+            key: Comparison(tuple(each.finished() for each in parts), 0, "").logits_db for key, parts in running.items()
+        }
+        return {key: -math.inf if db is None else db for key, db in told.items()}
 
     def arriving(self, graph: ir.Model, openings: Mapping[str, Iterable[str]]) -> dict[str, float]:
         """Key -> noise share at the worst output when its gates alone are open (gates.py); on a few samples."""

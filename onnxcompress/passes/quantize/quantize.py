@@ -7,7 +7,7 @@ model ──histograms──▶ ranges ──▶ grids of activations ─┐
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,31 +17,32 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from onnxcompress.errors import ModelError
-from onnxcompress.evidence.kinds import KINDS, Histogram
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
 from onnxcompress.passes.protect import protected
-from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed, needless
+from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed
 from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
-from onnxcompress.passes.quantize.grid import Grid, grid_of
+from onnxcompress.passes.quantize.grid import Grid
+from onnxcompress.passes.quantize.grids import grids_of
 from onnxcompress.passes.quantize.levels import Leveled, leveled
-from onnxcompress.passes.quantize.pen import Decided, Rounded
+from onnxcompress.passes.quantize.pen import Decided, Rounded, with_constants
 from onnxcompress.passes.quantize.qoperator import as_operators
-from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, read_energy, within
 from onnxcompress.passes.quantize.rows import row_of
-from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived, shares
+from onnxcompress.passes.quantize.shares import shares
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
 from onnxcompress.passes.quantize.write import write
 from onnxcompress.plan import Plan, Refusal
 
 SLOWER = "int8 makes it slower on this CPU"
 
-Calibration = Literal["minmax", "average", "percentile", "entropy", "mse", "output"]
+Calibration = Literal["auto", "minmax", "average", "percentile", "entropy", "mse", "output"]
+
+TRIED = ("mse", "percentile")
+"""Calibrations of which "auto" takes the one with which the whole model answers best on calibration samples."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ class Quantize:
     name: ClassVar[str] = "quantize"
 
     calibration: Annotated[
-        Calibration, Field(description="how the range of an activation follows from what was seen")
-    ] = "mse"
+        Calibration,
+        Field(
+            description="how the range of an activation follows from what was seen; auto: as the outputs like it best"
+        ),
+    ] = "auto"
     percentile: Annotated[
         float, Field(gt=50, le=100, description="for percentile: share of the entries inside the range")
     ] = 99.99
@@ -95,9 +99,10 @@ class Quantize:
         """Histograms of what the nodes read and write, means of what layers read, and the clock."""
         nodes, _ = self._nodes(model)
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
-        if self.correct or self.calibration == "output":
+        if self.correct or self.calibration in ("output", "auto"):
             found += [Need("moments", layer.reads, layer.channel_axis) for layer in _weighted(model, nodes).values()]
-        found += [Trial.NEED] if self.measure or self.explain or self.rounding != "nearest" else []
+        tried = self.measure or self.explain or self.rounding != "nearest" or self.calibration == "auto"
+        found += [Trial.NEED] if tried else []
         found += [Paired.NEED] if self.rounding != "nearest" else []
         return list(dict.fromkeys(found))
 
@@ -115,10 +120,12 @@ class Quantize:
             first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
             plan.notes.append(f"activations stay float: no layer can run on grids found beforehand ({first})")
             return plan
-        grids = self._grids(model, nodes, evidence)
+        every = {name: self._grids(model, nodes, evidence, name) for name in self._calibrations()}
+        grids = next(iter(every.values()))
         weights = self._weights(model, nodes, grids, evidence)
         if self.measure:
             nodes = self._faster(model, nodes, grids, weights, evidence[Trial.NEED], plan)
+        grids = self._liked(model, nodes, every, weights, evidence, plan)
         if self.rounding != "nearest":
             weights = self._compensated(model, nodes, grids, weights, evidence, plan)
         self._decide(model, nodes, grids, weights, plan)
@@ -139,37 +146,33 @@ class Quantize:
         found, refused = candidates(model, protected(self.keep, names, "node"))
         return connected(model, found), refused
 
-    def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence) -> dict[str, Grid]:
-        """A grid for each value that the nodes read or write; those that share one get the same."""
-        gone, found = needless(model, nodes, ends=self.io == "float"), shares(model, nodes)
-        grids: dict[str, Grid] = {}
-        for share in found:
-            grid = None if gone.issuperset(share.values) else self._grid(model, share, evidence)
-            if grid is not None:
-                grids |= dict.fromkeys(share.values, grid)
-        makers = {node.name: node for node in model.ir.graph}
-        for share in found:
-            source = activation(makers[share.of]) if share.of else ""
-            grid = derived(makers[share.of], grids[source]) if source in grids else None
-            if grid is not None:
-                grids |= dict.fromkeys(share.values, grid)
-        return grids
+    def _calibrations(self) -> Sequence[str]:
+        return TRIED if self.calibration == "auto" else (self.calibration,)
 
-    def _grid(self, model: Model, share: Share, evidence: Evidence) -> Grid | None:
-        if share.fixed is not None:
-            return grid_of(*share.fixed, "uint8", symmetric=False)
-        seen: Histogram | None = None
-        for value in share.ranges:
-            each = evidence.get(Need("histogram", value, 0))
-            if each is not None:
-                seen = KINDS["histogram"].merge(replace(seen) if seen is not None else None, each)
-        if seen is None:
-            return None
-        seen = within(seen, *share.limits)
-        told = _energy(model, share, evidence) if self.calibration == "output" else {"percentile": self.percentile}
-        low, high = calibrate(share.ranges[0], seen, self.calibration, "uint8", symmetric=False, **told)
-        grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=False)
-        return grid if share.holds is None else holding(grid, share.holds, NEAR)
+    def _liked(
+        self,
+        model: Model,
+        nodes: frozenset[str],
+        every: Mapping[str, dict[str, Grid]],
+        weights: Mapping[str, Leveled],
+        evidence: Evidence,
+        plan: Plan,
+    ) -> dict[str, Grid]:
+        """Of the grids by calibration those with which the whole model answers best; the first ones on made-up data."""
+        first = next(iter(every))
+        if len(every) == 1 or not nodes or evidence[Trial.NEED].data.synthetic:
+            return every[first]
+        plain, biases = _plain(weights), _biases(model, weights)
+        reached = evidence[Trial.NEED].logits_db(
+            {name: _written(model, Decided(nodes, grids, plain, biases)).ir for name, grids in every.items()}
+        )
+        best = max(every, key=reached.__getitem__)
+        told = ", ".join(f"{name} {db:.1f} dB" for name, db in reached.items())
+        plan.notes.append(f"ranges by {best}: with nearest weights {told} on calibration samples")
+        return every[best]
+
+    def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence, method: str) -> dict[str, Grid]:
+        return grids_of(model, nodes, evidence, method, percentile=self.percentile, ends=self.io == "float")
 
     def _weights(
         self, model: Model, nodes: Collection[str], grids: Mapping[str, Grid], evidence: Evidence
@@ -306,11 +309,7 @@ def brought_by(model: Model, plan: Plan, trial: Trial) -> Brought:
 
 
 def _written(model: Model, decided: Decided) -> Model:
-    if decided.biases:
-        graph = model.ir.clone()
-        for name, values in decided.biases.items():
-            set_constant(graph, name, values)
-        model = model.edited(graph)
+    model = with_constants(model, decided.biases)
     return write(model, decided.nodes, needed(model, decided.nodes, decided.grids), decided.weights)
 
 
@@ -346,18 +345,6 @@ def _rounded(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> R
 def _weighted(model: Model, nodes: Collection[str]) -> dict[str, Layer]:
     """Node -> its layer, for products with a constant weight."""
     return {name: layer for name, layer in by_node(model).items() if name in nodes}
-
-
-def _energy(model: Model, share: Share, evidence: Evidence) -> dict[str, Any]:
-    """What is known of the channels of values, and what the layers that read them make of each; nothing where no layer does."""
-    readers = [layer for layer in by_node(model).values() if layer.reads in share.values]
-    for each in readers:
-        seen = evidence.get(Need("moments", each.reads, each.channel_axis))
-        if seen is not None:
-            same = [layer for layer in readers if layer.reads == each.reads]
-            weights = [model.array(layer.weight) for layer in same]
-            return {"moments": seen, "energy": read_energy(same, weights, len(seen.mean))}
-    return {}
 
 
 def _tell(choice: Choice, before: Collection[str], after: Collection[str], plan: Plan) -> None:

@@ -1,8 +1,9 @@
 """Integers for every weight that is still float: in the whole model, or in what static int8 left over.
 
 model ──weights──▶ a form for each, integers that lose least ─┐
-      ──clock────▶ kernels that are worth it on this CPU ─────┼▶ Plan ──▶ graph
-      ──outputs──▶ what integer LSTMs cost ───────────────────┘
+      ──clock────▶ kernels that are worth it on this CPU ─────┤
+      ──outputs──▶ what integer LSTMs cost ───────────────────┼▶ Plan ──▶ graph
+      ──walk─────▶ levels that make up for what is lost ──────┘
 
 | form    | which weights                                   | what is done with them at run time                             |
 |---------|-------------------------------------------------|----------------------------------------------------------------|
@@ -25,16 +26,19 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.blocks import Blocks, rebuilt
+from onnxcompress.passes.quantize.compensate import Compensation
+from onnxcompress.passes.quantize.compensate_weights import Compensated, Forms, compensated_weights
 from onnxcompress.passes.quantize.found import Form, Stored, Weight, weights_of
 from onnxcompress.passes.quantize.grid import symmetric_grid
 from onnxcompress.passes.quantize.integers import BLOCK, FOUR, decibel, integers, size_of
-from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
+from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy, with_constants
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, fastest
 from onnxcompress.passes.quantize.write_weights import Form as Kernel
 from onnxcompress.passes.quantize.write_weights import write_weights
@@ -80,6 +84,12 @@ class QuantizeWeights:
         Literal["any", "vnni"],
         Field(description="any: integer products answer the same on every CPU; vnni: wrong on CPUs without VNNI"),
     ] = "any"
+    rounding: Annotated[
+        Literal["nearest", "gptq", "descent"],
+        Field(
+            description="of weights: nearest, the fastest; or layer by layer on data, each making up for what was lost before"
+        ),
+    ] = "gptq"
     least_db: Annotated[
         float | None,
         Field(
@@ -94,8 +104,10 @@ class QuantizeWeights:
     keep: Annotated[tuple[str, ...], Field(description="nodes, by name or pattern, whose weights stay float")] = ()
 
     def needs(self, model: Model) -> list[Need]:
-        """The clock, where there is a choice of kernels."""
-        return [Trial.NEED] if self.measure and any(w.form != "load" for w in self._weights(model)[0]) else []
+        """The clock, where there is a choice of kernels; the walk, where weights are rounded on data."""
+        found = self._weights(model)[0]
+        compensated = [Trial.NEED, Paired.NEED] if self.rounding != "nearest" and found else []
+        return compensated or ([Trial.NEED] if self.measure and any(w.form != "load" for w in found) else [])
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """A form and integers for each weight; then the clock says which kernels are worth it."""
@@ -116,9 +128,14 @@ class QuantizeWeights:
         if self.measure and Trial.NEED in evidence:
             whole = self._faster(model, choice, whole, evidence[Trial.NEED], plan)
         forms = choice.forms(whole)
+        told = self._compensated(model, choice, forms, evidence, plan) if self.rounding != "nearest" else None
         for weight in choice.found:
             if weight.name in forms:
-                _decide(model, weight, *forms[weight.name], plan)
+                _decide(model, weight, *(forms if told is None else told.forms)[weight.name], plan)
+        if told is not None:
+            plan.arrays.update({f"bias/{name}": array for name, array in told.biases.items()})
+            for each in plan.decisions:
+                each["held_out_db"] = told.held_out_db.get(each["weight"])
         if not plan.decisions:
             plan.notes.append("no float weight is left that is worth integers")
         return plan
@@ -128,7 +145,8 @@ class QuantizeWeights:
         plan.check_fits(model.fingerprint)
         found = {each["weight"]: each for each in plan.decisions}
         forms = {name: (each["form"], read(each, plan.arrays)) for name, each in found.items()}
-        return _written(model, forms, {name: each["nodes"] for name, each in found.items()})
+        biases = {key.removeprefix("bias/"): array for key, array in plan.arrays.items() if key.startswith("bias/")}
+        return _written(model, forms, {name: each["nodes"] for name, each in found.items()}, biases)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -191,6 +209,29 @@ class QuantizeWeights:
             else:
                 plan.notes.append(f"LSTM in integers costs {cost:.1f} dB of the outputs on calibration samples")
         return untimed | picked
+
+    def _compensated(
+        self, model: Model, ways: Ways, forms: Forms, evidence: Evidence, plan: Plan
+    ) -> Compensated | None:
+        """Levels rounded layer by layer on data; None where there is none, or the whole model answers no better for it."""
+        trial, paired = evidence.get(Trial.NEED), evidence.get(Paired.NEED)
+        if trial is None or paired is None or trial.data.synthetic or not forms:
+            return None
+        how = Compensation(self.rounding, self.cpu == "any")
+        found = compensated_weights(how, model, paired, {weight.name: weight for weight in ways.found}, forms)
+        if not found.held_out_db:
+            return None
+        reached = trial.logits_db(
+            {
+                "nearest": _written(model, forms, ways.readers).ir,
+                self.rounding: _written(model, found.forms, ways.readers, found.biases).ir,
+            }
+        )
+        if reached[self.rounding] >= reached["nearest"]:
+            return found
+        told = f"{self.rounding} gave {reached[self.rounding]:.1f} dB, and these {reached['nearest']:.1f}"
+        plan.notes.append(f"weights are nearest: {told}")
+        return None
 
 
 # -- what goes together ------------------------------------------------------------------------------------------------
@@ -272,10 +313,13 @@ def read(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Store
     return Rounded(levels.astype(np.int32), symmetric_grid(scale, decision["axis"]))
 
 
-def _written(model: Model, forms: Mapping[str, tuple[Form, Stored]], readers: Mapping[str, Sequence[str]]) -> Model:
-    """Nodes that read integers first; then every other float weight is rebuilt from its integers."""
+def _written(
+    model: Model, forms: Forms, readers: Mapping[str, Sequence[str]], biases: Mapping[str, np.ndarray] | None = None
+) -> Model:
+    """Nodes that read integers first; then every other float weight is rebuilt from its integers. `biases` have new values."""
     if not forms:
         return model
+    model = with_constants(model, biases or {})
     stored = {name: each for name, (_, each) in forms.items()}
     nodes = {node: KERNELS[form] for name, (form, _) in forms.items() if form != "load" for node in readers[name]}
     graph = write_weights(model, nodes, stored).ir

@@ -1,0 +1,67 @@
+"""The grids of all values that integer nodes read or write, from what was seen of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from onnxcompress.evidence.kinds import KINDS, Histogram
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.model import Model
+from onnxcompress.operators.layer import by_node
+from onnxcompress.passes.quantize.chosen import needless
+from onnxcompress.passes.quantize.grid import Grid, grid_of
+from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, read_energy, within
+from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived, shares
+
+
+def grids_of(
+    model: Model, nodes: Collection[str], evidence: Evidence, method: str, *, percentile: float, ends: bool
+) -> dict[str, Grid]:
+    """A grid for each value that the nodes read or write; those that share one get the same.
+
+    method  a key of CALIBRATORS, `percentile` its setting        ends  the outputs of the model are floats
+    """
+    gone, found = needless(model, nodes, ends=ends), shares(model, nodes)
+    grids: dict[str, Grid] = {}
+    for share in found:
+        grid = None if gone.issuperset(share.values) else _grid(model, share, evidence, method, percentile)
+        if grid is not None:
+            grids |= dict.fromkeys(share.values, grid)
+    makers = {node.name: node for node in model.ir.graph}
+    for share in found:
+        source = activation(makers[share.of]) if share.of else ""
+        grid = derived(makers[share.of], grids[source]) if source in grids else None
+        if grid is not None:
+            grids |= dict.fromkeys(share.values, grid)
+    return grids
+
+
+def _grid(model: Model, share: Share, evidence: Evidence, method: str, percentile: float) -> Grid | None:
+    if share.fixed is not None:
+        return grid_of(*share.fixed, "uint8", symmetric=False)
+    seen: Histogram | None = None
+    for value in share.ranges:
+        each = evidence.get(Need("histogram", value, 0))
+        if each is not None:
+            seen = KINDS["histogram"].merge(replace(seen) if seen is not None else None, each)
+    if seen is None:
+        return None
+    seen = within(seen, *share.limits)
+    told = _energy(model, share, evidence) if method == "output" else {"percentile": percentile}
+    low, high = calibrate(share.ranges[0], seen, method, "uint8", symmetric=False, **told)
+    grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=False)
+    return grid if share.holds is None else holding(grid, share.holds, NEAR)
+
+
+def _energy(model: Model, share: Share, evidence: Evidence) -> dict[str, Any]:
+    """What is known of the channels of values, and what the layers that read them make of each; nothing where no layer does."""
+    readers = [layer for layer in by_node(model).values() if layer.reads in share.values]
+    for each in readers:
+        seen = evidence.get(Need("moments", each.reads, each.channel_axis))
+        if seen is not None:
+            same = [layer for layer in readers if layer.reads == each.reads]
+            weights = [model.array(layer.weight) for layer in same]
+            return {"moments": seen, "energy": read_energy(same, weights, len(seen.mean))}
+    return {}
