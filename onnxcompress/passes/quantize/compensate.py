@@ -20,15 +20,15 @@ import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, set_constant, walk
+from onnxcompress.model.edit import set_constant, walk
 from onnxcompress.operators.layer import Layer, by_node, layers
 from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid
 from onnxcompress.passes.quantize.levels import Leveled, made, pairs_of
 from onnxcompress.passes.quantize.portable import Pairing, restrict
 from onnxcompress.passes.quantize.rounding import DAMPING, ROUNDINGS, Lattice
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, weight_axis
-from onnxcompress.passes.quantize.shares import follows
+from onnxcompress.passes.quantize.rows import weight_axis
+from onnxcompress.passes.quantize.shares import roundings
 from onnxcompress.passes.quantize.write import Pairs
 
 SWEEPS = 4
@@ -89,22 +89,12 @@ def as_rounded(
             set_constant(pen.graph, layer.weight, each.grid.values(each.levels))
             if each.bias is not None and layer.bias is not None:
                 set_constant(pen.graph, layer.bias, each.bias)
-    chosen = [node for node in pen.graph.graph if node.name in nodes]
-    absorbed = bias_adds(chosen, pen.layers)
-    for node in chosen:
-        if node in absorbed:
-            continue
-        reads = [value for value in data_of(node) if value.name in grids and constant_of(value) is None]
-        for index, value in enumerate(node.inputs):
-            if value is not None and value in reads and value not in pen.floats:
-                pen.float_of(value, node)
-            if value is not None and value in reads:
-                node.replace_input_with(index, pen.floats[value])
-        result = result_of(node, pen.layers.get(node.name or ""))
-        if not follows(node, grids) and result.name in grids:
-            pen.put(result, grids[result.name or ""])
-        elif result.name in grids:
-            pen.floats[result] = result  # its entries are on the grid already
+    places = roundings(pen.graph.graph, nodes, grids, pen.layers)
+    for value, readers in places.read.items():
+        for node, index in readers:
+            node.replace_input_with(index, pen.float_of(value, readers[0][0]))
+    for value in places.written:
+        pen.put(value, grids[value.name or ""])
     return model.edited(pen.graph)
 
 

@@ -25,8 +25,8 @@ from onnxcompress.operators.layer import by_node
 from onnxcompress.passes.quantize.bins import Bins
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Decided, Pen
-from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
-from onnxcompress.passes.quantize.shares import follows, shares
+from onnxcompress.passes.quantize.rows import bias_adds, data_of, row_of
+from onnxcompress.passes.quantize.shares import follows, roundings, shares
 from onnxcompress.passes.quantize.write import DTYPES
 
 BINS = 64
@@ -194,23 +194,24 @@ def gated(model: Model, decided: Decided) -> Found:
     """The float graph with a gate at every place that is rounded: graph, place -> gates, what nodes touch, value -> place."""
     pen, nodes, grids = _Gates(model.ir.clone()), decided.nodes, decided.grids
     weighted = by_node(model)
-    chosen = [node for node in pen.graph.graph if node.name in nodes]
-    absorbed = bias_adds(chosen, weighted)
-    chosen = [node for node in chosen if node not in absorbed]
+    rounded = roundings(pen.graph.graph, nodes, grids, weighted)
     places = {
         value: f"value/{share.values[0]}"
         for share in shares(model, nodes)
         if any(value in grids for value in share.values)
         for value in share.values
     }
-    results = {node: result_of(node, weighted.get(node.name or "")) for node in chosen}
     touched = {
-        node.name or "": _touched(node, results[node], places, weighted.get(node.name or ""))
-        for node in chosen
+        node.name or "": _touched(node, result, places, weighted.get(node.name or ""))
+        for node, result in rounded.results.items()
         if not follows(node, grids)
     }
-    _at_weights(pen, chosen, weighted, decided)
-    _at_values(pen, chosen, results, grids, places)
+    _at_weights(pen, list(rounded.results), weighted, decided)
+    for value, readers in rounded.read.items():
+        name = value.name or ""
+        pen.blend(value, pen.difference(value, grids[name]), places[name], readers)
+    for value in rounded.written:
+        _after(pen, value, grids[value.name or ""], places[value.name or ""])
     openings = {place: [gate.name or ""] for place, gate in pen.gates.items()}
     return pen.graph, openings, {name: _known(each, openings) for name, each in touched.items()}, places
 
@@ -264,29 +265,6 @@ def _at_weights(
             reading = [(node, index) for node, index in reading if f"constants/{node.name}" == place]
         difference = pen.constant(f"{name}.difference", (rounded.astype(np.float32) - values).astype(np.float32))
         pen.blend(value, [difference], place, reading)
-
-
-def _at_values(
-    pen: _Gates,
-    chosen: list[ir.Node],
-    results: Mapping[ir.Node, ir.Value],
-    grids: Mapping[str, Grid],
-    places: Mapping[str, str],
-) -> None:
-    """What a node writes is rounded for all readers; what comes from float nodes, for the integer ones."""
-    written = {value for node in chosen for value in (results[node], *node.outputs)}
-    reading: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    for node in chosen:
-        operands = set(data_of(node))
-        for index, value in enumerate(node.inputs):
-            if value in operands and value not in written and value.name in grids:
-                reading.setdefault(value, []).append((node, index))  # type: ignore[arg-type]
-    for value, readers in reading.items():
-        pen.blend(value, pen.difference(value, grids[value.name or ""]), places[value.name or ""], readers)
-    for node, value in results.items():
-        name = value.name or ""
-        if not follows(node, grids) and name in grids:
-            _after(pen, value, grids[name], places[name])
 
 
 def _after(pen: _Gates, value: ir.Value, grid: Grid, place: str) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, walk
-from onnxcompress.operators.layer import by_node
+from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, number_of, result_of, row_of
 
@@ -144,6 +144,38 @@ def follows(node: ir.Node, grids: Mapping[str, Grid]) -> bool:
         return form in ("moves", "clips")
     source = grids.get(activation(node))
     return source is not None and affine(node, source) is not None
+
+
+@dataclass(frozen=True)
+class Roundings:
+    """Where the activations of a float graph are rounded, so that it says what the quantized one says.
+
+    results  of all nodes that run on integers, without the Add nodes that are biases of others: what each leaves
+    read     what comes from float nodes: a value -> the integer nodes that read it, and at which input
+    written  what integer nodes compute anew: rounded for all who read it
+    """
+
+    results: Mapping[ir.Node, ir.Value]
+    read: Mapping[ir.Value, list[tuple[ir.Node, int]]]
+    written: list[ir.Value]
+
+
+def roundings(
+    graph: ir.Graph, nodes: Collection[str], grids: Mapping[str, Grid], weighted: Mapping[str, Layer]
+) -> Roundings:
+    """Of the values in `grids`, where `nodes` of the graph run on integers; `weighted`: layers by node."""
+    chosen = [node for node in graph if node.name in nodes]
+    absorbed = bias_adds(chosen, weighted)
+    results = {node: result_of(node, weighted.get(node.name or "")) for node in chosen if node not in absorbed}
+    made = {value for node, result in results.items() for value in (result, *node.outputs)}
+    read: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+    for node in results:
+        operands = {value for value in data_of(node) if value.name in grids and constant_of(value) is None}
+        for index, value in enumerate(node.inputs):
+            if value is not None and value in operands and value not in made:
+                read.setdefault(value, []).append((node, index))
+    written = [value for node, value in results.items() if value.name in grids and not follows(node, grids)]
+    return Roundings(results, read, written)
 
 
 NEAR = 0.25
