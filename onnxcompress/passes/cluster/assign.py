@@ -47,17 +47,41 @@ class Picker:
         self._first = np.maximum.accumulate(np.where(fresh, np.arange(len(fresh))[:, None], 0), axis=0)
         self._price = None if price is None else np.take_along_axis(price[books.of(out)], order, axis=1).T
         self._zero = _zero_of(self._entries) if zeros else None
+        self._alike = bool((tables == tables[:1]).all()) and len(np.unique(books.of(out))) == 1
+        self._stiff, self._edges, self._kept = -1.0, np.empty(0), np.empty(0, int)
 
     def __call__(self, wish: np.ndarray, stiff: np.ndarray | float, zeros: np.ndarray | None = None) -> np.ndarray:
         """Positions [out] for wishes [out]; `stiff` is what a squared error costs, `zeros` [out] says who is pruned."""
         if self._price is None:
             count = (wish > self._middles).sum(axis=0, dtype=np.uint8)
             place = self._first[count, self._rows]
+        elif self._alike and np.ndim(stiff) == 0 and stiff > 0:
+            if stiff != self._stiff:
+                self._stiff, (self._edges, self._kept) = float(stiff), self._envelope(float(stiff))
+            place = self._kept[np.searchsorted(self._edges, wish)]
         else:
             place = (stiff * (wish - self._entries) ** 2 + self._price).argmin(axis=0)
         if zeros is not None and self._zero is not None:
             place = np.where(zeros, self._zero, place)
         return place
+
+    def _envelope(self, stiff: float) -> tuple[np.ndarray, np.ndarray]:
+        """Where one entry gives way to the next, and which entries are the best anywhere, where all rows have the same.
+
+        Costs are parabolas of one curvature: an entry that gives way to the next before its turn is nowhere the best.
+        """
+        assert self._price is not None
+        entries, price = self._entries[:, 0], self._price[:, 0]
+        kept = np.lexsort((price, entries))
+        kept = kept[np.append(True, np.diff(entries[kept]) > 0)]  # of entries that are the same the cheapest
+        while True:
+            each, costs = entries[kept], price[kept]
+            edges = (each[1:] + each[:-1]) / 2 + np.diff(costs) / (2 * stiff * np.diff(each))
+            left = np.ones(len(kept), bool)
+            left[1:-1] = edges[1:] > edges[:-1]
+            if left.all():
+                return edges, kept
+            kept = kept[left]
 
     def values(self, place: np.ndarray) -> np.ndarray:
         """[out] the entries at positions [out]."""
@@ -100,7 +124,8 @@ def nearest(
 ) -> np.ndarray:
     """The entry nearest to each weight, uint8 [out, row]; with a price, by the Gram's diagonal."""
     pick = Picker(books, len(rows), price, zeros is not None)
-    stiff = np.ascontiguousarray(np.broadcast_to(diagonal(gram, rows), rows.shape).T)
+    stiff = np.ascontiguousarray(diagonal(gram, rows).T)
+    stiff = stiff[:, 0] if stiff.shape[1] == 1 else stiff
     columns = np.ascontiguousarray(rows.T)
     masks = _columns_of(zeros, len(columns))
     places = [pick(column, stiff[j], mask) for j, (column, mask) in enumerate(zip(columns, masks, strict=True))]

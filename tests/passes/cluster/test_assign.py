@@ -191,6 +191,23 @@ def test_the_nearest_entry_is_the_nearest(seed: int, entries: int, copies: bool)
     assert np.array_equal(free.values(free(wish, 1.0)), found)
 
 
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 9999), entries=st.integers(1, 30), copies=st.booleans(), stiff=st.floats(0.01, 100.0))
+def test_with_a_price_the_sum_is_least(seed: int, entries: int, copies: bool, stiff: float) -> None:
+    rng = np.random.default_rng(seed)
+    book, price = np.round(rng.standard_normal((1, entries)), 1 if copies else 9), rng.exponential(1.0, (1, entries))
+    wish = rng.standard_normal(50) * 2
+    alike, apart = (
+        Picker(Books(book), 50, price),
+        Picker(Books(np.repeat(book, 50, axis=0)), 50, np.repeat(price, 50, axis=0)),
+    )
+    sums = stiff * (wish[:, None] - book) ** 2 + price
+    for pick in (alike, apart):
+        place = pick(wish, stiff)
+        assert np.allclose(stiff * (wish - pick.values(place)) ** 2 + pick.prices(place), sums.min(axis=1), rtol=1e-9)
+    assert np.array_equal(alike.values(alike(wish, 0.0)), book[:, [price.argmin()]].repeat(50, axis=1)[0])
+
+
 def test_a_price_moves_weights_to_cheap_entries() -> None:
     rows, gram = layer(5, 8, 20)
     books = books_of(rows, 8, "one")
