@@ -36,9 +36,9 @@ def test_convolutional_models_fastest_first() -> None:
     rows = [row("slow", 2.0, 0.9), row("matrices", 3.0, 0.1), row("fast", 2.5, 1.0)]
     told, lines = quantize_peak.section(rows, "ours") or ("", [])
     assert "5.0 times" in told
-    assert [line[:6] for line in lines] == [
-        ["fast", "2.50", "62%", "50%", "100", "50%"],
-        ["slow", "2.00", "50%", "40%", "100", "50%"],
+    assert [line[:7] for line in lines] == [
+        ["fast", "2.50", "62%", "50%", "100", "50%", "100%"],
+        ["slow", "2.00", "50%", "40%", "100", "50%", "100%"],
     ]
     assert quantize_peak.section([Row("other", "ours")], "ours") is None
 
