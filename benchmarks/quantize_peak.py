@@ -167,7 +167,9 @@ def lines(rows: Sequence[Any], tool: str) -> list[list[str]]:
         [
             row.model, f"{row.speed:.2f}", f"{row.speed / row.times_peak:.0%}",
             f"{row.speed * row.dense_fp32 / row.dense:.0%}", f"{gops(row):.0f}",
-            f"{gops(row) / row.dense:.0%}", f"{gops(row) / row.products / row.dense:.0%}" if row.products else "-", *(f"{getattr(row, kind):.0%}" for kind in KINDS), row.held or "-",
+            f"{gops(row) / row.dense:.0%}",
+            f"{gops(row) / row.products / row.dense:.0%}" if row.products else "-",
+            *(f"{getattr(row, kind):.0%}" for kind in KINDS), row.held or "-",
         ]
         for row in sorted(mine, key=lambda row: -row.speed)
     ]  # fmt: skip
