@@ -179,7 +179,8 @@ def _form(value: ir.Value, coded: Coded) -> str:
     nodes = _chain(value)
     kinds = {read.dtype for node in nodes for read in node.inputs if read is not None}
     if any(node.op_type == "ScatterElements" for node in nodes):
-        return "tunstall"
+        numbers = [_gathers_numbers(node) for node in nodes if node.op_type == "Mul"]
+        return "sparse" if any(numbers) else "tunstall"
     if kinds & {ir.DataType.UINT4, ir.DataType.UINT2}:
         return "uint4" if ir.DataType.UINT4 in kinds else "uint2"
     tables = {node.inputs[0] for node in nodes if node.op_type == "Gather"}
@@ -188,6 +189,12 @@ def _form(value: ir.Value, coded: Coded) -> str:
     shapes = [each.const_value.shape for each in stored if each not in tables]  # type: ignore[union-attr]
     whole = coded.shape if coded.width == 1 else (len(coded.symbols),)
     return "planes" if len(tables) > 1 else "bytes" if whole in shapes else "packed"
+
+
+def _gathers_numbers(node: ir.Node) -> bool:
+    """Is it a product of numbers of entries?"""
+    made = [value.producer() for value in node.inputs if value is not None]
+    return len(made) == 2 and all(each is not None and each.op_type == "Gather" for each in made)
 
 
 def _cast(value: ir.Value | None) -> ir.Value | None:

@@ -16,16 +16,27 @@ WORDS = 256
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """symbols  uint8, all words one after another      lengths  uint8 [words]      bits  expected, a symbol"""
+    """symbols  uint8, all words one after another      lengths  uint8 [words]"""
 
     symbols: np.ndarray
     lengths: np.ndarray
-    bits: float
+
+    @property
+    def kinds(self) -> int:
+        """How many symbols there are."""
+        return int(self.symbols.max()) + 1
 
     @property
     def starts(self) -> np.ndarray:
         """int32 [words]: where each word begins in `symbols`."""
         return (np.cumsum(self.lengths, dtype=np.int32) - self.lengths).astype(np.int32)
+
+    def bits(self, counts: np.ndarray) -> float:
+        """Expected, a symbol, where symbols occur so often; they need not be those that the words were made for."""
+        with np.errstate(divide="ignore"):
+            share = np.log(counts / counts.sum())
+        words = np.exp(np.add.reduceat(share[self.symbols], self.starts))
+        return float(8 / (words @ self.lengths))
 
 
 def dictionary(counts: np.ndarray) -> Dictionary | None:
@@ -45,9 +56,8 @@ def dictionary(counts: np.ndarray) -> Dictionary | None:
     words = sorted(word for _, _, word in leaves)
     if max(map(len, words)) > 255:
         return None
-    expected = -sum(share * len(word) for share, _, word in leaves)
     symbols = np.array([symbol for word in words for symbol in word], np.uint8)
-    return Dictionary(symbols, np.array([len(word) for word in words], np.uint8), 8 / expected)
+    return Dictionary(symbols, np.array([len(word) for word in words], np.uint8))
 
 
 def encode(symbols: np.ndarray, words: Dictionary) -> np.ndarray:
@@ -105,8 +115,7 @@ def _tree(words: Dictionary) -> np.ndarray:
                 inner[node][symbol] = len(inner) - 1
             node = inner[node][symbol]
         inner[node][last] = -1 - number
-    kinds = int(words.symbols.max()) + 1
-    return np.array([[node[symbol] for symbol in range(kinds)] for node in inner], np.int16)
+    return np.array([[node[symbol] for symbol in range(words.kinds)] for node in inner], np.int16)
 
 
 def _leaps(tree: np.ndarray, span: int) -> np.ndarray:
