@@ -159,10 +159,12 @@ class Checkup:
         """The first line."""
         if not self.quantized:
             return f"{self.name}: nothing in it is quantized"
-        severe = sum(finding.severe for finding in self.findings)
         if not self.findings:
             return f"{self.name}: no fault found in {self.quantized} quantized nodes"
-        return f"{self.name}: {severe} faults, {len(self.findings) - severe} things that cost time"
+        severe = sum(finding.severe for finding in self.findings)
+        slow = len(self.findings) - severe
+        kinds = (("fault", "faults", severe), ("thing that costs time", "things that cost time", slow))
+        return f"{self.name}: {', '.join(f'{n} {one if n == 1 else many}' for one, many, n in kinds if n)}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""

@@ -138,6 +138,7 @@ def test_faults_of_files_spelled_in_kernels() -> None:
     assert not check(spelled_in_kernels()).findings
     (finding,) = [each for each in check(spelled_in_kernels(zero=np.int8)).findings if each.kind == "signed"]
     assert finding.where == ("quantize_x", "conv")
+    assert check(spelled_in_kernels(zero=np.int8)).headline.endswith(": 1 thing that costs time")
     assert kinds(spelled_in_kernels(scale=float("nan")))["scale"]
 
 

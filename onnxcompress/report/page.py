@@ -115,7 +115,7 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
             each.name,
             each.op,
             words.shape(each.shape),
-            each.encoding or "numbers",
+            each.encoding or words.UNKNOWN,
             f"{each.bits:.3g}",
             words.count(each.parameters),
             words.count(each.macs),
