@@ -16,7 +16,8 @@ from onnxcompress.model.edit import FILE_TYPE, coded_of, constant_of, new_consta
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import check_message, first_line, raised
 from onnxcompress.weights.coded import Coded, recoded
-from onnxcompress.weights.forms import FORMS, Pen, chosen, write
+from onnxcompress.weights.forms import FORMS, chosen, write
+from onnxcompress.weights.pen import Pen
 
 LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 """protobuf's limit on one message, less some room for the graph."""

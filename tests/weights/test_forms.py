@@ -19,7 +19,9 @@ from onnxcompress.model.edit import coded_of, set_coded
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.weights.chains import SMALLEST, decoded
 from onnxcompress.weights.coded import Coded
-from onnxcompress.weights.forms import FORMS, Pen, bytes_of, chosen, packed, table, write
+from onnxcompress.weights.forms import FORMS, bytes_of, chosen, write
+from onnxcompress.weights.pen import Pen
+from onnxcompress.weights.plain import packed, table
 from weights.drawn import coded_tensors
 
 IR_VERSION = {"uint4": 10, "uint2": 13}
