@@ -1,6 +1,10 @@
-"""One choice a layer under one budget: the multiple-choice knapsack that amounts, bits, ranks and forms come down to.
+"""What is spent where under one budget: the multiple-choice knapsack that amounts, bits, ranks and forms come down to.
 
     minimise Σ error(c_l)   with one candidate c_l a layer   and   Σ cost(c_l) <= budget
+
+And the same where layers share what they err by, as nodes that read one grid do (`left_out`):
+
+    minimise Σ cost(n) · out(n)   with   Σ error(p) · there(p) <= budget   and   there(p) >= 1 - out(n) where n touches p
 
 Costs and errors are taken as additive. Small problems are solved exactly (scipy's HiGHS), large ones on the lower
 convex hull of each layer: a greedy walk, above the optimum by less than the one step that no longer fitted saves
@@ -9,7 +13,7 @@ convex hull of each layer: a greedy walk, above the optimum by less than the one
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,6 +70,52 @@ def allocate_error(
     """
     options = [_Option(c, c.error, c.cost) for c in candidates]
     return _solve(options, max_error, maximum_gap, "error bound", "error")
+
+
+PATIENCE = 10.0
+"""Seconds for one program of `left_out`, far above what the largest took (some hundred nodes of a text reader)."""
+
+
+def left_out(
+    cost: Mapping[str, float],
+    touches: Mapping[str, Collection[str]],
+    error: Mapping[str, float],
+    max_error: float,
+    *,
+    maximum_gap: float = 0.0,
+) -> list[str] | None:
+    """The cheapest to leave out, so that what the others touch errs by at most `max_error` in sum; in the order of `cost`.
+
+    cost     of leaving each out                touches  which places each one errs at, as long as it is not left out
+    error    of a place, once however many touch it
+    None where the solver found nothing within PATIENCE. SettingError where `max_error` is not above zero.
+    """
+    if not max_error > 0:
+        raise SettingError(f"the error bound is {max_error}; it must be above 0")
+    names, places = list(cost), [place for place, most in error.items() if most > 0]
+    at = {place: len(names) + index for index, place in enumerate(places)}
+    pairs = [(i, at[place]) for i, name in enumerate(names) for place in touches[name] if place in at]
+    size = len(names) + len(places)
+    values = np.concatenate([[cost[name] for name in names], np.zeros(len(places))])
+    shares = np.concatenate([np.zeros(len(names)), [error[place] for place in places]]) / max_error
+    constraints = [LinearConstraint(shares[None], -np.inf, 1.0)]
+    if pairs:
+        rows = np.repeat(np.arange(len(pairs)), 2)
+        matrix = csr_array((np.ones(2 * len(pairs)), (rows, np.asarray(pairs).reshape(-1))), shape=(len(pairs), size))
+        constraints.append(LinearConstraint(matrix, 1.0, np.inf))
+    whole = np.concatenate([np.ones(len(names)), np.zeros(len(places))])  # there(p) comes out whole by itself
+    x = _minimised(values, whole, Bounds(0, 1), constraints, mip_rel_gap=maximum_gap, time_limit=PATIENCE)
+    return None if x is None else [name for name, out in zip(names, x, strict=False) if out > 0.5]
+
+
+def _minimised(
+    values: np.ndarray, whole: np.ndarray, bounds: Bounds, constraints: list[LinearConstraint], **options: float
+) -> np.ndarray | None:
+    """By HiGHS; None where it found nothing. As of scipy 1.17 its presolve writes a debugging line to stdout, and saves no time."""
+    found = milp(
+        values, integrality=whole, bounds=bounds, constraints=constraints, options={**options, "presolve": False}
+    )
+    return None if found.x is None else np.asarray(found.x)
 
 
 def _solve(
@@ -166,17 +216,12 @@ def _solve_exactly(
     unit_weight, unit_value = (spare or 1.0) / ROW_SCALE, values.max() or 1.0
     one_each = csr_array((np.ones(len(flat)), (rows, np.arange(len(flat)))), shape=(len(layers), len(flat)))
     within = LinearConstraint(weights[None] / unit_weight, -np.inf, (spare / unit_weight) * (1 - tighter))
-    result = milp(
-        values / unit_value,
-        integrality=np.ones(len(flat)),
-        bounds=Bounds(0, np.where(weights <= spare, 1, 0)),
-        constraints=[LinearConstraint(one_each, 1, 1), within],
-        # HiGHS as of scipy 1.17 writes a debugging line to stdout from its presolve; the optimum is as quick without.
-        options={"mip_rel_gap": maximum_gap, "presolve": False},
-    )
-    if result.x is None:
+    one_a_layer = [LinearConstraint(one_each, 1, 1), within]
+    bounds = Bounds(0, np.where(weights <= spare, 1, 0))
+    x = _minimised(values / unit_value, np.ones(len(flat)), bounds, one_a_layer, mip_rel_gap=maximum_gap)
+    if x is None:
         return None
-    picked = [flat[index] for index in np.flatnonzero(result.x > 0.5)]
+    picked = [flat[index] for index in np.flatnonzero(x > 0.5)]
     if len(picked) != len(layers) or sum(o.weight for o in picked) > bound:
         return None
     return dict(zip(layers, picked, strict=True))

@@ -3,7 +3,7 @@
 1. Everything that can be is int8. Where that meets the budgets, nothing more is done.
 2. What each rounding alone brings to the outputs is measured on calibration samples (passes/quantize/explain.py).
 3. Which nodes stay float for a given summed error is one small integer program. A grid belongs to all nodes that read or
-   write it: its error goes only when all of them are float. Choosing a setting a layer (allocate.py) cannot say that.
+   write it: its error goes only when all of them are float (allocate.py, `left_out`).
 4. How much summed error the budgets bear is found by halving the interval of its logarithm. What is expected only chooses
    the nodes: each trial is written from the same grids and levels and judged on held-out data.
 
@@ -17,10 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
-
+from onnxcompress.allocate import left_out
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.evidence.trial import Trial
@@ -45,9 +42,6 @@ A_NODE = 1e-3
 
 GAP = 0.01
 """Work above the optimum that may be left: the errors are not known better."""
-
-PATIENCE = 10.0
-"""Seconds for one integer program, far above what the largest took."""
 
 FLOAT_SECONDS = 2.0
 """Of measuring the model that is left beside the float one."""
@@ -135,25 +129,12 @@ def _work(model: Model, names: Sequence[str], shapes: Shapes) -> dict[str, float
 def left_float(problem: Problem, most: float) -> list[str] | None:
     """The nodes that do least work, and whose absence from int8 leaves a summed error of at most `most`; in graph order.
 
-    minimise Σ work(n) · float(n)   with   Σ noise(p) · rounded(p) <= most   and   rounded(p) >= 1 - float(n)
-    for every place p that n keeps rounded. None where the solver found nothing in time.
+    None where the solver found nothing in time.
     """
-    names = list(problem.found.nodes)
-    places = [place for place, noise in problem.found.noise.items() if noise > 0]
-    at = {place: len(names) + index for index, place in enumerate(places)}
-    pairs = [(i, at[p]) for i, name in enumerate(names) for p in problem.found.nodes[name].keeps if p in at]
-    size = len(names) + len(places)
-    cost = np.concatenate([[problem.work[name] + A_NODE for name in names], np.zeros(len(places))])
-    noise = np.concatenate([np.zeros(len(names)), [problem.found.noise[place] for place in places]]) / most
-    constraints = [LinearConstraint(noise[None], -np.inf, 1.0)]
-    if pairs:
-        rows = np.repeat(np.arange(len(pairs)), 2)
-        matrix = csr_array((np.ones(2 * len(pairs)), (rows, np.asarray(pairs).reshape(-1))), shape=(len(pairs), size))
-        constraints.append(LinearConstraint(matrix, 1.0, np.inf))
-    whole = np.concatenate([np.ones(len(names)), np.zeros(len(places))])  # rounded(p) comes out whole by itself
-    options = {"mip_rel_gap": GAP, "time_limit": PATIENCE, "presolve": False}
-    result = milp(cost, integrality=whole, bounds=Bounds(0, 1), constraints=constraints, options=options)
-    return None if result.x is None else [name for name, x in zip(names, result.x, strict=False) if x > 0.5]
+    found = problem.found
+    cost = {name: problem.work[name] + A_NODE for name in found.nodes}
+    touches = {name: touched.keeps for name, touched in found.nodes.items()}
+    return left_out(cost, touches, found.noise, most, maximum_gap=GAP)
 
 
 def _kept(problem: Problem, left: Collection[str]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress import allocate as module
-from onnxcompress.allocate import Candidate, allocate, allocate_error
+from onnxcompress.allocate import Candidate, allocate, allocate_error, left_out
 from onnxcompress.errors import SettingError
 
 numbers = st.integers(0, 30)
@@ -127,3 +127,32 @@ def test_refusals_say_what_is_wrong():
         allocate([Candidate("a", 4, 1.0, 1.0)], 2, maximum_gap=-1)
     with pytest.raises(SettingError, match="cannot be met"):
         allocate([Candidate("a", 4, 1.0, 1.0)], float("nan"))
+
+
+shared = st.lists(st.tuples(st.integers(1, 20), st.sets(st.sampled_from("abcd"), max_size=3)), min_size=1, max_size=6)
+
+
+@exact
+@given(shared, st.lists(st.integers(0, 9), min_size=4, max_size=4), st.integers(1, 30))
+def test_shared_errors_are_those_of_brute_force(drawn, errors, most):
+    """A place errs as long as anybody who touches it is left in, and once for all of them."""
+    cost = {f"n{i}": float(price) for i, (price, _) in enumerate(drawn)}
+    touches = {f"n{i}": places for i, (_, places) in enumerate(drawn)}
+    error = dict(zip("abcd", map(float, errors), strict=True))
+
+    def erring(out: set[str]) -> float:
+        return sum(error[place] for place in set().union(*(touches[name] for name in cost if name not in out)))
+
+    feasible = [
+        sum(cost[name] for name in out)
+        for picked in product([False, True], repeat=len(cost))
+        if erring(out := {name for name, gone in zip(cost, picked, strict=True) if gone}) <= most
+    ]
+    found = left_out(cost, touches, error, float(most))
+    assert found is not None and erring(set(found)) <= most + 1e-6
+    assert sum(cost[name] for name in found) == pytest.approx(min(feasible))
+
+
+def test_no_error_at_all_is_not_asked_for():
+    with pytest.raises(SettingError, match="above 0"):
+        left_out({"a": 1.0}, {"a": ("p",)}, {"p": 1.0}, 0.0)
