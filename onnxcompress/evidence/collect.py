@@ -13,20 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxcompress.data.store import Data, Feed
 from onnxcompress.errors import DataError, SettingError, nearest
-from onnxcompress.evidence.expose import exposed, hidden, run_shapes
+from onnxcompress.evidence.expose import answer, exposed, hidden, run_shapes
+from onnxcompress.evidence.inside import INSIDE, Taps
 from onnxcompress.evidence.kinds import BLOCK, KINDS
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
-from onnxcompress.runtime.session import open_session
+from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.session import Session, open_session
 
 ROWS = 4096
 """Positions a sample that a Gram reads of one value: 64 x 64 pixels. Neighbours tell little new and take time."""
 
 SAMPLING_STREAM = 3  # keeps the choice of positions apart from other users of the same seed
 WORKING = 3  # times a result: one batch's, a block of rows and a block's product, held while a value is updated
+
+LARGEST = 1 << 20
+"""Numbers that one value holds in a batch, where the batch can be smaller: more at once is no faster, and takes memory."""
+
+FEW = 16
+"""Results of all waves stay in memory where they take less than this part of the limit."""
+
+Shape = tuple[int, ...]
+Mark = tuple[str, int]
+"""Kind, and axis from the front."""
 
 Progress = Callable[[int, int, str], None]
 """(samples done, samples in all, over all waves; what is done now)"""
@@ -36,32 +49,50 @@ Progress = Callable[[int, int, str], None]
 class Observed:
     """One value and all that is wanted of it.
 
-    marks    the needs of each (kind, axis from the front)    lengths  of these axes, in the first batch
-    numbers  elements of the value, in the first batch        width    bytes of each
-    exposed  False for an input, which is in memory anyway
+    shape    of one sample                            batch    samples at once
+    marks    the needs of each (kind, axis)           results  bytes of the result of each mark
+    width    bytes of an entry
+    floats   the run can measure it where it stands      exposed  False for an input, which is in memory anyway
     """
 
     value: str
-    marks: dict[tuple[str, int], list[Need]]
-    lengths: dict[tuple[str, int], int]
-    numbers: int
+    shape: Shape
+    batch: int
     width: int
+    floats: bool
     exposed: bool
+    marks: dict[Mark, list[Need]] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> list[Mark]:
+        """The marks that are measured on the value itself; the others are measured inside the run."""
+        return [mark for mark in self.marks if not self.exposed or not self.floats or mark[0] not in INSIDE]
+
+    @property
+    def numbers(self) -> int:
+        """Entries of a batch."""
+        return self.batch * prod(self.shape)
 
     @property
     def results(self) -> list[int]:
         """Bytes of the result of each mark."""
-        return [KINDS[kind].bytes(length) for (kind, _), length in self.lengths.items()]
+        return [KINDS[kind].bytes(self.channels((kind, axis))) for kind, axis in self.marks]
 
     @property
     def held(self) -> int:
-        """Bytes that stay during a wave: the results, and the value itself while a batch is read."""
-        return self.exposed * self.numbers * self.width + sum(self.results)
+        """Bytes that stay during a wave: the results, and what leaves the run while a batch is read."""
+        return bool(self.whole and self.exposed) * self.numbers * self.width + sum(self.results)
 
     @property
     def working(self) -> int:
         """Bytes that are needed only while this value is read: moved to rows, and measured in blocks of float64."""
+        if not self.whole:
+            return WORKING * max(self.results)
         return self.numbers * self.width + WORKING * (max(self.results) + 8 * min(BLOCK, self.numbers))
+
+    def channels(self, mark: Mark) -> int:
+        """Length of its axis; kinds of the whole tensor have axis 0 of length 1."""
+        return self.shape[mark[1]] if KINDS[mark[0]].per_channel else 1
 
 
 @dataclass(frozen=True)
@@ -78,8 +109,8 @@ class Limits:
 class Collected(Mapping[Need, Any]):
     """Evidence: Need -> Moments, Gram, Range.
 
-    One wave's results stay in memory. Those of several would not fit the limit together: they lie in files of a
-    temporary folder that goes with this object, and each is read when it is asked for.
+    Results stay in memory where they are few. Those of several waves may not fit the limit together: they then lie in files
+    of a temporary folder that goes with this object, and each is read when it is asked for.
     left_out   value -> why it could not be observed     samples   how many were seen
     """
 
@@ -122,17 +153,20 @@ def collect(
     rows: int = ROWS,
     seed: int = 0,
     threads: int = 1,
+    shapes: Mapping[str, Shape] | None = None,
     progress: Progress | None = None,
 ) -> Collected:
     """What the needs ask for, over all samples of `data`.
 
-    batch          samples a run, where the model takes more than one; halved where one value alone passes the limit
+    batch          at most so many samples a run, where the model takes more than one; fewer where one value alone passes
+                   the limit, where that saves a wave, and where values are large (LARGEST)
     memory_limit   bytes for results and for the values read out of a batch, beside the runtime's own memory; decides
                    how many waves (each a session and a run over the data) there are. Numbers do not depend on it,
                    except for the last bits of float32: what the runtime fuses depends on what a wave reads
     rows, seed     kinds that are `sampled` read at most so many positions a sample, one at random from each of as many
                    equal stretches: the same ones for all values of equal size
     threads        of the runtime; one gives the same bits on every run
+    shapes         of all values on the first sample, where they are known
 
     Needs about values inside If, Loop and Scan bodies and about constants are left out, see `Collected`. ModelError for
     values that do not exist, SettingError for an unknown kind, an axis that a value does not have, or results that do
@@ -144,8 +178,14 @@ def collect(
     wanted = [need for need in dict.fromkeys(needs) if need.value not in left_out]
     if not wanted:
         return Collected(0, left_out)
-    waves, limits = _planned(model, wanted, data, limits)
-    spill = tempfile.TemporaryDirectory(prefix="onnxcompress-") if len(waves) > 1 else None
+    first = next(iter(data.batches(1)))
+    if shapes is None or any(need.value not in shapes for need in wanted):
+        shapes = run_shapes(model, first, {need.value for need in wanted})
+    waves, limits = _planned(model, wanted, first, shapes, limits)
+    whole = sum(sum(each.results) for wave in waves for each in wave)
+    spill = (
+        tempfile.TemporaryDirectory(prefix="onnxcompress-") if len(waves) > 1 and FEW * whole > memory_limit else None
+    )
     found = Collected(data.samples, left_out, spill)
     for number, wave in enumerate(waves):
         what = "collecting" if len(waves) == 1 else f"collecting, wave {number + 1} of {len(waves)}"
@@ -183,50 +223,63 @@ def _check(needs: Sequence[Need], **positive: int) -> None:
 # ---- waves ----
 
 
-def _planned(model: Model, needs: Sequence[Need], data: Data, limits: Limits) -> tuple[list[list[Observed]], Limits]:
-    """The waves, and the limits with the batch that they were planned for."""
-    while True:
-        observed = _observed(model, needs, next(data.batches(limits.batch)))
+def _planned(
+    model: Model, needs: Sequence[Need], feed: Feed, shapes: Mapping[str, Shape], limits: Limits
+) -> tuple[list[list[Observed]], Limits]:
+    """The fewest waves, and the limits with the largest batch that gives them."""
+    most = limits.batch if _joined(model) else 1
+    largest = max(prod(shapes[need.value]) for need in needs)
+    most = max(1, min(most, LARGEST // max(largest, 1)))
+    best: list[list[Observed]] | None = None
+    for size in [most >> halved for halved in range(most.bit_length())]:
+        observed = _observed(model, needs, feed, shapes, size)
         too_large = next((each for each in observed if each.held + each.working > limits.memory), None)
-        if too_large is None:
-            return _waves(observed, limits.memory), limits
-        if limits.batch == 1:
-            takes, limit = (too_large.held + too_large.working) / 1e6, limits.memory / 1e6
-            raise SettingError(
-                f"the evidence on {too_large.value!r} takes {takes:.1f} MB, over the memory limit of {limit:.1f} MB; "
-                "give a larger limit"
-            )
-        limits = replace(limits, batch=limits.batch // 2)
+        waves = None if too_large is not None else _waves(observed, limits.memory)
+        if waves is not None and (best is None or len(waves) < len(best)):
+            best, limits = waves, replace(limits, batch=size)
+        if best is not None and len(best) == 1:
+            break
+    if best is None:
+        assert too_large is not None
+        takes, limit = (too_large.held + too_large.working) / 1e6, limits.memory / 1e6
+        raise SettingError(
+            f"the evidence on {too_large.value!r} takes {takes:.1f} MB, over the memory limit of {limit:.1f} MB; "
+            "give a larger limit"
+        )
+    return best, limits
 
 
-def _observed(model: Model, needs: Sequence[Need], feed: Feed) -> list[Observed]:
+def _joined(model: Model) -> list[str]:
+    """The inputs along whose first axis samples are put together."""
+    return [value.name or "" for value in model.ir.graph.inputs if value.shape and not isinstance(value.shape[0], int)]
+
+
+def _observed(
+    model: Model, needs: Sequence[Need], feed: Feed, shapes: Mapping[str, Shape], batch: int
+) -> list[Observed]:
     """What is wanted of each value, in graph order, equal needs once."""
-    shapes = run_shapes(model, feed, {need.value for need in needs})
     values = {value.name or "": value for value in model.ir.graph.inputs}
     values |= {value.name or "": value for node in model.ir.graph for value in node.outputs}
     place = {name: number for number, name in enumerate(values)}
     found: dict[str, Observed] = {}
     for need in sorted(needs, key=lambda each: (place[each.value], each)):
-        shape, dtype = shapes[need.value], values[need.value].dtype
+        name, shape, dtype = need.value, shapes[need.value], values[need.value].dtype
         width = 4 if dtype is None else dtype.itemsize
-        fresh = Observed(need.value, {}, {}, prod(shape), int(width), need.value not in feed)
-        each = found.setdefault(need.value, fresh)
-        mark, length = _mark(need, shape)
-        each.marks.setdefault(mark, []).append(need)
-        each.lengths[mark] = length
+        floats = dtype == ir.DataType.FLOAT and prod(shape) > 0
+        fresh = Observed(name, shape, batch, int(width), floats, name not in feed)
+        found.setdefault(name, fresh).marks.setdefault(_mark(need, shape), []).append(need)
     return list(found.values())
 
 
-def _mark(need: Need, shape: tuple[int, ...]) -> tuple[tuple[str, int], int]:
-    """(kind, axis from the front), and the length of that axis; kinds of the whole tensor have axis 0 of length 1."""
+def _mark(need: Need, shape: Shape) -> Mark:
+    """Kind, and axis from the front; kinds of the whole tensor have axis 0."""
     if not KINDS[need.kind].per_channel:
-        return (need.kind, 0), 1
+        return need.kind, 0
     if not -len(shape) <= need.axis < len(shape):
         raise SettingError(
             f"value {need.value!r} has {len(shape)} axes, its {need.kind} were asked for along axis {need.axis}"
         )
-    axis = need.axis % len(shape)
-    return (need.kind, axis), shape[axis]
+    return need.kind, need.axis % len(shape)
 
 
 def _waves(observed: Sequence[Observed], limit: int) -> list[list[Observed]]:
@@ -248,19 +301,20 @@ def _waves(observed: Sequence[Observed], limit: int) -> list[list[Observed]]:
 
 @dataclass
 class Meter:
-    """The results of one wave as they grow."""
+    """The results of one wave as they grow, and the length of each axis that was asked for as it was first met."""
 
     limits: Limits
     states: dict[tuple[str, str, int], Any] = field(default_factory=dict)
+    lengths: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
     def read(self, each: Observed, array: np.ndarray, feed: int, samples: int) -> None:
-        """Add one batch of one value."""
+        """Add one batch of one whole value."""
         if array.dtype.kind not in "fiub":
             raise DataError(f"{each.value!r} holds {array.dtype}, not numbers; nothing can be measured of it")
-        for kind, axis in each.marks:
+        for kind, axis in each.whole:
             row, key = KINDS[kind], (each.value, kind, axis)
             moved = np.moveaxis(array, axis, -1) if row.per_channel else array.reshape(-1, 1)
-            self._same_channels(each, (kind, axis), moved.shape[-1])
+            self._same_channels(key, moved.shape[-1])
             count, weight = prod(moved.shape[:-1]), 1.0
             chosen = sampled_rows(count, self.limits.rows * samples, self.limits.seed, feed) if row.sampled else None
             if chosen is None:
@@ -269,44 +323,98 @@ class Meter:
                 rows, weight = moved[np.unravel_index(chosen, moved.shape[:-1])], count / len(chosen)
             self.states[key] = row.update(self.states.get(key), rows, weight)
 
-    @staticmethod
-    def _same_channels(each: Observed, mark: tuple[str, int], now: int) -> None:
-        first = each.lengths[mark]
+    def add(self, each: Observed, mark: Mark, arrays: Sequence[np.ndarray]) -> None:
+        """Add what left the run of one batch of a value that was measured inside."""
+        key = (each.value, *mark)
+        found = INSIDE[mark[0]].read(arrays)
+        if KINDS[mark[0]].per_channel:
+            self._same_channels(key, arrays[0].size)
+        self.states[key] = KINDS[mark[0]].merge(self.states.get(key), found)
+
+    def _same_channels(self, key: tuple[str, str, int], now: int) -> None:
+        first = self.lengths.setdefault(key, now)
         if now != first:
             raise DataError(
-                f"{each.value!r} has {first} channels along axis {mark[1]} in one batch and {now} in another; "
+                f"{key[0]!r} has {first} channels along axis {key[2]} in one batch and {now} in another; "
                 "give samples of equal size, or observe another axis"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A session that gives what is wanted of a wave, and the outputs that belong to each mark of a value; None: the value, whole."""
+
+    session: Session | None
+    parts: list[tuple[Observed, Mark | None, int]]
+
+    @classmethod
+    def of(cls, model: Model, wave: Sequence[Observed], threads: int) -> Probe:
+        """The graph with taps, its weights shared with the model."""
+        taps, outputs, parts = Taps(model.ir.clone()), [], []
+        values = {value.name or "": value for node in taps.graph.graph for value in node.outputs}
+        for each in wave:
+            if each.exposed and each.whole:
+                outputs.append(values[each.value])
+                parts.append((each, None, 1))
+            for mark in each.marks if each.exposed else ():
+                if mark not in each.whole:
+                    made = INSIDE[mark[0]].taps(taps, values[each.value], len(each.shape), mark[1])
+                    outputs += made
+                    parts.append((each, mark, len(made)))
+        if not outputs:
+            return cls(None, [])
+        answer(taps.graph, outputs)
+        return cls(open_session(loose(taps.graph), threads=threads, early=True, name=model.source.name), parts)
+
+    def run(self, feed: Feed) -> Iterator[tuple[Observed, Mark | None, list[np.ndarray]]]:
+        """What came out, mark by mark."""
+        if self.session is not None:
+            stream = self.session.stream(feed)
+            for each, mark, count in self.parts:
+                yield each, mark, [next(stream)[1] for _ in range(count)]
 
 
 def _run_wave(
     model: Model, wave: Sequence[Observed], data: Data, limits: Limits, found: Collected, report: Callable[[int], None]
 ) -> None:
     """One session over all data; its results go into `found`."""
-    meter, done = Meter(limits), 0
-    inputs = {value.name or "": value for value in model.ir.graph.inputs}
-    joined = [name for name, value in inputs.items() if value.shape and not isinstance(value.shape[0], int)]
+    meter, done, joined = Meter(limits), 0, _joined(model)
     report(0)
-    with tempfile.TemporaryDirectory() as folder:
-        shown = exposed(model, [each.value for each in wave], Path(folder))
-        session = open_session(shown.model, threads=limits.threads, name=model.source.name) if shown.outputs else None
-        del shown  # the message: the session has its own copy of the weights
-        for number, feed in enumerate(data.batches(limits.batch)):
-            samples = len(feed[joined[0]]) if joined else 1
-            values = dict(feed) if session is None else {**feed, **session.run(feed)}
-            for each in wave:
-                array = np.asarray(values.pop(each.value))
-                _finite(each.value, array, range(done, done + samples), data)
-                meter.read(each, array, number, samples)
-            done += samples
-            report(done)
-        del session
+    probe = Probe.of(model, wave, limits.threads)
+    for number, feed in enumerate(data.batches(limits.batch)):
+        samples = len(feed[joined[0]]) if joined else 1
+        which = range(done, done + samples)
+        for each in wave:
+            if not each.exposed:
+                _finite(each.value, feed[each.value], which, data)
+                meter.read(each, np.asarray(feed[each.value]), number, samples)
+        for each, mark, arrays in probe.run(feed):
+            if mark is None:
+                _finite(each.value, arrays[0], which, data)
+                meter.read(each, arrays[0], number, samples)
+            elif all(np.isfinite(array).all() for array in arrays):
+                meter.add(each, mark, arrays)
+            else:
+                meter.read(*_closely(model, each, mark, feed, which, data, limits), number, samples)
+        done += samples
+        report(done)
+    del probe
     report(data.samples)
     for each in wave:
         for (kind, axis), needs in each.marks.items():
             state = meter.states.pop((each.value, kind, axis), None)
             if state is not None:
                 found.add(needs, state)
+
+
+def _closely(
+    model: Model, each: Observed, mark: Mark, feed: Feed, samples: range, data: Data, limits: Limits
+) -> tuple[Observed, np.ndarray]:
+    """The whole value, where a reduction of it was not finite: sums of large numbers overflow, the numbers themselves need not."""
+    session = open_session(exposed(model, [each.value]).model, threads=limits.threads, name=model.source.name)
+    array = session.run(feed)[each.value]
+    _finite(each.value, array, samples, data)
+    return replace(each, marks={mark: each.marks[mark]}, floats=False), array
 
 
 def _finite(value: str, array: np.ndarray, samples: range, data: Data) -> None:

@@ -5,10 +5,8 @@ Values of the main graph only: what If, Loop and Scan bodies compute leaves them
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +15,7 @@ import onnx_ir.passes.common as common
 from onnxcompress.errors import ModelError, nearest
 from onnxcompress.model import Model
 from onnxcompress.model.edit import bodies_of, walk
-from onnxcompress.model.save import LARGEST_MESSAGE, to_bytes
+from onnxcompress.runtime.loose import Loose, loose
 from onnxcompress.runtime.session import open_session
 
 UNREADABLE = {ir.DataType.BFLOAT16, ir.DataType.STRING}
@@ -32,21 +30,20 @@ class Exposed:
     left_out  value -> why it is not among them
     """
 
-    model: bytes | Path
+    model: Loose
     outputs: tuple[str, ...]
     left_out: Mapping[str, str]
 
 
-def exposed(model: Model, values: Sequence[str], folder: Path) -> Exposed:
+def exposed(model: Model, values: Sequence[str]) -> Exposed:
     """A clone of the graph whose outputs are these values, and nothing that they do not need.
 
-    Its inputs are all those of the model. `folder` takes the message and its weights where protobuf's 2 GB do not, and
-    must stay as long as the session. ModelError, with the nearest name, for a value that is nowhere in the model.
+    Its inputs are all those of the model. ModelError, with the nearest name, for a value that is nowhere in the model.
     """
     graph = model.ir.clone()
     found, left_out = _sorted_out(graph, values)
-    _answer(graph, found)
-    return Exposed(_runnable(graph, folder), tuple(value.name or "" for value in found), left_out)
+    answer(graph, found)
+    return Exposed(loose(graph), tuple(value.name or "" for value in found), left_out)
 
 
 def hidden(model: Model, values: Sequence[str]) -> dict[str, str]:
@@ -73,12 +70,10 @@ def run_shapes(
             shapes[name] = tuple(value.const_value.shape.numpy())
     graph = model.ir.clone()
     kept = _with_shape_nodes(graph, wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        if kept:
-            # Not optimised: it loads faster, and folding constants would run once more what is run only once.
-            session = open_session(_runnable(graph, Path(folder)), optimise=False, name=model.source.name)
-            shapes |= {kept[name]: tuple(map(int, shape)) for name, shape in session.run(feeds).items()}
-            del session
+    if kept:
+        # Not optimised: it loads faster, and folding constants would run once more what is run only once.
+        session = open_session(loose(graph), optimise=False, early=True, name=model.source.name)
+        shapes |= {kept[name]: tuple(map(int, shape)) for name, shape in session.run(feeds).items()}
     return {name: shape for name, shape in shapes.items() if wanted is None or name in wanted}
 
 
@@ -94,11 +89,11 @@ def _with_shape_nodes(graph: ir.Model, wanted: set[str] | None) -> dict[str, str
             graph.graph.append(node)
             outputs.append(node.outputs[0])
             kept[name] = value.name or ""
-    _answer(graph, outputs)
+    answer(graph, outputs)
     return kept
 
 
-def _answer(graph: ir.Model, outputs: Sequence[ir.Value]) -> None:
+def answer(graph: ir.Model, outputs: Sequence[ir.Value]) -> None:
     """Make these the outputs, and drop what they do not need."""
     graph.graph.outputs.clear()
     graph.graph.outputs.extend(outputs)
@@ -139,14 +134,3 @@ def _sorted_out(graph: ir.Model, values: Sequence[str]) -> tuple[list[ir.Value],
 
 def _body_inputs(node: ir.Node) -> list[ir.Value]:
     return [value for attribute in node.attributes.values() for body in bodies_of(attribute) for value in body.inputs]
-
-
-def _runnable(graph: ir.Model, folder: Path) -> bytes | Path:
-    """Bytes; a file in `folder`, its weights beside it, where they are too large for a message or lie in a file now."""
-    given = [value.const_value for value in graph.graph.initializers.values() if value.const_value is not None]
-    outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in given)
-    if not outside and sum(tensor.nbytes for tensor in given) <= LARGEST_MESSAGE:
-        return to_bytes(graph)
-    path = folder / "model.onnx"
-    ir.save(graph, path, external_data="model.onnx.data")
-    return path

@@ -122,6 +122,7 @@ def gather(sources: Sources, needs: Sequence[Need]) -> Evidence:
         found = collect(
             sources.current, rest, sources.data, batch=sources.batch, memory_limit=sources.memory_limit,
             threads=sources.threads, seed=sources.seed, progress=sources.progress,
+            shapes=first_shapes(sources.current, sources.data, sources.original),
         )  # fmt: skip
         known.update({need: found[need] for need in rest if need in found})
     return known

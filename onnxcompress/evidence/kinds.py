@@ -87,6 +87,34 @@ class Range:
     maximum: float
 
 
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """Sum over the entries of each channel, [channels] float64; count: entries a channel."""
+
+    count: float
+    total: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[channels]"""
+        return self.total / self.count
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """How far each channel goes, and how much there is in it: [channels] float64; count: entries a channel."""
+
+    count: float
+    squares: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+
+    @property
+    def mean_square(self) -> np.ndarray:
+        """[channels]"""
+        return self.squares / self.count
+
+
 OCTAVES = 20
 """Powers of two, below the largest magnitude, that a Histogram tells apart: down to a millionth of it."""
 
@@ -106,7 +134,7 @@ class Histogram:
     top      exponent of the largest power of two in counts, biased as in float32; 0: nothing but zeros
     zeros    entries that are zero (or too small for a normal float32)
     tiny     entries below the window: less than 2^-19 of the largest magnitude
-    total    their sum                      minimum, maximum   exact; not finite where an entry was not
+    minimum, maximum  exact; not finite where an entry was not
     batches  how often something was read; lows, highs: sums of the minima and of the maxima of each time
     """
 
@@ -114,7 +142,6 @@ class Histogram:
     top: float
     zeros: float
     tiny: float
-    total: float
     minimum: float
     maximum: float
     batches: float
@@ -229,6 +256,17 @@ def moments(rows: np.ndarray, weight: float) -> Moments:
     return found  # type: ignore[return-value]
 
 
+def mean(rows: np.ndarray, weight: float) -> Mean:
+    """Sums in float64."""
+    return Mean(weight * len(rows), weight * sum(block.sum(axis=0) for block in _blocks(rows)))
+
+
+def reach(rows: np.ndarray, weight: float) -> Reach:
+    """Of the sums in `moments`, these."""
+    found = moments(rows, weight)
+    return Reach(found.count, found.squares, found.minimum, found.maximum)
+
+
 def gram(rows: np.ndarray, weight: float) -> Gram:
     """Σ x xᵀ in float64.
 
@@ -255,13 +293,12 @@ def value_range(rows: np.ndarray, weight: float) -> Range:
 def histogram(rows: np.ndarray, weight: float) -> Histogram:
     """The leading bits of each entry, as float32, are counted; block by block."""
     leading = np.zeros(2 << 8 + 6, np.int64)  # sign, 8 bits of exponent, 6 of mantissa
-    total, lows, highs = 0.0, [], []
+    lows, highs = [], []
     flat = rows.reshape(-1)
     for start in range(0, len(flat), BLOCK):
         with np.errstate(over="ignore"):
             block = np.ascontiguousarray(flat[start : start + BLOCK], dtype=np.float32)
         leading += np.bincount(block.view(np.uint32) >> 17, minlength=len(leading))
-        total += float(block.sum(dtype=np.float64))
         lows.append(block.min())
         highs.append(block.max())
     by_exponent = weight * leading.reshape(2, 256, STEPS)[::-1]  # the sign bit is set for negative ones
@@ -275,7 +312,6 @@ def histogram(rows: np.ndarray, weight: float) -> Histogram:
         top=float(top),
         zeros=float(by_exponent[:, 0].sum()),
         tiny=float(by_exponent[:, 1:first].sum()),
-        total=weight * total,
         minimum=low,
         maximum=high,
         batches=1.0,
@@ -290,6 +326,13 @@ KINDS: dict[str, Kind] = {
         moments,
         dict(count=np.add, total=np.add, squares=np.add, zeros=np.add, minimum=np.minimum, maximum=np.maximum),
         bytes=lambda channels: 40 * channels,
+    ),
+    "mean": Kind(Mean, mean, dict(count=np.add, total=np.add), bytes=lambda channels: 8 * channels),
+    "reach": Kind(
+        Reach,
+        reach,
+        dict(count=np.add, squares=np.add, minimum=np.minimum, maximum=np.maximum),
+        bytes=lambda channels: 24 * channels,
     ),
     "gram": Kind(
         Gram,
@@ -308,9 +351,9 @@ KINDS: dict[str, Kind] = {
     "histogram": Kind(
         Histogram,
         histogram,
-        dict.fromkeys(("counts", "zeros", "tiny", "total", "batches", "lows", "highs"), np.add)
+        dict.fromkeys(("counts", "zeros", "tiny", "batches", "lows", "highs"), np.add)
         | dict(top=np.maximum, minimum=np.minimum, maximum=np.maximum),
-        bytes=lambda channels: 8 * (2 * OCTAVES * STEPS + 9),
+        bytes=lambda channels: 8 * (2 * OCTAVES * STEPS + 8),
         per_channel=False,
         align=one_window,
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 
 from onnxcompress.errors import DataError, ModelError, nearest
+from onnxcompress.runtime.loose import Loose
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -89,6 +90,7 @@ class Session:
 
     def __init__(self, session: onnxruntime.InferenceSession, name: str, default: Sequence[str] | None) -> None:
         self._session = session
+        self._arrays: Mapping[str, np.ndarray] = {}  # onnxruntime reads them where they are
         self.name = name
         self.inputs = [_port(node) for node in session.get_inputs()]
         self.outputs = [_port(node) for node in session.get_outputs()]
@@ -113,6 +115,22 @@ class Session:
         except Exception as error:  # onnxruntime's exceptions have no parent of their own
             raise self._failure(error, feeds) from error
         return dict(zip(names, values, strict=True))
+
+    def stream(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """As `run`, of tensors that hold numbers, one after the other: each is freed when the next one is asked for."""
+        names = self._default if outputs is None else self._known(outputs)
+        if feeds.keys() != self._takes:
+            self._refuse_names(feeds)
+        try:
+            given = {
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(x, order="C")) for name, x in feeds.items()
+            }
+            values = self._session.run_with_ort_values(names, given, self._quiet)
+        except Exception as error:  # onnxruntime's exceptions have no parent of their own
+            raise self._failure(error, feeds) from error
+        values.reverse()
+        for name in names:
+            yield name, values.pop().numpy()
 
     def end_profiling(self) -> Path:
         """Close the profile that `open_session(profile=...)` began; the path of its JSON file."""
@@ -142,7 +160,7 @@ class Session:
 
 
 def open_session(
-    model: bytes | str | os.PathLike[str],
+    model: bytes | str | os.PathLike[str] | Loose,
     *,
     threads: int = 1,
     optimise: bool = True,
@@ -150,28 +168,65 @@ def open_session(
     name: str | None = None,
     profile: Path | None = None,
     optimised_to: Path | None = None,
+    early: bool = False,
 ) -> Session:
     """Load a model for running on the CPU.
 
-    model      the bytes of an ONNX file, or its path (needed for external data and over 2 GB)
+    model      the bytes of an ONNX file, its path (needed for external data and over 2 GB), or a graph with its arrays
     threads    intra-op threads; one gives the same bits on every run
     optimise   False keeps the graph as it stands, node by node
     outputs    what `Session.run` returns where it is not asked for less; default all
     name       how errors call the model; default its path
     profile    beginning of the file name of onnxruntime's profile; None for no profile
     optimised_to  where onnxruntime writes the graph that it will execute, for this CPU
+    early      run each node as soon as what it reads is there, in the order of the file: outputs that need only the beginning
+               of the graph come first, and what they alone read is freed
 
     ModelError, one line with file and reason, where onnxruntime does not load it.
     """
-    given = model if isinstance(model, bytes) else str(Path(model))
+    arrays = model.arrays if isinstance(model, Loose) else {}
+    message = model.message if isinstance(model, Loose) else model
+    given = message if isinstance(message, bytes) else str(Path(message))
     shown = name or (f"model of {len(given)} bytes" if isinstance(given, bytes) else given)
+    options = _options(threads, optimise, profile, optimised_to, early)
     try:
-        made = onnxruntime.InferenceSession(
-            given, _options(threads, optimise, profile, optimised_to), providers=["CPUExecutionProvider"]
-        )
+        if arrays:
+            beside = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+            options.add_external_initializers(list(arrays), beside)
+        made = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no parent of their own
         raise ModelError(f"{shown}: onnxruntime does not load it: {plain_reason(error)}") from error
-    return Session(made, shown, outputs)
+    session = Session(made, shown, outputs)
+    session._arrays = arrays
+    return session
+
+
+def handed_session(
+    message: bytes | Path,
+    arrays: Mapping[str, np.ndarray],
+    options: onnxruntime.SessionOptions | None,
+    providers: Sequence[Any] | None,
+    *,
+    name: str,
+) -> onnxruntime.InferenceSession:
+    """onnxruntime's own session for the user, of a message (or its path) and the initializers that lie beside it, by name.
+
+    options, providers  onnxruntime's; None: its defaults, on the CPU
+    The session reads the arrays where they are. ModelError where onnxruntime does not load it.
+    """
+    beside = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = FATAL_ONLY
+    try:
+        if beside:
+            options.add_external_initializers(list(arrays), beside)
+        given = str(message) if isinstance(message, Path) else message
+        made = onnxruntime.InferenceSession(given, options, providers=list(providers or ["CPUExecutionProvider"]))
+    except Exception as error:  # onnxruntime's exceptions have no parent of their own
+        raise ModelError(f"{name}: onnxruntime does not load it: {plain_reason(error)}") from error
+    made.handed = beside
+    return made
 
 
 def plain_reason(error: BaseException) -> str:
@@ -184,7 +239,7 @@ def plain_reason(error: BaseException) -> str:
 
 
 def _options(
-    threads: int, optimise: bool, profile: Path | None, optimised_to: Path | None
+    threads: int, optimise: bool, profile: Path | None, optimised_to: Path | None, early: bool
 ) -> onnxruntime.SessionOptions:
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
@@ -192,6 +247,8 @@ def _options(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if early:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.use_deterministic_compute = True
     options.log_severity_level = FATAL_ONLY
     for key, value in SESSION_ENTRIES.items():

@@ -22,6 +22,7 @@ from onnxcompress.model import Model, load
 from onnxcompress.runtime.session import open_session
 
 SAMPLES = 13  # not a multiple of any batch here
+FEW = 24_000  # bytes: several waves, with batches as large as they can be
 SMALL = ("conv_bn", "nhwc", "mlp_matmul", "attention_dynamic", "lstm", "double", "float16", "depthwise", "if_branches")
 
 
@@ -85,6 +86,10 @@ def test_numbers_equal_numpy(name: str) -> None:
         assert np.abs(moments.maximum - x.max(0)).max() <= 10 * tolerance * size
         assert np.abs(gram.matrix - x.T @ x).max() <= 10 * tolerance * size**2 * len(x)
         assert np.allclose(gram.mean, moments.mean) and np.allclose(np.diag(gram.matrix), moments.squares)
+        mean, reach = (found[Need(kind, value, axis)] for kind in ("mean", "reach"))
+        assert mean.count == reach.count == len(x) and np.abs(mean.mean - x.mean(0)).max() <= tolerance * size
+        assert np.abs(reach.mean_square - (x**2).mean(0)).max() <= tolerance * size**2 * 10
+        assert np.array_equal(reach.minimum, moments.minimum) and np.array_equal(reach.maximum, moments.maximum)
         assert extent.minimum == moments.minimum.min() and extent.maximum == moments.maximum.max()
 
 
@@ -94,11 +99,11 @@ def test_waves_files_and_batches_change_nothing() -> None:
     needs = [Need(kind, value, 1) for value in observed(model) for kind in KINDS if kind != "histogram"]
     steps: list[tuple[int, int, str]] = []
     whole = collect(model, needs, data, batch=8)
-    waves = collect(model, needs, data, batch=8, memory_limit=150_000, progress=lambda *step: steps.append(step))
+    waves = collect(model, needs, data, batch=8, memory_limit=FEW, progress=lambda *step: steps.append(step))
     assert any("wave 2" in what for _, _, what in steps)
     # Not to the last bit: what onnxruntime fuses depends on the outputs of a wave.
     assert all(same(whole[need], waves[need], need.kind, 1e-5) for need in needs)
-    again = collect(model, needs, data, batch=8, memory_limit=150_000)
+    again = collect(model, needs, data, batch=8, memory_limit=FEW)
     assert all(same(again[need], waves[need], need.kind) for need in needs)
     assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
     assert steps[-1][0] == steps[-1][1] and len({total for _, total, _ in steps}) == 1
@@ -109,7 +114,7 @@ def test_waves_files_and_batches_change_nothing() -> None:
 def test_results_of_several_waves_lie_in_a_folder_that_goes() -> None:
     model, data = opened("conv_bn", 32)
     needs = [Need("gram", value, 1) for value in observed(model)]
-    found = collect(model, needs, data, memory_limit=150_000)
+    found = collect(model, needs, data, memory_limit=FEW)
     folder = Path(found._folder.name)  # type: ignore[union-attr]
     assert len(list(folder.iterdir())) == len(needs) == len(found)
     del found
@@ -201,8 +206,9 @@ def test_values_in_bodies_are_left_out_and_said_so() -> None:
     assert "body of an If" in found.left_out[inner] and "constant" in found.left_out["w1"]
 
 
+@pytest.mark.parametrize("kind", ["moments", "mean", "reach", "range", "histogram"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_name_the_tensor(bad: float) -> None:
+def test_numbers_that_are_not_finite_name_the_tensor(bad: float, kind: str) -> None:
     model = load(
         onnx.parser.parse_model(
             '<ir_version: 8, opset_import: ["" : 17]> '
@@ -213,7 +219,19 @@ def test_numbers_that_are_not_finite_name_the_tensor(bad: float) -> None:
     x[4] = -1 if np.isnan(bad) else 0
     data = open_data({"x": x}, open_session(model.serialized).inputs)
     with pytest.raises(DataError, match=r"'[hl]' becomes (NaN|infinity) within samples 4 to 5"):
-        collect(model, [Need("range", "h"), Need("moments", "l")], data, batch=2)
+        collect(model, [Need("range", "h"), Need(kind, "l")], data, batch=2)
+
+
+def test_numbers_whose_squares_overflow_are_read_whole() -> None:
+    model = load(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3] x) => (float[N,3] y) { h = Neg(x)  y = Neg(h) }'
+        )
+    )
+    x = np.array([[1e25, 2, 3], [-1e30, 1, 0]], np.float32)
+    need = Need("reach", "h", 1)
+    found = collect(model, [need], open_data({"x": x}, open_session(model.serialized).inputs))[need]
+    assert np.allclose(found.squares, (x.astype(np.float64) ** 2).sum(0)) and found.count == 2
 
 
 @pytest.mark.parametrize(

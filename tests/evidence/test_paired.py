@@ -32,7 +32,7 @@ def opened(name: str, samples: int = 12) -> tuple[Model, Model, Data]:
 
 
 @pytest.mark.parametrize("name", ["residual_downsample", "unet", "inception", "attention_static", "lstm"])
-def test_stops_show_what_the_models_compute(name: str, tmp_path: Path) -> None:
+def test_stops_show_what_the_models_compute(name: str) -> None:
     model, cut, data = opened(name)
     todo = {layer.name: layer for layer in layers(cut)}
     walk = Paired(model, cut, data, batch=2)
@@ -47,7 +47,7 @@ def test_stops_show_what_the_models_compute(name: str, tmp_path: Path) -> None:
         ):
             if value in {given.name for given in track.ir.graph.inputs}:
                 continue
-            seen = exposed(track, [value], tmp_path)
+            seen = exposed(track, [value])
             session = open_session(seen.model)
             for feed, array in zip(batches, found, strict=True):
                 np.testing.assert_allclose(array, session.run(feed)[seen.outputs[0]], rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.evidence.kinds import Moments
+from onnxcompress.evidence.kinds import Reach
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
@@ -61,8 +61,8 @@ class Equalize:
     gain: Annotated[float, Field(ge=0, description="dB that a place must gain to be changed")] = 0.1
 
     def needs(self, model: Model) -> list[Need]:
-        """Moments of every value that has a channel to scale."""
-        return [Need("moments", value, axis) for value, (axis, _) in scaling(model).values.items()]
+        """The reach of every value that has a channel to scale."""
+        return [Need("reach", value, axis) for value, (axis, _) in scaling(model).values.items()]
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Choose the factors, place by place."""
@@ -71,7 +71,7 @@ class Equalize:
         seen = {
             value: evidence[need]
             for value, (axis, _) in found.values.items()
-            if (need := Need("moments", value, axis)) in evidence
+            if (need := Need("reach", value, axis)) in evidence
         }
         factors = np.ones(found.count)
         for place in _places(model, found, seen):
@@ -127,8 +127,8 @@ class Equalize:
         limit = np.full(len(place.numbers), np.inf)
         for value, _, most in found.limits:
             if value in place.seen:
-                moments, where = place.seen[value]
-                room = most / (self.margin * np.maximum(moments.maximum, 1e-300))
+                met, where = place.seen[value]
+                room = most / (self.margin * np.maximum(met.maximum, 1e-300))
                 room = np.where((room >= 1) & self.clips, room, -1.0)
                 np.minimum.at(limit, where[where >= 0], room[where >= 0])
         return limit
@@ -139,9 +139,9 @@ class Equalize:
         total = 0.0
         noise = np.zeros(len(t))
         for value in place.gridded:
-            moments, where = place.seen[value]
+            met, where = place.seen[value]
             scale = np.where(where >= 0, t[where], 1.0)
-            top, low = (moments.maximum * scale).max(initial=0), (moments.minimum * scale).min(initial=0)
+            top, low = (met.maximum * scale).max(initial=0), (met.minimum * scale).min(initial=0)
             noise += ((top - low) / (self.activation_levels - 1)) ** 2 / 12 / t**2
         for reader in place.readers:
             power = float(reader.energy @ reader.square)
@@ -183,13 +183,13 @@ class Place:
     """Factors of channels that the same values hold and the same constants write and read.
 
     numbers  [channels] of the factors              edits    the constants
-    seen     value -> its Moments, and for each position of its axis the channel here, -1 for none
+    seen     value -> its Reach, and for each position of its axis the channel here, -1 for none
     gridded  those of the values that get a grid    readers  what reads them
     """
 
     numbers: np.ndarray
     edits: tuple[Edit, ...]
-    seen: Mapping[str, tuple[Moments, np.ndarray]]
+    seen: Mapping[str, tuple[Reach, np.ndarray]]
     gridded: tuple[str, ...]
     readers: tuple[Reader, ...]
 
@@ -198,8 +198,8 @@ class Place:
         """[channels] largest magnitude, as a share of the tensor's, in the value where that is most."""
         reach = np.zeros(len(self.numbers))
         for value in self.gridded:
-            moments, where = self.seen[value]
-            size = np.maximum(moments.maximum, -moments.minimum)
+            met, where = self.seen[value]
+            size = np.maximum(met.maximum, -met.minimum)
             np.maximum.at(reach, where[where >= 0], (size / max(float(size.max()), 1e-300))[where >= 0])
         return reach
 
@@ -221,7 +221,7 @@ def _within(place: Place, t: np.ndarray, limit: np.ndarray) -> np.ndarray:
     return np.where(limit < 0, 1.0, np.minimum(t, limit))
 
 
-def _places(model: Model, found: Scaling, seen: Mapping[str, Moments]) -> Iterator[Place]:
+def _places(model: Model, found: Scaling, seen: Mapping[str, Reach]) -> Iterator[Place]:
     """Factors that stand at the same values and edits, in graph order; those without evidence or readers are left out."""
     marks: list[tuple[Any, np.ndarray]] = [(edit, edit.factors) for edit in found.edits]
     marks += [(value, numbers) for value, (_, numbers) in found.values.items()]
@@ -270,7 +270,7 @@ def _readers(
     model: Model,
     own: np.ndarray,
     edits: tuple[Edit, ...],
-    values: Mapping[str, tuple[Moments, np.ndarray]],
+    values: Mapping[str, tuple[Reach, np.ndarray]],
     gridded: tuple[str, ...],
     by_weight: Mapping[tuple[str, str], Layer],
 ) -> Iterator[Reader]:
@@ -280,9 +280,9 @@ def _readers(
             continue
         where = _channel_of(own, edit.factors)
         read = layer.reads if layer is not None and layer.reads in values else gridded[-1]
-        moments, at = values[read]
+        met, at = values[read]
         square, energy = np.zeros(len(own)), np.zeros(len(own))
-        square[at[at >= 0]] = moments.mean_square[at >= 0]
+        square[at[at >= 0]] = met.mean_square[at >= 0]
         array = np.moveaxis(model.array(edit.tensor).astype(np.float64), edit.axis, 0)
         flat = array.reshape(len(array), -1)
         np.add.at(energy, where[where >= 0], (flat**2).sum(1)[where >= 0])

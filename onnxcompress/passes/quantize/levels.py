@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.difference import sqnr_db
-from onnxcompress.evidence.kinds import Moments
+from onnxcompress.evidence.kinds import Mean, Moments
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid, symmetric_grid
@@ -31,11 +31,11 @@ class Leveled:
     held_out_db: tuple[float, float] | None = None
 
 
-def leveled(model: Model, layer: Layer, *, portable: bool, seen: Moments | None) -> Leveled:
+def leveled(model: Model, layer: Layer, *, portable: bool, seen: Mean | Moments | None) -> Leveled:
     """int8 levels of one weight.
 
     portable  no two neighbouring products leave 16 bits (portable.py)
-    seen      moments of what the layer reads, along its channels; None: the bias stays
+    seen      mean of what the layer reads, along its channels; None: the bias stays
     """
     stored = model.array(layer.weight)
     matrix = layer.matrix(stored).astype(np.float64)
@@ -83,7 +83,7 @@ def _one_scale(rows: np.ndarray, pairs: Pairing | None) -> Restricted:
 
 
 def _bias(
-    model: Model, layer: Layer, rows: np.ndarray, values: np.ndarray, shape: tuple[int, ...], seen: Moments | None
+    model: Model, layer: Layer, rows: np.ndarray, values: np.ndarray, shape: tuple[int, ...], seen: Mean | Moments | None
 ) -> np.ndarray | None:
     """The bias that keeps the mean output, as stored; zero padding is not counted."""
     if seen is None or layer.bias is None:
