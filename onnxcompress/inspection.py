@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -102,9 +103,17 @@ class Inspection:
         share = int(100 * self.free_share)  # rounded down: 100 % is all of them
         return f"{self.name}: {free} of {total} channels can be cut ({share} %), in {len(self.groups)} groups"
 
+    @property
+    def coded_bits(self) -> float | None:
+        """Bits of a weight in the file, over all that are coded, each counted once; None where none is."""
+        once = {line.weight: line for line in self.layers if line.encoding}
+        sizes = {name: prod(line.shape) for name, line in once.items()}
+        total = sum(sizes.values())
+        return sum(sizes[name] * line.bits for name, line in once.items()) / total if total else None
+
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
-        return json_safe({**dataclasses.asdict(self), "headline": self.headline})  # type: ignore[no-any-return]
+        return json_safe({**dataclasses.asdict(self), "headline": self.headline, "coded_bits": self.coded_bits})  # type: ignore[no-any-return]
 
 
 def inspect(

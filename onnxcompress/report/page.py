@@ -15,6 +15,7 @@ from typing import Any
 from onnxcompress.checkup import Checkup
 from onnxcompress.inspection import Inspection
 from onnxcompress.judging import Benchmark
+from onnxcompress.packing import Packing
 from onnxcompress.report import words
 from onnxcompress.report.decided import charts, decided
 from onnxcompress.report.parts import MOST_ROWS, Case, Page, Table, filled, table
@@ -103,6 +104,7 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
         ("file size", words.size(found.bytes)),
         ("parameters", words.count(found.parameters)),
         ("multiply-adds", words.count(found.macs) if found.macs is not None else "unknown"),
+        *([] if found.coded_bits is None else [("coded weights", f"{found.coded_bits:.3g} bits each")]),
         ("opset", str(found.opset)),
         ("producer", found.producer),
         *(("input", port) for port in found.inputs),
@@ -208,3 +210,28 @@ def _fastest(found: Benchmark) -> str:
     if last.name == first.name:
         return f"{first.name}: {words.milliseconds(first.median_ms)} a run"
     return f"{last.name} runs {last.ratio:.2f} times as fast as {first.name}"
+
+
+def packing_page(found: Packing, *, whole: bool = False) -> Page:
+    """What each tensor takes in a packed file, the largest first, beside its entropy and other codes."""
+    rows = [
+        (
+            each.name,
+            each.type or words.UNKNOWN,
+            words.shape(each.shape) if each.shape else words.UNKNOWN,
+            words.size(each.before),
+            words.size(each.after),
+            f"{each.bits:.3f}",
+            *(words.UNKNOWN if bits is None else f"{bits:.3f}" for bits in (each.entropy, each.gzip, each.zstd)),
+            each.form,
+        )
+        for each in sorted(found.lines, key=lambda line: -line.after)
+    ]
+    columns = ("tensor", "type", "shape", "before", "packed", "bits a value", "entropy", "gzip -9", "zstd -19", "stored as")
+    lines = [("code", found.coder)]
+    if found.bits is not None and found.entropy is not None:
+        share = f", {found.bits / found.entropy:.4f} of it" if found.entropy else ""
+        lines.append(("symbols", f"{found.bits:.4f} bits a value with everything around them; entropy {found.entropy:.4f}{share}"))
+    shown = table("tensors", columns, rows, columns[3:9], None if whole else MOST_ROWS)
+    name = Path(found.model).name
+    return Page(name, found.headline, None, (shown,), tuple(lines), cases=(Case("pack", more=found.headline),))
