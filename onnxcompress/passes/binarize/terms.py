@@ -90,6 +90,11 @@ def fitted(rows: np.ndarray, terms: np.ndarray, gram: Gram) -> np.ndarray:
 
     A term that repeats another adds nothing: its factor comes out as the least-norm solution has it.
     """
-    pulled = np.stack([times(terms[:, :, number], gram) for number in range(terms.shape[2])], axis=2)
-    return np.einsum("okt,ot->ok", np.linalg.pinv(np.einsum("ort,ors->ots", terms, pulled), hermitian=True),
-                     np.einsum("ort,or->ot", pulled, rows))  # fmt: skip
+    turned = np.ascontiguousarray(np.moveaxis(terms, 2, 1))
+    pulled = (
+        turned
+        if gram is None
+        else np.stack([times(turned[:, number], gram) for number in range(terms.shape[2])], axis=1)
+    )
+    system, wish = pulled @ terms, pulled @ rows[:, :, None]
+    return (np.linalg.pinv(system, hermitian=True) @ wish)[:, :, 0]
