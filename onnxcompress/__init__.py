@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxcompress.inspection import Inspection, inspect
     from onnxcompress.judging import Benchmark, benchmark, compare
     from onnxcompress.model import Model, load, save
+    from onnxcompress.packing import Packing, load_packed, pack, unpack
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
     from onnxcompress.verbs import apply, prune, quantize, sparsify
@@ -31,6 +32,7 @@ HOMES = {
     "inspection": ("Inspection", "inspect"),
     "judging": ("Benchmark", "benchmark", "compare"),
     "model": ("Model", "load", "save"),
+    "packing": ("Packing", "load_packed", "pack", "unpack"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
     "verbs": ("apply", "prune", "quantize", "sparsify"),
@@ -48,6 +50,7 @@ __all__ = [
     "Model",
     "ModelError",
     "OnnxCompressError",
+    "Packing",
     "Plan",
     "Report",
     "Result",
@@ -59,10 +62,13 @@ __all__ = [
     "compare",
     "inspect",
     "load",
+    "load_packed",
+    "pack",
     "prune",
     "quantize",
     "save",
     "sparsify",
+    "unpack",
 ]
 
 

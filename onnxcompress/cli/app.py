@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import onnxcompress
-from onnxcompress import judging, verbs
+from onnxcompress import judging, packing, verbs
 from onnxcompress.checkup import check as checked
 from onnxcompress.cli.common import BUDGETING, FEEDING, IMAGES, JUDGING, OUTPUT, WRITING, Feeding, Judging, Writing
 from onnxcompress.cli.options import Option, instance, options_of, taken
@@ -25,7 +25,7 @@ from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.quantize import Quantize
 from onnxcompress.passes.quantize.weights_only import QuantizeWeights
-from onnxcompress.report import benchmark_page, checkup_page, inspection_page, report_page
+from onnxcompress.report import benchmark_page, checkup_page, inspection_page, packing_page, report_page
 from onnxcompress.result import Result
 
 DONE, MISSED, BAD, INTERRUPTED = 0, 1, 2, 130
@@ -97,6 +97,18 @@ WHOLE = Option(
     "whole", "whole", bool, False, "judge on all samples, not only those that are held out", "Data", ("--whole",)
 )
 ALL_ROWS = Option("all_rows", "all_rows", bool, False, "show every row of every table", "Output", ("--all",))
+PACKING = [
+    Option("entropy", "entropy", str, "ans", "code of symbols: ans, or huffman for the classic one", "Packing"),
+    Option(
+        "peers",
+        "peers",
+        bool,
+        False,
+        "also show gzip -9 and zstd -19 of every tensor: takes minutes",
+        "Packing",
+        ("--peers",),
+    ),
+]
 TIMING = [
     Option(
         "threads", "threads", list[int], [1], "threads of onnxruntime; give it several times to measure each", "Timing"
@@ -234,6 +246,29 @@ def benchmark(
     with progress(given["quiet"]) as bars:
         found = judging.benchmark(*models, images=images, progress=bars, **ways)
     show(benchmark_page(found), found.to_json(), _writing(given))
+
+
+@verb(OUTPUT, PACKING, ALL_ROWS, WRITING)
+def pack(model: Model, **given: Any) -> None:
+    """Write a model as one packed file (.onnxz), smaller than any zip of it; unpack gives back the same bytes."""
+    output = given["output"]
+    if output is None:
+        raise SettingError("no output is named; give -o small.onnxz")
+    _check(given, model, None)
+    with progress(given["quiet"]) as bars:
+        done = packing.pack(model, output, entropy=given["entropy"], peers=given["peers"], progress=bars)
+    page = packing_page(done, whole=given["all_rows"])
+    show(page, done.to_json(), _writing(given), done=[f"written to {output}"])
+
+
+@verb(OUTPUT)
+def unpack(packed: Annotated[str, typer.Argument(help="a file of pack", show_default=False)], **given: Any) -> None:
+    """Write the model that was packed, byte for byte, with its external data."""
+    if given["output"] is None:
+        raise SettingError("no output is named; give -o model.onnx")
+    check_outputs([given["output"]], [packed])
+    for path in packing.unpack(packed, given["output"]):
+        print(f"written to {path}")
 
 
 def _running(given: Given) -> Given:

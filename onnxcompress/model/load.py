@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from onnxcompress.errors import ModelError
 from onnxcompress.files import inside
 from onnxcompress.model.model import Model, Source
 from onnxcompress.model.normalise import normalise
+from onnxcompress.weights.container import Container, is_packed
+from onnxcompress.weights.packed import whole
 
 Loadable = str | Path | bytes | onnx.ModelProto | ir.Model | Model
 """Everything that the verbs accept as a model."""
@@ -44,9 +46,45 @@ def read(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> tuple[onnx.M
         data = proto.SerializeToString()
         return proto, Source(model.graph.name or "model", data=data, size=len(data))
     if isinstance(model, bytes):
-        return parse(model, "bytes"), Source("bytes", data=model, size=len(model))
+        data = unpacked(model, "bytes") if is_packed(model) else model
+        return parse(data, "bytes"), Source("bytes", data=data, size=len(model))
     path = Path(model)
+    if is_packed(path):
+        data = unpacked(path, str(path))
+        return parse(data, str(path)), Source(str(path), path=path, data=data, size=path.stat().st_size)
     return parse(_contents(path), str(path)), Source(str(path), path=path, size=path.stat().st_size)
+
+
+def unpacked(packed: Path | bytes, name: str) -> bytes:
+    """The message in a packed file, external data in its place. ModelError where that is damaged, or over 2 GiB."""
+    with Container(packed, name) as container:
+        files = whole(container)
+    data = bytes(files.pop(""))
+    if not files:
+        return data
+    proto = parse(data, name)
+    for tensor in tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.raw_data = _inside_of(files, tensor, name)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return proto.SerializeToString()
+
+
+def _inside_of(files: Mapping[str, bytearray], tensor: onnx.TensorProto, name: str) -> bytes:
+    """A tensor's bytes in the files of external data."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    file = files.get(entries.get("location", ""))
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", 0)) or len(file or b"") - offset
+    except ValueError as error:
+        raise ModelError(f"{name}: initializer {tensor.name!r} has an unreadable place: {entries}") from error
+    if file is None or offset < 0 or length < 0 or offset + length > len(file):
+        raise ModelError(
+            f"{name}: initializer {tensor.name!r} reads {entries}, which is not in the packed file; pack it again"
+        )
+    return bytes(file[offset : offset + length])
 
 
 def _contents(path: Path) -> bytes:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: a name for messages, the path where there is one, the ONNX bytes where there is none, and the bytes on disk."""
+    """What was read: a name for messages, the path where there is one, the ONNX bytes where that is no ONNX file, and the bytes on disk."""
 
     name: str
     path: Path | None = None
@@ -28,11 +28,11 @@ class Source:
 
     @property
     def runnable(self) -> Path | bytes:
-        """The original, for a session: a path where external data may lie beside it, else bytes."""
-        if self.path is not None:
-            return self.path
-        assert self.data is not None
-        return self.data
+        """The original, for a session: a path where external data may lie beside it, else bytes (of a packed file too)."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        return self.path
 
 
 @dataclass(frozen=True)

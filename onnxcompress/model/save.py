@@ -16,7 +16,9 @@ from onnxcompress.model.edit import FILE_TYPE, coded_of, constant_of, new_consta
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import check_message, first_line, raised
 from onnxcompress.weights.coded import Coded, recoded
+from onnxcompress.weights.container import SUFFIX
 from onnxcompress.weights.forms import FORMS, chosen, write
+from onnxcompress.weights.packed import Packer
 from onnxcompress.weights.pen import Pen
 
 LARGEST_MESSAGE = (1 << 31) - (1 << 20)
@@ -143,7 +145,7 @@ def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None)
             check_message(onnx.load_from_string(data))
     except (checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path}: the result is not legal ONNX: {first_line(error)}") from error
-    write_atomic(path, data)
+    write_atomic(path, Packer().pieces(data) if path.suffix == SUFFIX else data)
     return path
 
 

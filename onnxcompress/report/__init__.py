@@ -1,4 +1,4 @@
-"""Renders a Report, an Inspection, a Checkup or a Benchmark; computes nothing.
+"""Renders a Report, an Inspection, a Checkup, a Benchmark or a Packing; computes nothing.
 
 page.py says what is shown (parts.py: of what a page is made); terminal.py, markdown.py, html.py and junit.py say how.
 """
@@ -6,7 +6,7 @@ page.py says what is shown (parts.py: of what a page is made); terminal.py, mark
 from onnxcompress.report.html import html
 from onnxcompress.report.junit import junit
 from onnxcompress.report.markdown import markdown
-from onnxcompress.report.page import benchmark_page, checkup_page, inspection_page, report_page
+from onnxcompress.report.page import benchmark_page, checkup_page, inspection_page, packing_page, report_page
 from onnxcompress.report.parts import Page, Table
 from onnxcompress.report.terminal import print_page
 
@@ -19,6 +19,7 @@ __all__ = [
     "inspection_page",
     "junit",
     "markdown",
+    "packing_page",
     "print_page",
     "report_page",
 ]

@@ -227,11 +227,27 @@ def packing_page(found: Packing, *, whole: bool = False) -> Page:
         )
         for each in sorted(found.lines, key=lambda line: -line.after)
     ]
-    columns = ("tensor", "type", "shape", "before", "packed", "bits a value", "entropy", "gzip -9", "zstd -19", "stored as")
+    columns = (
+        "tensor",
+        "type",
+        "shape",
+        "before",
+        "packed",
+        "bits a value",
+        "entropy",
+        "gzip -9",
+        "zstd -19",
+        "stored as",
+    )
     lines = [("code", found.coder)]
     if found.bits is not None and found.entropy is not None:
         share = f", {found.bits / found.entropy:.4f} of it" if found.entropy else ""
-        lines.append(("symbols", f"{found.bits:.4f} bits a value with everything around them; entropy {found.entropy:.4f}{share}"))
+        lines.append(
+            (
+                "symbols",
+                f"{found.bits:.4f} bits a value with everything around them; entropy {found.entropy:.4f}{share}",
+            )
+        )
     shown = table("tensors", columns, rows, columns[3:9], None if whole else MOST_ROWS)
     name = Path(found.model).name
     return Page(name, found.headline, None, (shown,), tuple(lines), cases=(Case("pack", more=found.headline),))

@@ -1,0 +1,401 @@
+"""The packed file: segments (a tensor, or many small ones together) as coded blocks, and the files that they are pieces of.
+
+    head 16 | blocks, back to back | table (zstd) | trailer 32          all numbers little-endian; docs/container.md has every byte
+
+A file is a list of runs, each the next bytes of one segment, so that nothing overlaps and nothing is left out. The table stands
+at the end, so that a file is written in one pass; what it claims is checked against the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from onnxcompress.errors import ModelError
+from onnxcompress.weights import codecs, streams
+from onnxcompress.weights.codecs import Fitted, Spec
+
+MAGIC, END = b"\x89ONNXZ\r\n", b"\x1aZXNNO\r\n"
+VERSION = 1
+HEAD = struct.Struct("<8sHHI")
+TRAILER = struct.Struct("<IIIQ4x8s")
+COUNTS = struct.Struct("<II")
+FILE = struct.Struct("<HQI")
+SEGMENT = struct.Struct("<BBBBQQQIHI")
+LARGEST_TABLE = 1 << 26
+MOST_OPEN = 16
+"""Segments that are read in parts: each holds a block in memory."""
+
+SUFFIX = ".onnxz"
+
+
+def is_packed(source: object) -> bool:
+    """Whether a file, or bytes, begin as a container does."""
+    if isinstance(source, Path):
+        try:
+            with source.open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+        except OSError:  # who reads it next says what is wrong
+            return False
+    return isinstance(source, bytes) and source[: len(MAGIC)] == MAGIC
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A segment as the table has it: place of its first byte in the container, and a column for each fact about its blocks.
+
+    book     (coders [width], lengths [width], crc) of its books; None where it has none
+    entries  [blocks], of arrays behind gaps       coders, lengths  [blocks, streams]       sums  [blocks] crc32 of what is stored
+    """
+
+    spec: Spec
+    crc: int
+    at: int
+    book: tuple[np.ndarray, np.ndarray, int] | None
+    entries: np.ndarray
+    coders: np.ndarray
+    lengths: np.ndarray
+    sums: np.ndarray
+
+    @property
+    def stored(self) -> int:
+        """Bytes in the container, without the table."""
+        return self.book_bytes + int(self.lengths.sum())
+
+    @property
+    def book_bytes(self) -> int:
+        """Of which its books."""
+        return int(self.book[1].sum()) if self.book is not None else 0
+
+    def record(self) -> bytes:
+        """For the table."""
+        spec = self.spec
+        head = SEGMENT.pack(
+            *(
+                spec.form,
+                spec.width,
+                spec.rotate,
+                spec.gaps,
+                spec.size,
+                spec.common,
+                spec.stride,
+                spec.count,
+                spec.entries,
+            ),
+            self.crc,
+        )
+        book = (
+            b"" if self.book is None else b"".join(_bytes(c) for c in self.book[:2]) + struct.pack("<I", self.book[2])
+        )
+        return head + book + b"".join(map(_bytes, (self.entries, self.coders, self.lengths, self.sums)))
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A file in the container: name ("" for the model itself), size, and runs: which segment, how many bytes."""
+
+    name: str
+    size: int
+    segments: np.ndarray
+    lengths: np.ndarray
+
+    def record(self) -> bytes:
+        """For the table."""
+        name = self.name.encode()
+        return FILE.pack(len(name), self.size, len(self.segments)) + name + _bytes(self.segments) + _bytes(self.lengths)
+
+
+def _bytes(column: np.ndarray) -> bytes:
+    return column.astype(column.dtype.newbyteorder("<")).tobytes()
+
+
+class Writer:
+    """Makes a container piece by piece: `begin`, `add` for each segment, `end`. The pieces go straight to a file."""
+
+    def __init__(self, entropy: str = "ans") -> None:
+        streams.check_entropy(entropy)
+        self.entropy = entropy
+        self.segments: list[Segment] = []
+        self._at = 0
+
+    def begin(self) -> bytes:
+        """The head."""
+        self._at = HEAD.size
+        return HEAD.pack(MAGIC, VERSION, 0, 0)
+
+    def add(self, fitted: Fitted, crc: int) -> Iterator[bytes]:
+        """The stored bytes of one segment; it is `segments[-1]` when they are all taken. crc: of what it stands for."""
+        spec, at, book = fitted.spec, self._at, None
+        if spec.entries:
+            coders, payloads = self._coded(codecs.planes(fitted.table, spec.rotate))
+            yield (whole := b"".join(payloads))
+            book = (coders, np.array([len(each) for each in payloads], np.uint32), zlib.crc32(whole))
+            self._at += len(whole)
+        rows: list[tuple[int, np.ndarray, list[int], int]] = []
+        for block in range(spec.blocks):
+            entries, parts = fitted.streams(block)
+            coders, payloads = self._coded(parts)
+            yield (whole := b"".join(payloads))
+            rows.append((entries, coders, [len(each) for each in payloads], zlib.crc32(whole)))
+            self._at += len(whole)
+        shape = (spec.blocks, spec.streams)
+        self.segments.append(
+            Segment(
+                *(spec, crc, at, book),
+                np.array([row[0] for row in rows] if spec.gaps else [], np.uint32),
+                np.array([row[1] for row in rows], np.uint8).reshape(shape),
+                np.array([row[2] for row in rows], np.uint32).reshape(shape),
+                np.array([row[3] for row in rows], np.uint32),
+            )
+        )
+
+    def _coded(self, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, list[bytes]]:
+        found = [streams.coded(part, self.entropy) for part in parts]
+        return np.array([coder for coder, _ in found], np.uint8), [payload for _, payload in found]
+
+    def end(self, members: Sequence[Member]) -> bytes:
+        """Table and trailer."""
+        records = [COUNTS.pack(len(members), len(self.segments))]
+        records += [member.record() for member in members] + [segment.record() for segment in self.segments]
+        raw = b"".join(records)
+        packed = streams.zipped(raw)
+        return packed + TRAILER.pack(zlib.crc32(packed), len(packed), len(raw), self._at, END)
+
+
+class Container:
+    """An open container: `members` and `segments` from its table, and their bytes, block by block. Use it as a context.
+
+    ModelError, in one line, for what is truncated, damaged, of another version, or claims what cannot be.
+    """
+
+    def __init__(self, source: Path | bytes, name: str | None = None) -> None:
+        self.name = name or (str(source) if isinstance(source, Path) else "bytes")
+        self._data = source if isinstance(source, bytes) else None
+        self._file: BinaryIO | None = None
+        try:
+            if isinstance(source, Path):
+                self._file = source.open("rb")
+            self.size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            self.members, self.segments = self._table()
+        except OSError as error:
+            self.close()
+            raise ModelError(f"{self.name}: cannot be read: {error.strerror}") from error
+        except (ValueError, struct.error) as error:
+            self.close()
+            raise self._damaged(error) from error
+        except ModelError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """The file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, at: int, count: int) -> bytes:
+        """Bytes of the container; ValueError where it ends before."""
+        if at < 0 or count < 0 or at + count > self.size:
+            raise ValueError("bytes beyond the end of the file")
+        if self._data is not None:
+            return self._data[at : at + count]
+        assert self._file is not None
+        self._file.seek(at)
+        found = self._file.read(count)
+        if len(found) != count:
+            raise ValueError("bytes beyond the end of the file")
+        return found
+
+    def blocks(self, segment: Segment) -> Iterator[np.ndarray]:
+        """What a segment stands for, as uint8 arrays of at most a block each; its checksum is checked behind the last."""
+        try:
+            table = self._book(segment)
+            crc, at = 0, segment.at + segment.book_bytes
+            for block in range(segment.spec.blocks):
+                whole = self._stored(at, segment.lengths[block], int(segment.sums[block]))
+                at += len(whole)
+                parts = self._parts(segment, block, whole)
+                octets = codecs.join(segment.spec, table, parts, block).astype(
+                    codecs.typed(segment.spec.width), copy=False
+                )
+                piece = np.ascontiguousarray(octets).view(np.uint8)
+                crc = zlib.crc32(piece.data, crc)
+                yield piece
+            if crc != segment.crc:
+                raise ValueError("a checksum does not fit")
+        except OSError as error:
+            raise ModelError(f"{self.name}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise self._damaged(error) from error
+
+    def _book(self, segment: Segment) -> np.ndarray:
+        spec = segment.spec
+        if segment.book is None:
+            return np.zeros(0, codecs.typed(spec.width))
+        coders, lengths, crc = segment.book
+        whole = memoryview(self._stored(segment.at, lengths, crc))
+        parts, place = [], 0
+        for coder, length in zip(coders.tolist(), lengths.tolist(), strict=True):
+            parts.append(streams.decoded(coder, whole[place : place + length], spec.count * spec.entries))
+            place += length
+        return codecs.merged(parts, spec.rotate)
+
+    def _parts(self, segment: Segment, block: int, whole: bytes) -> list[np.ndarray]:
+        view, parts, place = memoryview(whole), [], 0
+        count = int(segment.entries[block]) if segment.spec.gaps else segment.spec.length(block)
+        for coder, length in zip(segment.coders[block].tolist(), segment.lengths[block].tolist(), strict=True):
+            parts.append(streams.decoded(coder, view[place : place + length], count))
+            place += length
+        return parts
+
+    def _stored(self, at: int, lengths: np.ndarray, crc: int) -> bytes:
+        whole = self.read(at, int(lengths.sum(dtype=np.int64)))
+        if zlib.crc32(whole) != crc:
+            raise ValueError("a checksum does not fit")
+        return whole
+
+    def _table(self) -> tuple[list[Member], list[Segment]]:
+        if self.size < HEAD.size or self.read(0, len(MAGIC)) != MAGIC:
+            raise ModelError(f"{self.name}: not a packed model; make one with onnxcompress pack")
+        _, version, flags, _ = HEAD.unpack(self.read(0, HEAD.size))
+        if version != VERSION or flags:
+            raise ModelError(
+                f"{self.name}: packed in version {version}, and this onnxcompress reads {VERSION}; update it"
+            )
+        crc, packed, raw, at, end = TRAILER.unpack(self.read(self.size - TRAILER.size, TRAILER.size))
+        if end != END or at < HEAD.size or at + packed + TRAILER.size != self.size or raw > LARGEST_TABLE:
+            raise ValueError("its end is missing")
+        data = self.read(at, packed)
+        if zlib.crc32(data) != crc:
+            raise ValueError("a checksum does not fit")
+        return _Table(streams.unzipped(data, raw)).parsed(at)
+
+    def _damaged(self, error: Exception) -> ModelError:
+        return ModelError(f"{self.name}: damaged or truncated ({error}); pack the model again, or copy the file again")
+
+
+class _Table:
+    """Reads the table, which may claim anything: ValueError or struct.error for what does not fit."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._place = data, 0
+
+    def parsed(self, end: int) -> tuple[list[Member], list[Segment]]:
+        """Members and segments; the blocks fill the container from its head to `end`."""
+        files, count = self._numbers(COUNTS)
+        members = [self._member() for _ in range(self._possible(files, FILE))]
+        segments, at = [], HEAD.size
+        for _ in range(self._possible(count, SEGMENT)):
+            segments.append(self._segment(at))
+            at += segments[-1].stored
+            if at > end:
+                raise ValueError("blocks beyond the end of the file")
+        if at != end or self._place != len(self._data) or not members or members[0].name:
+            raise ValueError("a table that does not fit its file")
+        _check_runs(members, segments)
+        return members, segments
+
+    def _possible(self, count: int, each: struct.Struct) -> int:
+        if count * each.size > len(self._data):
+            raise ValueError("more entries than the table has bytes")
+        return count
+
+    def _numbers(self, form: struct.Struct) -> tuple[int, ...]:
+        found = form.unpack_from(self._data, self._place)
+        self._place += form.size
+        return found
+
+    def _column(self, kind: str, *shape: int) -> np.ndarray:
+        count = int(np.prod(shape, dtype=object))
+        if count * np.dtype(kind).itemsize > len(self._data) - self._place:
+            raise ValueError("more entries than the table has bytes")
+        found = np.frombuffer(self._data, kind, count, self._place).reshape(shape)
+        self._place += found.nbytes
+        return found
+
+    def _member(self) -> Member:
+        length, size, runs = self._numbers(FILE)
+        name = self._column("u1", length).tobytes().decode("utf-8")
+        return Member(name, size, self._column("<u4", runs), self._column("<u8", runs))
+
+    def _segment(self, at: int) -> Segment:
+        form, width, rotate, gaps, size, common, stride, count, entries, crc = self._numbers(SEGMENT)
+        spec = Spec(form, width, rotate, size, gaps, common, stride, count, entries)
+        spec.check()
+        book = None
+        if entries:
+            book = (self._column("u1", width), self._column("<u4", width), int(self._column("<u4", 1)[0]))
+        steps = self._column("<u4", spec.blocks if gaps else 0)
+        if gaps and any(int(each) > spec.length(block) for block, each in enumerate(steps)):
+            raise ValueError("more entries than a block has")
+        coders = self._column("u1", spec.blocks, spec.streams)
+        lengths = self._column("<u4", spec.blocks, spec.streams)
+        return Segment(spec, crc, at, book, steps, coders, lengths, self._column("<u4", spec.blocks))
+
+
+def _check_runs(members: Sequence[Member], segments: Sequence[Segment]) -> None:
+    """ValueError unless the runs of each file add up to its size, and those that read a segment in parts to all of it."""
+    sizes = np.array([each.spec.size for each in segments], np.uint64)
+    taken: dict[int, int] = {}
+    for member in members:
+        if len(member.segments) and int(member.segments.max()) >= len(segments):
+            raise ValueError("a run of no segment")
+        if sum(member.lengths.tolist()) != member.size:
+            raise ValueError("runs that do not add up to their file")
+        part = np.flatnonzero(sizes[member.segments] != member.lengths) if len(member.segments) else ()
+        for run in part:
+            segment, length = int(member.segments[run]), int(member.lengths[run])
+            taken[segment] = taken.get(segment, 0) + length
+    if len(taken) > MOST_OPEN or any(size != int(sizes[segment]) for segment, size in taken.items()):
+        raise ValueError("runs that do not fit their segments")
+
+
+class Pieces:
+    """The bytes of members, run by run. Segments that are read in parts are read on where the run before ended."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._open: dict[int, _Cursor] = {}
+
+    def of(self, member: Member) -> Iterator[tuple[int, bool, Iterator[np.ndarray]]]:
+        """(segment, whole, its bytes as uint8 arrays) of each run; take them all before the next run."""
+        for segment, length in zip(member.segments.tolist(), member.lengths.tolist(), strict=True):
+            own = self._container.segments[segment]
+            whole = own.spec.size == length
+            if whole:
+                yield segment, True, self._container.blocks(own)
+                continue
+            if segment not in self._open:
+                self._open[segment] = _Cursor(self._container.blocks(own), own.spec.size)
+            yield segment, False, self._open[segment].take(length)
+
+
+class _Cursor:
+    """Reads a segment on and on."""
+
+    def __init__(self, blocks: Iterator[np.ndarray], size: int) -> None:
+        self._blocks, self._piece, self._unread = blocks, np.zeros(0, np.uint8), size
+
+    def take(self, length: int) -> Iterator[np.ndarray]:
+        while length:
+            if not len(self._piece):
+                self._piece = next(self._blocks)
+            piece, self._piece = self._piece[:length], self._piece[length:]
+            length, self._unread = length - len(piece), self._unread - len(piece)
+            yield piece
+        if not self._unread:
+            next(self._blocks, None)  # which looks at the checksum
