@@ -125,9 +125,7 @@ class Quantize:
         weights = self._weights(model, nodes, grids, evidence)
         if self.measure:
             nodes = self._faster(model, nodes, grids, weights, evidence[Trial.NEED], plan)
-        grids = self._liked(model, nodes, every, weights, evidence, plan)
-        if self.rounding != "nearest":
-            weights = self._compensated(model, nodes, grids, weights, evidence, plan)
+        grids, weights = self._best(model, nodes, every, weights, evidence, plan)
         self._decide(model, nodes, grids, weights, plan)
         if self.explain:
             self._explain(model, plan, evidence)
@@ -149,27 +147,40 @@ class Quantize:
     def _calibrations(self) -> Sequence[str]:
         return TRIED if self.calibration == "auto" else (self.calibration,)
 
-    def _liked(
+    def _best(
         self,
         model: Model,
         nodes: frozenset[str],
         every: Mapping[str, dict[str, Grid]],
-        weights: Mapping[str, Leveled],
+        nearest: dict[str, Leveled],
         evidence: Evidence,
         plan: Plan,
-    ) -> dict[str, Grid]:
-        """Of the grids by calibration those with which the whole model answers best; the first ones on made-up data."""
+    ) -> tuple[dict[str, Grid], dict[str, Leveled]]:
+        """Of the grids by calibration, and of nearest weights and those rounded on data, the pair with which the whole answers best.
+
+        Weights are rounded once, on the first grids: they make up for much of what ranges do to the outputs, so that these cannot
+        be judged without. On made-up data the first grids, and nearest weights.
+        """
         first = next(iter(every))
-        if len(every) == 1 or not nodes or evidence[Trial.NEED].data.synthetic:
-            return every[first]
-        plain, biases = _plain(weights), _biases(model, weights)
-        reached = evidence[Trial.NEED].logits_db(
-            {name: _written(model, Decided(nodes, grids, plain, biases)).ir for name, grids in every.items()}
-        )
-        best = max(every, key=reached.__getitem__)
-        told = ", ".join(f"{name} {db:.1f} dB" for name, db in reached.items())
-        plan.notes.append(f"ranges by {best}: with nearest weights {told} on calibration samples")
-        return every[best]
+        if (len(every) == 1 and self.rounding == "nearest") or not nodes or evidence[Trial.NEED].data.synthetic:
+            return every[first], nearest
+        weights = {"nearest": nearest}
+        if self.rounding != "nearest":
+            how = Compensation(self.rounding, self.cpu == "any")
+            kept = needed(model, nodes, every[first])
+            weights[self.rounding] = compensated(how, model, evidence[Paired.NEED], nodes, kept, nearest)
+        pairs = [(calibration, rounding) for rounding in reversed(weights) for calibration in every]
+        written = {
+            " ranges, ".join(pair): _written(
+                model, Decided(nodes, every[pair[0]], _plain(weights[pair[1]]), _biases(model, weights[pair[1]]))
+            ).ir
+            for pair in pairs
+        }
+        reached = evidence[Trial.NEED].logits_db(written)
+        best = max(pairs, key=lambda pair: reached[" ranges, ".join(pair)])
+        told = "; ".join(f"{name} weights: {db:.1f} dB" for name, db in reached.items())
+        plan.notes.append(f"on calibration samples: {told}")
+        return every[best[0]], weights[best[1]]
 
     def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence, method: str) -> dict[str, Grid]:
         return grids_of(model, nodes, evidence, method, percentile=self.percentile, ends=self.io == "float")
@@ -181,35 +192,6 @@ class Quantize:
         for layer in _weighted(model, nodes).values():
             seen = evidence.get(Need("moments", layer.reads, layer.channel_axis)) if self.correct else None
             found[layer.weight] = leveled(model, layer, portable=self.cpu == "any", seen=seen)
-        return found
-
-    def _compensated(
-        self,
-        model: Model,
-        nodes: frozenset[str],
-        grids: Mapping[str, Grid],
-        nearest: dict[str, Leveled],
-        evidence: Evidence,
-        plan: Plan,
-    ) -> dict[str, Leveled]:
-        """Weights rounded layer by layer on data; the nearest where the whole model answers no better for it.
-
-        Probabilities are compared as logits: saturated ones tell of nothing but the rarest samples.
-        """
-        trial, paired = evidence[Trial.NEED], evidence[Paired.NEED]
-        if trial.data.synthetic or not nodes:
-            return nearest
-        how, kept = Compensation(self.rounding, self.cpu == "any"), needed(model, nodes, grids)
-        found = compensated(how, model, paired, nodes, kept, nearest)
-        reached = [
-            trial.compare(_written(model, Decided(nodes, grids, _plain(each), _biases(model, each))).ir).logits_db
-            for each in (nearest, found)
-        ]
-        if None not in reached and reached[1] < reached[0]:
-            plan.notes.append(
-                f"weights are nearest: {self.rounding} gave {reached[1]:.1f} dB, and these {reached[0]:.1f}"
-            )
-            return nearest
         return found
 
     def _faster(

@@ -197,15 +197,12 @@ def _concat(slots: _Slots, node: ir.Node) -> None:
                 slots.hold_units(output, np.setdiff1d(units, slots.units(value)), "a part lacks the channel", node)
 
 
-def _weighs(slots: _Slots, node: ir.Node, weight: ir.Value | None, bias: ir.Value | None) -> None:
+def _layer(slots: _Slots, node: ir.Node) -> None:
     """A weight: reads along its input axes, writes along its output axes; depthwise both along one."""
+    weight = next((value for value in node.inputs[:2] if constant_of(value) is not None), None)
+    bias = input_of(node, 2)
     data, output = [value for value in _data(node) if value is not bias], node.outputs[0]
-    if (
-        weight is None
-        or constant_of(weight) is None
-        or len(data) > 1
-        or (bias is not None and constant_of(bias) is None)
-    ):
+    if weight is None or len(data) > 1 or (bias is not None and constant_of(bias) is None):
         _stays(slots, node)
         return
     written = slots.write(weight, output, 1, node, ("write",))
@@ -226,18 +223,10 @@ def _weighs(slots: _Slots, node: ir.Node, weight: ir.Value | None, bias: ir.Valu
         slots.hold_units(output, lacking, "its bias is one number for all", node)
 
 
-def _layer(slots: _Slots, node: ir.Node) -> None:
-    _weighs(slots, node, input_of(node, 1), input_of(node, 2))
-
-
-def _matmul(slots: _Slots, node: ir.Node) -> None:
-    _weighs(slots, node, next((value for value in node.inputs if constant_of(value) is not None), None), None)
-
-
 def _gather(slots: _Slots, node: ir.Node) -> None:
     """Rows looked up in a constant are written by it; a constant selection carries on."""
     if constant_of(input_of(node, 0)) is None:
-        (_carries if constant_of(input_of(node, 1)) is not None else _stays)(slots, node)
+        _only_if(lambda node: constant_of(input_of(node, 1)) is not None)(slots, node)
         return
     written = slots.write(node.inputs[0], node.outputs[0], 1, node, ("write",))  # type: ignore[arg-type]
     slots.hold_units(node.outputs[0], np.setdiff1d(slots.units(node.outputs[0]), written), "it is looked up", node)
@@ -299,10 +288,6 @@ def _product(slots: _Slots, node: ir.Node) -> None:
         slots.hold_units(value, np.setdiff1d(slots.units(value), both), "it is repeated", node)
 
 
-def _prelu(slots: _Slots, node: ir.Node) -> None:
-    (_carries if constant_of(input_of(node, 1)) is not None else _stays)(slots, node)
-
-
 def _clip(slots: _Slots, node: ir.Node) -> None:
     """From zero, or without a lower limit: carries on up to the upper limit, which is noted."""
     view = View(node)
@@ -319,21 +304,25 @@ def _clip(slots: _Slots, node: ir.Node) -> None:
         slots.limits.append((node.inputs[0].name or "", high))  # type: ignore[union-attr]
 
 
-def _pad(slots: _Slots, node: ir.Node) -> None:
+def _only_if(scales: Callable[[ir.Node], bool]) -> Rule:
+    """Carries on where that is true of the node."""
+    return lambda slots, node: (_carries if scales(node) else _stays)(slots, node)
+
+
+def _padded_with_zeros(node: ir.Node) -> bool:
+    """Or with what is there."""
     fill = View(node).constant(2)
     plain = View(node).text("mode", "constant") != "constant" or input_of(node, 2) is None
-    (_carries if plain or (fill is not None and not fill.any()) else _stays)(slots, node)
+    return plain or (fill is not None and not fill.any())
 
 
-def _resize(slots: _Slots, node: ir.Node) -> None:
+def _nothing_from_outside(node: ir.Node) -> bool:
     """Resampling is linear; only the value put outside the picture is not."""
-    outside = View(node).text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-    (_stays if outside else _carries)(slots, node)
+    return View(node).text("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), _layer),
-    "MatMul": _matmul,
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _layer),
     "Gather": _gather,
     "BatchNormalization": _batch_norm,
     **dict.fromkeys(
@@ -342,10 +331,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Mul", "Div"), _product),
     **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min", "Mean"), _joins),
     "Concat": _concat,
-    "PRelu": _prelu,
+    "PRelu": _only_if(lambda node: constant_of(input_of(node, 1)) is not None),
     "Clip": _clip,
-    "Pad": _pad,
-    "Resize": _resize,
+    "Pad": _only_if(_padded_with_zeros),
+    "Resize": _only_if(_nothing_from_outside),
     **dict.fromkeys(
         (
             *("Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -79,14 +78,22 @@ def test_layers_make_up_for_what_was_lost_before_them() -> None:
     assert found["gptq"] > found["nearest"]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("better", [True, False])
-def test_saturated_probabilities_do_not_decide_on_the_rounding(better: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compensated weights (judged second) are taken where the logits are closer, whatever the probabilities say."""
-    logits = (20.0, 21.0) if better else (21.0, 20.0)
-    seen = iter(SimpleNamespace(sqnr_db=41.0 - each, logits_db=each) for each in logits)
-    monkeypatch.setattr(Trial, "compare", lambda self, graph: next(seen))
-    plan = quantize(DIGITS, data=DATA, limit=40, measure=False).plans[2]
-    assert better != any(note.startswith("weights are nearest") for note in plan.notes)
+PAIRS = ["mse ranges, gptq", "percentile ranges, gptq", "mse ranges, nearest", "percentile ranges, nearest"]
+
+
+@pytest.mark.parametrize("best", PAIRS)
+def test_the_pair_of_ranges_and_weights_with_the_best_answers_is_taken(
+    best: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As logits_db of the whole model says (here it says so of `best`)."""
+    monkeypatch.setattr(Trial, "logits_db", lambda self, graphs: {name: 20.0 + (name == best) for name in graphs})
+    ranges, _, rounding = best.partition(" ranges, ")
+    found = quantize(DIGITS, data=DATA, limit=40, measure=False).plans[2]
+    assert all(f"{each} weights: {20.0 + (each == best)} dB" in found.notes[-1] for each in PAIRS)
+    grids = {each["value"]: (each["scale"], each["zero"]) for each in found.decisions if "value" in each}
+    plain = quantize(DIGITS, data=DATA, limit=40, measure=False, calibration=ranges, rounding="nearest").plans[2]
+    assert grids == {each["value"]: (each["scale"], each["zero"]) for each in plain.decisions if "value" in each}
+    assert (rounding == "gptq") == any(each.get("held_out_db") for each in found.decisions)
 
 
 def test_synthetic_inputs_say_nothing_about_rounding() -> None:
