@@ -119,7 +119,7 @@ def _channel(rows: np.ndarray, entries: int, weights: Weights, start: str, seed:
 
 def _scaled(rows: np.ndarray, entries: int, weights: Weights, start: str, seed: int) -> Books:
     """One book for rows of one size, and a scale a row: each is best for the other and the symbols, in turns."""
-    scales = _sizes(rows, weights)
+    scales = sizes(rows, weights)
     heavy = scales[:, None] ** 2 * (1.0 if weights is None else weights)
     heavy = np.broadcast_to(heavy, rows.shape) if weights is not None else heavy
     narrow = rows / scales[:, None].astype(rows.dtype)
@@ -129,7 +129,7 @@ def _scaled(rows: np.ndarray, entries: int, weights: Weights, start: str, seed: 
     return found
 
 
-def _sizes(rows: np.ndarray, weights: Weights) -> np.ndarray:
+def sizes(rows: np.ndarray, weights: Weights) -> np.ndarray:
     """Root of the mean square of each row [channels], 1 for rows of zeros."""
     mass = np.full(len(rows), float(rows.shape[1])) if weights is None else np.broadcast_to(weights, rows.shape).sum(axis=1)
     power = np.concatenate(

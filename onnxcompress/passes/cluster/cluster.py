@@ -1,0 +1,201 @@
+"""Cluster: weights that share codebooks, each tensor with as many entries and as many sharers of a book as it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from onnxcompress.difference import sqnr_db
+from onnxcompress.errors import SettingError
+from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Paired
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_coded, set_constant
+from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
+from onnxcompress.passes.cluster.books import Books
+from onnxcompress.passes.cluster.common_book import common_book, on_common
+from onnxcompress.passes.cluster.expected import expected, needs_of
+from onnxcompress.passes.cluster.layout import arrays_of, read
+from onnxcompress.passes.cluster.sharing import SHARINGS, placed, shared
+from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
+from onnxcompress.passes.cluster.walk import Walk, walked
+from onnxcompress.plan import Plan, Refusal
+from onnxcompress.weights.coded import Coded
+from onnxcompress.weights.forms import bytes_of, chosen
+
+NODES = 600
+"""Bytes that the nodes of a coded tensor take in the file."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Store weights as indices into small codebooks (Deep Compression: Han et al., ICLR 2016, arXiv:1510.00149)."""
+
+    name: ClassVar[str] = "cluster"
+
+    bits: Annotated[int, Field(ge=1, le=8, description="of an index: 2^bits entries a book; an average with allocate")] = 4
+    clusters: Annotated[int | None, Field(ge=2, le=256, description="entries of a book, instead of bits")] = None
+    share: Annotated[
+        Literal["auto", "tensor", "scaled", "4 books", "16 books", "channel", "model"],
+        Field(
+            description="who shares a book: what loses least at equal bytes, all weights of a tensor, channels that differ by a "
+            "scale, 4 or 16 groups of channels, each channel, or all tensors with a scale a channel"
+        ),
+    ] = "auto"
+    start: Annotated[
+        Literal["optimal", "linear", "density", "random"],
+        Field(description="of k-means; the last three as in Deep Compression"),
+    ] = "optimal"
+    assign: Annotated[
+        Literal["nearest", "compensated"],
+        Field(description="compensated: layer by layer on data, each error made up for by weights that are still free"),
+    ] = "nearest"
+    allocate: Annotated[
+        bool, Field(description="each tensor gets its own bits by what it brings to the outputs; bits is their average")
+    ] = False
+    target_size: Annotated[
+        float | None, Field(gt=0, description="of the file, in bytes, or up to 1 as a share of the original; allocates")
+    ] = None
+    ends: Annotated[Literal["as others", "keep"], Field(description="the first and the last weight")] = "as others"
+    smallest: Annotated[
+        int, Field(ge=0, description="bytes of a weight below which it stays: nodes take 0.6 kB too")
+    ] = 4096
+    keep: Annotated[tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")] = ()
+    rows: Annotated[int, Field(ge=16, description="positions of samples that a layer is fitted on, at most")] = 4096
+    seed: Annotated[int, Field(ge=0, description="of starts and positions that are drawn")] = 0
+
+    def __post_init__(self) -> None:
+        if self.clusters is not None and self.allocates:
+            raise SettingError("clusters is one number for all tensors; leave it out, or leave out allocate and target_size")
+        if self.share == "model" and self.allocates:
+            raise SettingError("share 'model' has one book for all tensors; leave out allocate and target_size")
+
+    @property
+    def entries(self) -> int:
+        """Of a book, where all have the same."""
+        return self.clusters or 2**self.bits
+
+    @property
+    def allocates(self) -> bool:
+        """Does each tensor get its own number of entries?"""
+        return self.allocate or self.target_size is not None
+
+    def tensors(self, model: Model) -> tuple[list[Clustered], dict[str, str]]:
+        """What is clustered, and why the rest is not."""
+        most = max(SIZES) if self.allocates else self.entries
+        return tensors_of(model, self.keep, self.ends, self.smallest, most)
+
+    def needs(self, model: Model) -> list[Need]:
+        """The paired walk, and for an allocation what layers are fed and how far their errors arrive."""
+        if self.assign == "nearest":
+            return []
+        found = [Paired.NEED]
+        if self.allocates:
+            for each in self.tensors(model)[0]:
+                if each.weight.layer is not None:
+                    found += needs_of(each.weight.layer)
+        return list(dict.fromkeys(found))
+
+    def plan(self, model: Model, evidence: Evidence) -> Plan:
+        """Entries and sharers of each tensor, then books and symbols."""
+        plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
+        found, refused = self.tensors(model)
+        plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
+        if not found:
+            plan.notes.append("no weight is left that is worth a codebook")
+            return plan
+        choices = self._choices(model, found, evidence)
+        book = common_book(model, found, self.entries) if self.share == "model" else None
+        start = {each.name: self._start(model, each, choices[each.name], book) for each in found}
+        biases: Mapping[str, np.ndarray] = {}
+        layer_bias: Mapping[str, str] = {}
+        decibel: Mapping[str, tuple[float, float]] = {}
+        if self.assign == "compensated":
+            walk = walked(Walk(self.rows, self.start, self.seed), model, evidence[Paired.NEED], start, book)
+            coded, biases, layer_bias, decibel = walk.coded, walk.biases, walk.layer_bias, walk.held_out_db
+        else:
+            coded = {name: one.coded(symbols, books, model.array(name).dtype) for name, (one, _, symbols, books) in start.items()}
+        for each in found:
+            self._decide(plan, model, each, choices[each.name], coded[each.name])
+            if each.name in layer_bias and plan.decisions and plan.decisions[-1]["weight"] == each.name:
+                plan.decisions[-1]["bias"] = layer_bias[each.name]
+                plan.arrays[f"bias/{layer_bias[each.name]}"] = biases[layer_bias[each.name]]
+            if each.name in decibel and plan.decisions and plan.decisions[-1]["weight"] == each.name:
+                plan.decisions[-1] |= dict(zip(("plain_db", "held_out_db"), decibel[each.name], strict=True))
+        return plan
+
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """Give the tensors their decoded values and codes, the layers their biases."""
+        plan.check_fits(model.fingerprint)
+        graph = model.ir.clone()
+        for each in plan.decisions:
+            set_coded(graph, each["weight"], read(each, plan.arrays))
+            if "bias" in each:
+                set_constant(graph, each["bias"], plan.arrays[f"bias/{each['bias']}"])
+        return model.edited(graph)
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _choices(self, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
+        names = list(SHARINGS) if self.share == "auto" else [self.share]
+        if not self.allocates:
+            if len(names) == 1:
+                return {each.name: Choice(self.entries, names[0]) for each in found}
+            return {
+                each.name: Choice(self.entries, best_sharing(each.rows(model.array(each.name)), self.entries, names=names))
+                for each in found
+            }
+        budget = self._budget(model, found)
+        return allocated(expected(model, found, evidence, names), budget)
+
+    def _budget(self, model: Model, found: list[Clustered]) -> float:
+        """Bytes of symbols, books and scales."""
+        if self.target_size is None:
+            return sum(each.size for each in found) * self.bits / 8
+        whole = model.source.size
+        target = self.target_size * whole if self.target_size <= 1 else self.target_size
+        rest = whole - sum(each.weight.bytes for each in found) + NODES * len(found)
+        if target <= rest:
+            raise SettingError(
+                f"target_size {target:.0f} bytes is less than the {rest:.0f} of what is not clustered; give more"
+            )
+        return target - rest
+
+    def _start(
+        self, model: Model, each: Clustered, choice: Choice, book: np.ndarray | None
+    ) -> tuple[Clustered, Choice, np.ndarray, Books]:
+        rows = each.rows(model.array(each.name))
+        if book is not None:
+            books = on_common(rows, book)
+        else:
+            books = shared(rows, choice.entries, choice.sharing, start=self.start, seed=self.seed)
+        return each, choice, placed(rows, books), books
+
+    def _decide(self, plan: Plan, model: Model, each: Clustered, choice: Choice, coded: Coded) -> None:
+        """Write a tensor down, or why it stays after all."""
+        form = chosen(coded)
+        if form is None:
+            plan.refusals.append(Refusal(each.name, "indices and books would take more room than the weights"))
+            return
+        values = model.array(each.name).astype(np.float64)
+        noise = float(np.square(coded.decode() - values).sum())
+        plan.arrays.update(arrays_of(each.name, coded))
+        plan.decisions.append(
+            {
+                "weight": each.name,
+                "op": each.weight.op,
+                "nodes": list(each.weight.nodes),
+                "shape": list(coded.shape),
+                "axis": coded.axis,
+                "form": coded.form,
+                "entries": coded.entries,
+                "bits": round(bits_of(coded.entries), 3),
+                "share": choice.sharing,
+                "sqnr_db": sqnr_db(float(np.square(values).sum()), noise),
+                "bytes": [each.weight.bytes, round(bytes_of(coded, form) or 0.0)],
+            }
+        )

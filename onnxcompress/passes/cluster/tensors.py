@@ -1,0 +1,92 @@
+"""Which tensors are clustered, each as rows along one of its axes, and why others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcompress.model import Model
+from onnxcompress.model.edit import coded_of, walk
+from onnxcompress.passes.cluster.books import Books
+from onnxcompress.passes.cluster.layout import along
+from onnxcompress.passes.protect import protected
+from onnxcompress.passes.quantize.found import Weight, weights_of
+from onnxcompress.weights.coded import Coded
+
+
+@dataclass(frozen=True, eq=False)
+class Clustered:
+    """A weight that is clustered, and the axis along which slices have books and scales of their own."""
+
+    weight: Weight
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def name(self) -> str:
+        """Of the initializer."""
+        return self.weight.name
+
+    @property
+    def size(self) -> int:
+        """Weights."""
+        return int(np.prod(self.shape))
+
+    def rows(self, values: np.ndarray) -> np.ndarray:
+        """A tensor of this shape -> [shape[axis], the rest]; these are the layer's rows where it has some along one axis."""
+        return np.ascontiguousarray(np.moveaxis(values, self.axis, 0)).reshape(self.shape[self.axis], -1)
+
+    def coded(self, symbols: np.ndarray, books: Books, dtype: np.dtype) -> Coded:
+        """Symbols of rows, and their books, as a tensor of this shape has them."""
+        moved = symbols.reshape(self.shape[self.axis], *np.delete(self.shape, self.axis))
+        several = len(books.entries) > 1
+        return Coded(
+            self.shape,
+            np.ascontiguousarray(np.moveaxis(moved, 0, self.axis)).reshape(-1),
+            books.entries.astype(dtype)[:, :, None],
+            None if books.scales is None else books.scales.astype(dtype),
+            books.of(len(symbols)) if several else None,
+            self.axis,
+        )
+
+
+def tensors_of(
+    model: Model, keep: Sequence[str], ends: str, smallest: int, entries: int
+) -> tuple[list[Clustered], dict[str, str]]:
+    """The tensors to cluster, in order of the graph; and why others stay as they are.
+
+    keep      names or patterns of weights or of nodes that read them      ends  "keep": the first and the last stay
+    smallest  bytes below which a tensor is not even named                 entries  a book of at most so many is left alone
+    """
+    nodes = [node.name or "" for node in walk(model.ir)]
+    kept = protected(keep, [*model.initializers, *nodes], "weight or node")
+    found, refused = weights_of(model, kept, dynamic="none", decode="load", smallest=smallest)
+    staying = {each.name: "it was to be kept" for each in found if each.name in kept}
+    left = [each for each in found if each.name not in staying]
+    if ends == "keep":
+        staying |= {each.name: "it is the first or the last" for each in (*left[:1], *left[-1:])}
+    for each in left:
+        why = _done(model, each.name, entries)
+        if why:
+            staying.setdefault(each.name, why)
+    chosen = [each for each in left if each.name not in staying]
+    shapes = {each.name: model.array(each.name).shape for each in chosen}
+    return [Clustered(each, shapes[each.name], _axis(each, shapes[each.name])) for each in chosen], refused | staying
+
+
+def _done(model: Model, name: str, entries: int) -> str:
+    """Why a tensor that is coded already needs nothing; empty for all others."""
+    coded = coded_of(model.initializers[name])
+    if coded is None or coded.entries > entries or not np.array_equal(coded.decode(), model.array(name)):
+        return ""
+    return f"it has a book of {coded.entries} entries already"
+
+
+def _axis(weight: Weight, shape: tuple[int, ...]) -> int:
+    """Of output channels; of a layer whose rows lie along several axes the longest of these, and the first where there is no layer."""
+    if weight.layer is None:
+        return 0
+    own = along(weight.layer)
+    return max(weight.layer.order[: weight.layer.outs], key=lambda axis: shape[axis]) if own is None else own

@@ -1,0 +1,126 @@
+"""Books and symbols found layer by layer, each to make up for what the layers before it have lost.
+
+float model ─── y ──────────────────────────┐
+clustered model, walked beside it ── x ─▶ Gram matrix ─▶ aim ─▶ books, symbols ─▶ bias ─▶ the next layer is fed by these
+
+The walk of quantize/compensate.py, with codebooks in place of grids: fitting.py gathers rows and judges, assign.py assigns. A
+layer gets the books that rows weighed by the Gram's diagonal ask for, then symbols with error compensation and books refitted
+for these in turns. Held-out rows choose between that, the books alone, and what the layer had: never worse, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcompress.evidence.paired import Paired
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_constant, walk
+from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.cluster.allocation import Choice
+from onnxcompress.passes.cluster.assign import alternated, compensated
+from onnxcompress.passes.cluster.books import Books, rescaled
+from onnxcompress.passes.cluster.layout import along
+from onnxcompress.passes.cluster.sharing import halved, placed, pruned, shared
+from onnxcompress.passes.cluster.tensors import Clustered
+from onnxcompress.passes.quantize.fitting import Fitting, fits, fitting
+from onnxcompress.passes.quantize.rounding import DAMPING
+from onnxcompress.weights.coded import Coded
+
+
+@dataclass(frozen=True)
+class Walk:
+    """rows  positions of samples at most, a layer      start, seed  of k-means; the seed draws positions too"""
+
+    rows: int = 4096
+    start: str = "optimal"
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a walk gives back: a tensor's codes, and its layer's bias by the bias' name; SQNR on held-out rows before and after."""
+
+    coded: dict[str, Coded]
+    biases: dict[str, np.ndarray]
+    layer_bias: dict[str, str]
+    held_out_db: dict[str, tuple[float, float]]
+
+
+Start = Mapping[str, tuple[Clustered, Choice, np.ndarray, Books]]
+"""Weight -> what it is, its choice, symbols [channels, n] and books."""
+
+
+def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.ndarray | None = None) -> Found:
+    """Walk the model and code again what is a layer of the main graph with rows along one axis.
+
+    paired    the walk over calibration samples; what it is told to be the original and the current model is set here
+    one_book  the book that all layers share, which no layer moves
+    """
+    places = {node.name or "": node for node in walk(model.ir)}
+    todo = {
+        layer.name: layer
+        for layer in layers(model)
+        if layer.weight in start and along(layer) is not None and fits(model, layer, places[layer.name])
+    }
+    dtypes = {name: model.array(name).dtype for name in start}
+    coded = {name: each.coded(symbols, books, dtypes[name]) for name, (each, _, symbols, books) in start.items()}
+    found = Found(coded, {}, {}, {})
+    for pair in replace(paired, original=model, current=_with(model, coded)).walk(list(todo)):
+        layer = todo[pair.node]
+        at = fitting(model, layer, places[pair.node], pair, how.rows, how.seed)
+        if at is None:
+            continue
+        each, choice, symbols, books = start[layer.weight]
+        before = at.present(symbols, books)
+        best = min((before, *(at.tried(*tried) for tried in _tried(how, at, layer, choice, (symbols, books), one_book))), key=_error)
+        found.coded[layer.weight] = each.coded(best.levels, best.lattice, dtypes[layer.weight])
+        found.held_out_db[layer.weight] = at.decibel(before.error), at.decibel(best.error)
+        pair.replace(layer.weight, found.coded[layer.weight].decode())
+        bias = at.bias_like(model, best)
+        if at.bias and bias is not None:
+            found.biases[at.bias], found.layer_bias[layer.weight] = bias, at.bias
+            pair.replace(at.bias, bias)
+    return found
+
+
+def _error(tried: object) -> float:
+    return tried.error  # type: ignore[attr-defined, no-any-return]
+
+
+def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
+    """The model with the decoded weights."""
+    graph = model.ir.clone()
+    for name, each in coded.items():
+        set_constant(graph, name, each.decode())
+    return model.edited(graph)
+
+
+def _tried(
+    how: Walk, at: Fitting, layer: Layer, choice: Choice, before: tuple[np.ndarray, Books], one_book: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, Books]]:
+    """What it was, with another bias; books for rows that are weighed by what they meet; symbols that make up for errors."""
+    yield before
+    gram, aim = at.gram(), at.aim()
+    groups, outs, k = aim.shape
+    rows = aim.reshape(-1, k)
+    original = at.weight.reshape(-1, k)
+    zeros = original == 0 if pruned(original) else None
+    if zeros is not None:
+        rows = np.where(zeros, 0.0, rows)
+    power = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / k
+    whole = gram if groups > 1 else gram[0]
+    if one_book is not None:
+        books = before[1]
+        symbols = compensated(rows, books, whole, zeros=zeros)
+        books = halved(rescaled(rows, symbols, books, whole))
+        yield compensated(rows, books, whole, zeros=zeros), books
+        return
+    weights = power[0] if groups == 1 else np.repeat(power, outs, axis=0)
+    weights = weights / max(float(weights.mean()), 1e-300)
+    books = shared(rows, choice.entries, choice.sharing, weights, start=how.start, seed=how.seed)
+    yield placed(rows, books), books
+    symbols, books = alternated(rows, books, whole, zeros=zeros)
+    yield symbols, halved(books)
