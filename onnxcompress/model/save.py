@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -12,9 +11,10 @@ from onnx import checker
 
 from onnxcompress.errors import ModelError
 from onnxcompress.files import check_output, write_atomic, write_atomic_together
-from onnxcompress.model.edit import FILE_TYPE, coded_of, constant_of, new_constant
+from onnxcompress.model.edit import FILE_TYPE, coded_of, new_constant
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import check_message, first_line, raised
+from onnxcompress.model.twins import twins
 from onnxcompress.weights.coded import Coded, recoded
 from onnxcompress.weights.container import SUFFIX
 from onnxcompress.weights.forms import FORMS, chosen, write
@@ -53,7 +53,9 @@ def finished(model: Model) -> ir.Model:
 
 def _coded(graph: ir.Model) -> ir.Model:
     """Values that were coded go to the file as symbols, where they still are in their books and that is smaller."""
-    found = {name: coded for name, value in graph.graph.initializers.items() if (coded := written_as(value)) is not None}
+    found = {
+        name: coded for name, value in graph.graph.initializers.items() if (coded := written_as(value)) is not None
+    }
     opset = max((FORMS[each.form].opset for each in found.values() if each.form in FORMS), default=0)
     if opset > graph.opset_imports[""]:
         graph = raised(graph, opset)
@@ -93,35 +95,15 @@ def _narrowed(graph: ir.Model) -> None:
         graph.graph.insert_before(graph.graph[0], node)
 
 
-SMALLEST_TWIN = 1024
-"""Bytes of a matrix below which the Transpose node would take as much room as it saves."""
-
-
 def _transposed_once(graph: ir.Model) -> None:
-    """A matrix that is another one transposed (a tied embedding, folded at the door) becomes a Transpose of it, as exporters write it.
-
-    onnxruntime folds the node again when it loads the file, so only the file is smaller.
-    """
-    by_shape: dict[tuple, list[ir.Value]] = {}
-    for value in list(graph.graph.initializers.values()):
-        values = constant_of(value)
-        if values is None or values.ndim != 2 or values.dtype.kind != "f" or values.nbytes < SMALLEST_TWIN:
-            continue
-        twins = by_shape.get((values.dtype, *values.shape[::-1]), ())
-        twin = next((each for each in twins if _is_transpose(values, constant_of(each))), None)
-        if twin is None or value.is_graph_output():
-            by_shape.setdefault((values.dtype, *values.shape), []).append(value)
-            continue
-        node = ir.node("Transpose", [twin], {"perm": [1, 0]}, name=f"{value.name}.transposed")
+    """A matrix that is another one transposed becomes a Transpose of it. onnxruntime folds the node again when it loads the file."""
+    for name, first in twins(graph).items():
+        value, twin = graph.graph.initializers[name], graph.graph.initializers[first]
+        node = ir.node("Transpose", [twin], {"perm": [1, 0]}, name=f"{name}.transposed")
         value.replace_all_uses_with(node.outputs[0])
-        graph.graph.initializers.pop(value.name or "")
-        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = value.name, value.type, value.shape
+        graph.graph.initializers.pop(name)
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, value.type, value.shape
         graph.graph.insert_before(graph.graph[0], node)
-
-
-def _is_transpose(one: np.ndarray, other: np.ndarray | None) -> bool:
-    """Bit for bit; the first row tells most others apart without reading them whole."""
-    return other is not None and one[0].tobytes() == other[:, 0].tobytes() and one.tobytes() == other.T.tobytes()
 
 
 def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None) -> Path:
