@@ -24,6 +24,7 @@ import numpy as np
 
 from onnxcompress.errors import SettingError
 from onnxcompress.model import Loadable, Model, load
+from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import TARGETS, Outlook, Prune
 from onnxcompress.result import Result
@@ -120,3 +121,35 @@ def _factor(
 
 def _rising(curve: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum.accumulate(curve), LEAST)
+
+
+# -- codebooks ---------------------------------------------------------------------------------------------------------
+
+AVERAGES = (1.2, 8.0)
+"""Bits a weight between which the search runs; below, even two entries everywhere do not fit with their books."""
+
+
+def smallest(
+    model: Loadable,
+    cluster: Cluster,
+    data: Any = None,
+    *,
+    budgets: Mapping[str, float],
+    how: How | None = None,
+    trials: int = 5,
+) -> Cluster:
+    """The settings of the smallest file that meets the budgets, of those tried; with 8 bits a weight where none does.
+
+    trials  runs; bits a weight are found to within a factor of 6.7^(1 / 2^trials): 6 % at 5
+    Whether more bits do better is assumed.
+    """
+    how, loaded = how or How(), load(model)
+    (low, high), best = AVERAGES, cluster.of_average(loaded, AVERAGES[1])
+    for number in range(trials):
+        bits = math.sqrt(low * high)
+        each = cluster.of_average(loaded, bits)
+        met = run(loaded, [each], data, budgets=budgets, how=replace(how, progress=None)).met
+        low, high, best = (low, bits, each) if met else (bits, high, best)
+        if how.progress is not None:
+            how.progress(number + 1, trials, "smallest file")
+    return best

@@ -10,7 +10,7 @@ from typing import Any
 from onnxcompress import budgets as gates
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.judging import CLOCKED, Runnable, clocked, judging_data, sorted_out
-from onnxcompress.largest import largest_cut
+from onnxcompress.largest import largest_cut, smallest
 from onnxcompress.mixed import ON_OUTPUTS, mixed_precision
 from onnxcompress.model import Loadable, load
 from onnxcompress.model.save import finished, to_bytes
@@ -79,6 +79,28 @@ def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings
 
     cutting, wanted, how = sorted_out(settings, Sparsify)
     return _run(model, [made(Sparsify, cutting)], data, wanted, how, dry=dry)
+
+
+def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:
+    """Store weights as indices into small codebooks; on data, so that each layer makes up for what those before it lost.
+
+    data      calibration and held-out samples; None: books alone, without a look at activations
+    settings  fields of `passes.Cluster`, names of BUDGETS, fields of `run.How`
+
+    Where a budget on outputs is given and neither bits nor a size, the smallest file that meets it (largest.py).
+    """
+    from onnxcompress.passes import Cluster
+
+    own, wanted, how = sorted_out(settings, Cluster)
+    if own.get("assign") is None:
+        own["assign"] = "nearest" if data is None else "compensated"
+    if own["assign"] == "compensated" and data is None:
+        raise SettingError("compensated assignment needs data of your own; give data, or assign nearest")
+    each = made(Cluster, {**own, "seed": how.seed})
+    free = each.allocates and each.target_size is None and each.bits is None
+    if free and not dry and any(name in ON_OUTPUTS for name in wanted):
+        each = smallest(model, each, data, budgets={n: v for n, v in wanted.items() if n in ON_OUTPUTS}, how=how)
+    return _run(model, [each], data, wanted, how, dry=dry)
 
 
 MODES: dict[str, dict[str, Any]] = {

@@ -21,6 +21,7 @@ from onnxcompress.cli.output import check_outputs, progress, show
 from onnxcompress.data import ImageSettings
 from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
+from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.quantize import Quantize
@@ -70,6 +71,7 @@ PLANNING = [
 ]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
 SPARSIFYING = options_of(Sparsify, panel="Sparsity")
+CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
 QUANTIZING = options_of(Quantize, panel="Quantization")
 MODE = Option(
     "mode",
@@ -155,6 +157,12 @@ def prune(model: Model, **given: Any) -> None:
 def sparsify(model: Model, **given: Any) -> None:
     """Set single weights to zero; the file gets smaller only with an encoding that stores zeros well."""
     _compress(verbs.sparsify, Sparsify, SPARSIFYING, model, given)
+
+
+@verb(OUTPUT, CLUSTERING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def cluster(model: Model, **given: Any) -> None:
+    """Store weights as indices into small codebooks: a file of a seventh, which runs as fast as before once it is loaded."""
+    _compress(verbs.cluster, Cluster, CLUSTERING, model, given)
 
 
 @verb(OUTPUT, MODE, QUANTIZING, EQUALIZE, WEIGHING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)

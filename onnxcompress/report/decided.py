@@ -103,7 +103,29 @@ def _weighed(plan: Mapping[str, Any]) -> Table:
 FORMS = {"dynamic": "multiplied as integers", "run": "read as integers", "load": "floats, rebuilt at load"}
 """What `passes.QuantizeWeights` does with a weight, in words."""
 
+
+def _clustered(plan: Mapping[str, Any]) -> Table:
+    cells = [
+        (
+            each["weight"],
+            each["op"],
+            str(each["entries"]),
+            each["share"],
+            words.decibel(each["sqnr_db"]),
+            words.decibel(each["held_out_db"]) if "held_out_db" in each else words.UNKNOWN,
+            words.size(each["bytes"][0]),
+            words.size(each["bytes"][1]),
+        )
+        for each in sorted(plan["decisions"], key=lambda each: each.get("held_out_db", each["sqnr_db"]))
+    ]
+    columns = ("weight", "operator", "entries", "shared by", "SQNR", "SQNR of the layer", "before", "after")
+    return table(
+        f"codebooks: {len(cells)} weights, those that lose most first", columns, cells, (columns[2], *columns[4:])
+    )
+
+
 DECISIONS = {
+    "cluster": _clustered,
     "prune": _cut,
     "refit": _refitted,
     "equalize": _equalized,

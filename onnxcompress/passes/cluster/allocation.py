@@ -70,7 +70,9 @@ BOOKS = {"tensor": 1, "scaled": 1, "4 books": 4, "16 books": 16}
 def best_sharing(rows: np.ndarray, entries: int, weights: Weights = None, names: Iterable[str] = SHARINGS) -> str:
     """The sharing that loses least at equal bytes: a bit more a weight would quarter the error."""
     errors = errors_of(rows, entries, weights, names)
-    return min(errors, key=lambda name: errors[name] * 4 ** (8 * overhead(rows.shape, Choice(entries, name)) / rows.size))
+    return min(
+        errors, key=lambda name: errors[name] * 4 ** (8 * overhead(rows.shape, Choice(entries, name)) / rows.size)
+    )
 
 
 def errors_of(rows: np.ndarray, entries: int, weights: Weights, names: Iterable[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -27,6 +28,9 @@ from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.forms import bytes_of, chosen
 
+BITS = 4
+"""A weight, where nobody says."""
+
 NODES = 600
 """Bytes that the nodes of a coded tensor take in the file."""
 
@@ -37,8 +41,18 @@ class Cluster:
 
     name: ClassVar[str] = "cluster"
 
-    bits: Annotated[int, Field(ge=1, le=8, description="of an index: 2^bits entries a book; an average with allocate")] = 4
-    clusters: Annotated[int | None, Field(ge=2, le=256, description="entries of a book, instead of bits")] = None
+    bits: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=8,
+            description="a weight on average, books and scales counted (default: 4, or as few as budgets on outputs allow)",
+        ),
+    ] = None
+    same: Annotated[
+        bool, Field(description="2^bits entries a book everywhere, instead of as many as a tensor's errors ask for")
+    ] = False
+    clusters: Annotated[int | None, Field(ge=2, le=256, description="entries of every book, instead of bits")] = None
     share: Annotated[
         Literal["auto", "tensor", "scaled", "4 books", "16 books", "channel", "model"],
         Field(
@@ -51,38 +65,40 @@ class Cluster:
         Field(description="of k-means; the last three as in Deep Compression"),
     ] = "optimal"
     assign: Annotated[
-        Literal["nearest", "compensated"],
-        Field(description="compensated: layer by layer on data, each error made up for by weights that are still free"),
-    ] = "nearest"
-    allocate: Annotated[
-        bool, Field(description="each tensor gets its own bits by what it brings to the outputs; bits is their average")
-    ] = False
+        Literal["nearest", "compensated"] | None,
+        Field(
+            description="compensated: layer by layer on data, each error made up for by weights that are still free "
+            "(default: where there is data)"
+        ),
+    ] = None
     target_size: Annotated[
-        float | None, Field(gt=0, description="of the file, in bytes, or up to 1 as a share of the original; allocates")
+        float | None,
+        Field(gt=0, description="of the file, in bytes, or up to 1 as a share of the original; instead of bits"),
     ] = None
     ends: Annotated[Literal["as others", "keep"], Field(description="the first and the last weight")] = "as others"
     smallest: Annotated[
         int, Field(ge=0, description="bytes of a weight below which it stays: nodes take 0.6 kB too")
     ] = 4096
-    keep: Annotated[tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")] = ()
+    keep: Annotated[
+        tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")
+    ] = ()
     rows: Annotated[int, Field(ge=16, description="positions of samples that a layer is fitted on, at most")] = 4096
     seed: Annotated[int, Field(ge=0, description="of starts and positions that are drawn")] = 0
 
     def __post_init__(self) -> None:
-        if self.clusters is not None and self.allocates:
-            raise SettingError("clusters is one number for all tensors; leave it out, or leave out allocate and target_size")
-        if self.share == "model" and self.allocates:
-            raise SettingError("share 'model' has one book for all tensors; leave out allocate and target_size")
+        if self.target_size is not None and not self.allocates:
+            other = "same" if self.same else "clusters" if self.clusters is not None else "share model"
+            raise SettingError(f"target_size decides the entries of each tensor; leave out {other}")
 
     @property
     def entries(self) -> int:
         """Of a book, where all have the same."""
-        return self.clusters or 2**self.bits
+        return int(self.clusters or 2 ** (self.bits or BITS))
 
     @property
     def allocates(self) -> bool:
         """Does each tensor get its own number of entries?"""
-        return self.allocate or self.target_size is not None
+        return not self.same and self.clusters is None and self.share != "model"
 
     def tensors(self, model: Model) -> tuple[list[Clustered], dict[str, str]]:
         """What is clustered, and why the rest is not."""
@@ -91,7 +107,7 @@ class Cluster:
 
     def needs(self, model: Model) -> list[Need]:
         """The paired walk, and for an allocation what layers are fed and how far their errors arrive."""
-        if self.assign == "nearest":
+        if self.assign != "compensated":
             return []
         found = [Paired.NEED]
         if self.allocates:
@@ -118,7 +134,10 @@ class Cluster:
             walk = walked(Walk(self.rows, self.start, self.seed), model, evidence[Paired.NEED], start, book)
             coded, biases, layer_bias, decibel = walk.coded, walk.biases, walk.layer_bias, walk.held_out_db
         else:
-            coded = {name: one.coded(symbols, books, model.array(name).dtype) for name, (one, _, symbols, books) in start.items()}
+            coded = {
+                name: one.coded(symbols, books, model.array(name).dtype)
+                for name, (one, _, symbols, books) in start.items()
+            }
         for each in found:
             self._decide(plan, model, each, choices[each.name], coded[each.name])
             if each.name in layer_bias and plan.decisions and plan.decisions[-1]["weight"] == each.name:
@@ -146,7 +165,9 @@ class Cluster:
             if len(names) == 1:
                 return {each.name: Choice(self.entries, names[0]) for each in found}
             return {
-                each.name: Choice(self.entries, best_sharing(each.rows(model.array(each.name)), self.entries, names=names))
+                each.name: Choice(
+                    self.entries, best_sharing(each.rows(model.array(each.name)), self.entries, names=names)
+                )
                 for each in found
             }
         budget = self._budget(model, found)
@@ -155,15 +176,19 @@ class Cluster:
     def _budget(self, model: Model, found: list[Clustered]) -> float:
         """Bytes of symbols, books and scales."""
         if self.target_size is None:
-            return sum(each.size for each in found) * self.bits / 8
-        whole = model.source.size
-        target = self.target_size * whole if self.target_size <= 1 else self.target_size
-        rest = whole - sum(each.weight.bytes for each in found) + NODES * len(found)
+            return sum(each.size for each in found) * (self.bits or BITS) / 8
+        target = self.target_size * model.source.size if self.target_size <= 1 else self.target_size
+        rest = _rest(model, found)
         if target <= rest:
             raise SettingError(
                 f"target_size {target:.0f} bytes is less than the {rest:.0f} of what is not clustered; give more"
             )
         return target - rest
+
+    def of_average(self, model: Model, bits: float) -> Cluster:
+        """The same with a target size that leaves so many bits a weight."""
+        found = self.tensors(model)[0]
+        return replace(self, target_size=max(_rest(model, found) + sum(each.size for each in found) * bits / 8, 2.0))
 
     def _start(
         self, model: Model, each: Clustered, choice: Choice, book: np.ndarray | None
@@ -199,3 +224,8 @@ class Cluster:
                 "bytes": [each.weight.bytes, round(bytes_of(coded, form) or 0.0)],
             }
         )
+
+
+def _rest(model: Model, found: list[Clustered]) -> int:
+    """Bytes of the file beside symbols, books and scales."""
+    return model.source.size - sum(each.weight.bytes for each in found) + NODES * len(found)

@@ -38,5 +38,7 @@ def on_common(rows: np.ndarray, book: np.ndarray) -> Books:
         values = book[placed(rows, found)]
         power, along = (values**2).sum(axis=1), (values * rows).sum(axis=1)
         better = (power > 0) & (along > 0)
-        found = Books(book[None], scales=np.where(better, along / np.where(power > 0, power, 1.0), found.factors(len(rows))))
+        found = Books(
+            book[None], scales=np.where(better, along / np.where(power > 0, power, 1.0), found.factors(len(rows)))
+        )
     return halved(found)

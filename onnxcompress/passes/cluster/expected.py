@@ -22,7 +22,9 @@ def needs_of(layer: Layer) -> list[Need]:
     return [*reads, Need("moments", layer.writes, axis), Need("sensitivity", layer.writes, axis)]
 
 
-def expected(model: Model, found: Sequence[Clustered], evidence: Evidence, sharings: Collection[str]) -> list[Candidate]:
+def expected(
+    model: Model, found: Sequence[Clustered], evidence: Evidence, sharings: Collection[str]
+) -> list[Candidate]:
     """Every choice of every tensor: bytes, and share of noise at the outputs.
 
     Where nothing was measured an error counts as a share of the tensor's own square, and arrives as the farthest of all.

@@ -27,7 +27,9 @@ Weights = np.ndarray | None
 Sharing = Callable[[np.ndarray, int, Weights, str, int], Books]
 
 
-def shared(rows: np.ndarray, entries: int, sharing: str, weights: Weights = None, *, start: str = "optimal", seed: int = 0) -> Books:
+def shared(
+    rows: np.ndarray, entries: int, sharing: str, weights: Weights = None, *, start: str = "optimal", seed: int = 0
+) -> Books:
     """The books of one sharing, entries as float16 where that is fine enough; zero is one of them where weights are pruned.
 
     rows  [channels, n]       sharing  a key of SHARINGS       start, seed  of k-means, see kmeans.STARTS
@@ -56,7 +58,11 @@ def halved(found: Books) -> Books:
     with np.errstate(over="ignore"):
         half = found.scales.astype(np.float16).astype(np.float64)
     fine = np.abs(half - found.scales) <= 2.0**-10 * np.abs(found.scales)
-    return replace(found, scales=half) if fine.all() else replace(found, scales=found.scales.astype(np.float32).astype(float))
+    return (
+        replace(found, scales=half)
+        if fine.all()
+        else replace(found, scales=found.scales.astype(np.float32).astype(float))
+    )
 
 
 def placed(rows: np.ndarray, found: Books) -> np.ndarray:
@@ -131,9 +137,16 @@ def _scaled(rows: np.ndarray, entries: int, weights: Weights, start: str, seed: 
 
 def sizes(rows: np.ndarray, weights: Weights) -> np.ndarray:
     """Root of the mean square of each row [channels], 1 for rows of zeros."""
-    mass = np.full(len(rows), float(rows.shape[1])) if weights is None else np.broadcast_to(weights, rows.shape).sum(axis=1)
+    mass = (
+        np.full(len(rows), float(rows.shape[1]))
+        if weights is None
+        else np.broadcast_to(weights, rows.shape).sum(axis=1)
+    )
     power = np.concatenate(
-        [(np.square(rows[p], dtype=np.float64) * (1.0 if weights is None else _of(weights, p))).sum(axis=1) for p in _parts(rows)]
+        [
+            (np.square(rows[p], dtype=np.float64) * (1.0 if weights is None else _of(weights, p))).sum(axis=1)
+            for p in _parts(rows)
+        ]
     )
     sizes = np.sqrt(np.divide(power, mass, out=np.zeros_like(power), where=mass > 0))
     return np.where(sizes > 0, sizes, 1.0)

@@ -75,7 +75,10 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.n
             continue
         each, choice, symbols, books = start[layer.weight]
         before = at.present(symbols, books)
-        best = min((before, *(at.tried(*tried) for tried in _tried(how, at, layer, choice, (symbols, books), one_book))), key=_error)
+        best = min(
+            (before, *(at.tried(*tried) for tried in _tried(how, at, layer, choice, (symbols, books), one_book))),
+            key=_error,
+        )
         found.coded[layer.weight] = each.coded(best.levels, best.lattice, dtypes[layer.weight])
         found.held_out_db[layer.weight] = at.decibel(before.error), at.decibel(best.error)
         pair.replace(layer.weight, found.coded[layer.weight].decode())
