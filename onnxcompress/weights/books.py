@@ -31,10 +31,19 @@ def distinct(values: np.ndarray) -> np.ndarray:
 def ordered(values: np.ndarray, floats: bool) -> np.ndarray:
     """Distinct bit patterns, by value for floats and as unsigned otherwise."""
     found = distinct(values)
-    if not floats:
-        return found
-    top = found.dtype.type(1 << (8 * found.itemsize - 1))
-    return found[np.argsort(np.where(found & top, ~found, found | top), kind="stable")]
+    return found[np.argsort(_keys(found), kind="stable")] if floats else found
+
+
+def _keys(values: np.ndarray) -> np.ndarray:
+    """Unsigned numbers in the order of the floats that these are the bits of."""
+    top = values.dtype.type(1 << (8 * values.itemsize - 1))
+    return np.where(values & top, ~values, values | top)
+
+
+def _unkeyed(keys: np.ndarray) -> np.ndarray:
+    """The bits again."""
+    top = keys.dtype.type(1 << (8 * keys.itemsize - 1))
+    return np.where(keys & top, keys ^ top, ~keys)
 
 
 def per_tensor(values: np.ndarray, floats: bool) -> tuple[np.ndarray, np.ndarray] | None:
@@ -121,16 +130,21 @@ def _some(values: np.ndarray) -> np.ndarray:
 
 
 def _books(slices: np.ndarray, most: int, floats: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    symbols = np.empty(slices.shape, np.uint8)
-    books = []
-    for which in range(slices.shape[1]):
-        own = np.ascontiguousarray(slices[:, which]).reshape(-1)
-        book = ordered(own, floats)
-        if len(book) > most:
-            return None
-        order = np.argsort(book)
-        rank = np.searchsorted(book, own, sorter=order)
-        symbols[:, which] = order.astype(np.uint8).take(rank).reshape(len(slices), -1)
-        books.append(book)
-    longest = max(map(len, books))
-    return np.stack([np.pad(book, (0, longest - len(book)), mode="edge") for book in books]), symbols.reshape(-1)
+    rows = np.ascontiguousarray(np.moveaxis(slices, 1, 0)).reshape(slices.shape[1], -1)
+    rows = _keys(rows) if floats else rows
+    placed = np.sort(rows, axis=1)
+    new = np.ones(placed.shape, bool)
+    np.not_equal(placed[:, 1:], placed[:, :-1], out=new[:, 1:])
+    lengths = new.sum(axis=1)
+    longest = int(lengths.max())
+    if longest > most:
+        return None
+    found = np.repeat(placed[:, -1:], longest, axis=1)
+    which, _ = np.nonzero(new)
+    rank = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    found[which, rank] = placed[new]
+    symbols = np.empty(rows.shape, np.uint8)
+    for number, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+        symbols[number] = found[number, :length].searchsorted(row)
+    moved = np.moveaxis(symbols.reshape(len(rows), len(slices), -1), 0, 1)
+    return _unkeyed(found) if floats else found, np.ascontiguousarray(moved).reshape(-1)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxcompress.weights import books, gaps, streams
+from onnxcompress.weights import books, gaps, scales, streams
 
 BLOCK = 1 << 20
 """Elements that are coded together: each block has frequencies, coders and a checksum of its own."""
 
-PLAIN, BOOK, SLICES, NIBBLES, PAIRS, BITS = range(6)
+PLAIN, BOOK, SLICES, NIBBLES, PAIRS, BITS, SCALED = range(7)
 SPLITS = {NIBBLES: 4, PAIRS: 2, BITS: 1}
 """Form -> bits of each element that a byte is split into, the lowest first."""
 
@@ -31,7 +31,7 @@ class Spec:
     form     a row of FORMS                     width   bytes of a value: 1, 2, 4 or 8
     rotate   1: floats, whose sign goes to the lowest bit, so that the highest byte is all exponent
     gaps     bits of a gap, 0: none             common  the element that gaps leave out
-    stride, count   of slices (SLICES)          entries of each book (BOOK, SLICES)
+    stride, count   of slices (SLICES, SCALED)  entries of each book (BOOK, SLICES, SCALED)
     size     in bytes
     """
 
@@ -61,6 +61,13 @@ class Spec:
         return self.element_width + (1 if self.gaps else 0)
 
     @property
+    def sides(self) -> list[tuple[int, int]]:
+        """(bytes of a value, values) of each array that comes before the blocks: books; or the base, scales and what they miss."""
+        if self.form == SCALED:
+            return [(self.width, self.entries), (self.width, self.count), (1, self.count * self.entries)]
+        return [(self.width, self.count * self.entries)] if self.form in (BOOK, SLICES) else []
+
+    @property
     def blocks(self) -> int:
         """How many there are."""
         return -(-self.elements // BLOCK)
@@ -70,8 +77,10 @@ class Spec:
         fits = (
             self.form in FORMS and self.width in (1, 2, 4, 8) and self.rotate in (0, 1) and self.size % self.width == 0
         )
-        coded = self.form in (BOOK, SLICES)
+        coded = self.form in (BOOK, SLICES, SCALED)
         if not fits or self.gaps not in (0, *gaps.BITS) or (self.form in SPLITS and self.width > 1):
+            raise ValueError("a form that is not known")
+        if self.form == SCALED and self.width != 4:
             raise ValueError("a form that is not known")
         if self.common >> (8 * self.element_width) or (coded and not 0 < self.entries <= books.MOST):
             raise ValueError("values that do not fit their type")
@@ -85,11 +94,11 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A tensor on its way into the file: elements [n] of all blocks, and the books."""
+    """A tensor on its way into the file: elements [n] of all blocks, and the arrays of `Spec.sides`."""
 
     spec: Spec
     elements: np.ndarray
-    table: np.ndarray
+    sides: tuple[np.ndarray, ...] = ()
 
     def streams(self, block: int) -> tuple[int, list[np.ndarray]]:
         """Entries of the block's arrays, and its streams: gaps first."""
@@ -114,6 +123,13 @@ def _book(spec: Spec, table: np.ndarray, elements: np.ndarray, start: int) -> np
     return table.take(elements)
 
 
+def unfolded(spec: Spec, sides: list[np.ndarray]) -> np.ndarray:
+    """All books, one after another."""
+    if spec.form == SCALED:
+        return scales.books_of(*sides).reshape(-1)
+    return sides[0] if sides else np.zeros(0, typed(spec.width))
+
+
 def _slices(spec: Spec, table: np.ndarray, elements: np.ndarray, start: int) -> np.ndarray:
     if elements.max(initial=0) >= spec.entries:
         raise ValueError("a symbol beyond its book")
@@ -136,6 +152,7 @@ FORMS = {
     PLAIN: Form("plain", _plain),
     BOOK: Form("book", _book),
     SLICES: Form("book a slice", _slices),
+    SCALED: Form("book, scale a slice", _slices),
     NIBBLES: Form("4-bit symbols", _joined),
     PAIRS: Form("2-bit symbols", _joined),
     BITS: Form("bits", _joined),
@@ -164,21 +181,25 @@ def fit(values: np.ndarray, dims: tuple[int, ...], floats: bool, entropy: str) -
 
 def _candidates(values: np.ndarray, dims: tuple[int, ...], floats: bool) -> Iterator[Fitted]:
     spec = Spec(PLAIN, values.itemsize, int(floats and values.itemsize > 1), values.nbytes)
-    empty = values[:0]
-    yield Fitted(spec, values, empty)
+    yield Fitted(spec, values)
     if spec.width == 1:
         for form, bits in SPLITS.items():
-            yield Fitted(replace(spec, form=form), _split(values, bits), empty)
+            yield Fitted(replace(spec, form=form), _split(values, bits))
         return
     found = books.per_tensor(values, floats)
     if found is not None:
-        yield Fitted(replace(spec, form=BOOK, entries=len(found[0])), found[1], found[0])
+        yield Fitted(replace(spec, form=BOOK, entries=len(found[0])), found[1], (found[0],))
         return
     sliced = books.per_slice(values, dims, floats) if len(dims) > 1 else None
     if sliced is not None and sliced[0].size <= MOST_ENTRIES:
         table, symbols, stride, count = sliced
         own = replace(spec, form=SLICES, stride=stride, count=count, entries=table.shape[1])
-        yield Fitted(own, symbols, table.reshape(-1))
+        yield Fitted(own, symbols, (table.reshape(-1),))
+        if (product := scales.scaled(table) if floats and spec.width == 4 else None) is not None:
+            scaled = replace(own, form=SCALED, entries=len(product.base))
+            which = np.arange(len(symbols)) // stride % count
+            sides = (product.base, product.scales, product.missed.reshape(-1))
+            yield Fitted(scaled, product.place[which, symbols], sides)
 
 
 def _split(values: np.ndarray, bits: int) -> np.ndarray:
@@ -211,7 +232,8 @@ def cost(fitted: Fitted, entropy: str) -> float:
     start = max(0, (len(fitted.elements) - PIECE) // 2)
     _, parts = split(spec, fitted.elements[start : start + PIECE])
     size = sum(streams.expected(part, entropy) for part in parts) / min(PIECE, len(fitted.elements))
-    return size * spec.elements + STREAM_BYTES * spec.blocks * len(parts) + 0.9 * fitted.table.nbytes
+    aside = sum(streams.expected(part, entropy) for side in fitted.sides for part in planes(side, spec.rotate))
+    return size * spec.elements + STREAM_BYTES * spec.blocks * len(parts) + aside
 
 
 PIECE = 1 << 17

@@ -51,7 +51,7 @@ def is_packed(source: object) -> bool:
 class Segment:
     """A segment as the table has it: place of its first byte in the container, and a column for each fact about its blocks.
 
-    book     (coders [width], lengths [width], crc) of its books; None where it has none
+    book     (coders, lengths, crc) of the streams of `Spec.sides`; None where it has none
     entries  [blocks], of arrays behind gaps       coders, lengths  [blocks, streams]       sums  [blocks] crc32 of what is stored
     """
 
@@ -133,8 +133,8 @@ class Writer:
     def add(self, fitted: Fitted, crc: int) -> Iterator[bytes]:
         """The stored bytes of one segment; it is `segments[-1]` when they are all taken. crc: of what it stands for."""
         spec, at, book = fitted.spec, self._at, None
-        if spec.entries:
-            coders, payloads = self._coded(codecs.planes(fitted.table, spec.rotate))
+        if fitted.sides:
+            coders, payloads = self._coded([part for side in fitted.sides for part in codecs.planes(side, spec.rotate)])
             yield (whole := b"".join(payloads))
             book = (coders, np.array([len(each) for each in payloads], np.uint32), zlib.crc32(whole))
             self._at += len(whole)
@@ -245,14 +245,19 @@ class Container:
     def _book(self, segment: Segment) -> np.ndarray:
         spec = segment.spec
         if segment.book is None:
-            return np.zeros(0, codecs.typed(spec.width))
+            return codecs.unfolded(spec, [])
         coders, lengths, crc = segment.book
         whole = memoryview(self._stored(segment.at, lengths, crc))
-        parts, place = [], 0
-        for coder, length in zip(coders.tolist(), lengths.tolist(), strict=True):
-            parts.append(streams.decoded(coder, whole[place : place + length], spec.count * spec.entries))
-            place += length
-        return codecs.merged(parts, spec.rotate)
+        sides, place, number = [], 0, 0
+        for width, count in spec.sides:
+            parts = []
+            for stream in range(number, number + width):
+                length = int(lengths[stream])
+                parts.append(streams.decoded(int(coders[stream]), whole[place : place + length], count))
+                place += length
+            number += width
+            sides.append(codecs.merged(parts, spec.rotate))
+        return codecs.unfolded(spec, sides)
 
     def _parts(self, segment: Segment, block: int, whole: bytes) -> list[np.ndarray]:
         view, parts, place = memoryview(whole), [], 0
@@ -337,8 +342,8 @@ class _Table:
         spec = Spec(form, width, rotate, size, gaps, common, stride, count, entries)
         spec.check()
         book = None
-        if entries:
-            book = (self._column("u1", width), self._column("<u4", width), int(self._column("<u4", 1)[0]))
+        if sides := sum(size for size, _ in spec.sides):
+            book = (self._column("u1", sides), self._column("<u4", sides), int(self._column("<u4", 1)[0]))
         steps = self._column("<u4", spec.blocks if gaps else 0)
         if gaps and any(int(each) > spec.length(block) for block, each in enumerate(steps)):
             raise ValueError("more entries than a block has")

@@ -166,7 +166,7 @@ class Packer:
         values = octets.view(codecs.typed(pool.width))
         spec = codecs.Spec(codecs.PLAIN, pool.width, int(pool.floats and pool.width > 1), len(octets))
         line = Packed(name, 0, (), len(pool.parts), pool.width, len(octets), 0, "")
-        yield from self._add(Fitted(spec, values, values[:0]), octets, zlib.crc32(octets.data), line)
+        yield from self._add(Fitted(spec, values), octets, zlib.crc32(octets.data), line)
         pool.segment = len(self._writer.segments) - 1
         if name == GRAPH:
             self._tick(len(octets))
