@@ -51,12 +51,18 @@ NEAR = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """What is to be coded: rows [out, row], the Gram in any of its forms, what a unit of its form is worth, pruned weights."""
+    """What is to be coded.
+
+    rows   [out, row]                     gram   in any of its forms
+    worth  of a unit of the form          zeros  bool [out, row], pruned weights
+    stiff  what `stiffness` finds, where it is known already
+    """
 
     rows: np.ndarray
     gram: Gram = None
     worth: float = 1.0
     zeros: np.ndarray | None = None
+    stiff: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +104,18 @@ class Sketch:
         self.coarsest = 4 * self._largest**2 * self._stiff * self._worth * np.log(2) / 6 or 1.0
 
     def at(self, price: float) -> tuple[np.ndarray, np.ndarray]:
-        """Entries [K] and how many weights have each, code lengths and the thresholds between neighbours in turns."""
-        own = price / self._worth
-        book = _uniform(self._largest, own, self._stiff, self._most)
+        """Entries [K] and how many weights have each."""
+        own = price / self._worth / self._stiff
+        book, counts = self._turned(_uniform(self._largest, own), own)
+        if len(book) > self._most:
+            book, counts = self._turned(_merged(book, counts, own, self._most), own)
+        return book, counts
+
+    def _turned(self, book: np.ndarray, own: float) -> tuple[np.ndarray, np.ndarray]:
+        """Code lengths, and the thresholds between neighbouring entries that follow from them, in turns."""
         middles, bits = (book[1:] + book[:-1]) / 2, np.zeros(len(book))
         for _ in range(SKETCHED):
-            shift = own * np.diff(bits) / (2 * self._stiff * np.diff(book))
+            shift = own * np.diff(bits) / (2 * np.diff(book))
             ends = np.maximum.accumulate(np.searchsorted(self._sorted, middles + shift))
             counts = np.diff(np.concatenate([[0], ends, [len(self._sorted)]]))
             bits = _lengths(counts)
@@ -139,6 +151,8 @@ def rated(tensor: Tensor, price: float, *, sketch: Sketch | None = None, rounds:
 def stiffness(tensor: Tensor) -> float:
     """Mean over the weights of what a squared error costs once the columns behind make up for it: of U's squared diagonal."""
     gram = tensor.gram
+    if tensor.stiff is not None:
+        return tensor.stiff
     if gram is None or gram.ndim == 1:
         return float(np.mean(diagonal(gram, tensor.rows))) or 1.0
     parts = [gram] if gram.ndim == 2 else list(gram)
@@ -147,13 +161,35 @@ def stiffness(tensor: Tensor) -> float:
     return float(np.mean(stiff))
 
 
-def _uniform(largest: float, price: float, stiff: float, most: int) -> np.ndarray:
-    """Multiples of the step that λ asks for, as many on both sides of zero as reach the largest weight."""
-    step = np.sqrt(6 * price / (np.log(2) * stiff))
-    side = min(int(np.ceil(largest / step - 0.5)) if step < largest else 0, (most - 1) // 2)
+def _uniform(largest: float, price: float) -> np.ndarray:
+    """Multiples of the step that a price (for squared errors) asks for, both sides of zero as far as the largest weight, 255 at most."""
+    step = np.sqrt(6 * price / np.log(2))
+    side = min(int(np.ceil(largest / step - 0.5)) if step < largest else 0, (MOST - 1) // 2)
     if side and largest / step - 0.5 > side:
         step = largest / side
     return np.arange(-side, side + 1) * step
+
+
+def _merged(book: np.ndarray, counts: np.ndarray, price: float, most: int) -> np.ndarray:
+    """At most so many entries: neighbours are joined where that costs least in error and bits; zero stays (Equitz 1989)."""
+    left = (counts > 0) | (book == 0)
+    book, counts = book[left], counts[left].astype(np.float64)
+    total = counts.sum()
+
+    def spent(each: np.ndarray) -> np.ndarray:
+        return -each * np.log2(np.maximum(each, 0.5) / total)
+
+    while len(book) > most:
+        first, second = counts[:-1], counts[1:]
+        lost = first * second / np.maximum(first + second, 1) * np.diff(book) ** 2
+        lost += price * (spent(first + second) - spent(first) - spent(second))
+        lost[(book[:-1] == 0) | (book[1:] == 0)] = np.inf
+        at = int(lost.argmin()) if len(book) > 3 else len(book) - 2 if book[-1] else 0
+        both = counts[at] + counts[at + 1]
+        centre = 0.0 if 0 in book[at : at + 2] else (book[at : at + 2] @ counts[at : at + 2]) / max(both, 1)
+        book, counts = np.delete(book, at), np.delete(counts, at)
+        book[at], counts[at] = centre, both
+    return book
 
 
 def _used(books: Books, symbols: np.ndarray) -> tuple[Books, np.ndarray]:

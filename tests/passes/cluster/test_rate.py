@@ -133,6 +133,19 @@ def test_what_cannot_be_met_is_said() -> None:
         rated(tensor, 0.0)
 
 
+@pytest.mark.parametrize("most", [2, 3, 7, 15])
+def test_fewer_entries_lose_little_of_what_bits_they_cost(most: int) -> None:
+    rows = np.random.default_rng(6).standard_t(4, (40, 500))
+    tensor, price = Tensor(rows), 0.1
+    whole, few = rated(tensor, price), rated(tensor, price, sketch=Sketch(tensor, most))
+    assert few.books.entries.size <= most < whole.books.entries.size and (few.books.entries == 0).any()
+    paid = [loss(rows, f.symbols, f.books, None).sum() + price * f.entropy * rows.size for f in (whole, few)]
+    plain = Books(np.sort(np.append(optimal(rows[rows != 0], [most - 1])[most - 1], 0.0))[None])
+    symbols = assign.nearest(rows, plain)
+    usual = loss(rows, symbols, plain, None).sum() + price * entropy(np.bincount(symbols.reshape(-1))) * rows.size
+    assert paid[0] <= paid[1] * 1.02 and paid[1] < usual
+
+
 def test_lengths_are_a_code() -> None:
     bits = lengths(np.array([[0, 0, 1, 3]], np.uint8), 5)
     assert (2.0**-bits).sum() == pytest.approx(1.0) and bits[0] < bits[1] < bits[2] < 8
