@@ -13,8 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.data import Data
+from onnxcompress.difference import logits
 from onnxcompress.model.save import to_bytes
 from onnxcompress.runtime.session import open_session
+
+Answers = Sequence[Mapping[str, np.ndarray]]
+Share = Callable[[Answers, Answers], float]
 
 
 def add_gate(graph: ir.Model, name: str) -> ir.Value:
@@ -35,11 +39,13 @@ def arriving(
     threads: int = 1,
     name: str = "model",
     progress: Callable[[int, int], None] | None = None,
+    share: Share | None = None,
 ) -> dict[str, float]:
     """Key -> noise share (error power / signal power) at the worst output when its gates alone are open.
 
     graph     with scalar gate inputs          openings  key -> names of the gates that open together
     level     what an open gate is fed         batches   how many batches of the data are run
+    share     of noise; None: `noise_share`
     """
     session = open_session(to_bytes(graph), threads=threads, name=name)
     gates = sorted({gate for names in openings.values() for gate in names})
@@ -50,7 +56,7 @@ def arriving(
     for number, (key, names) in enumerate(openings.items()):
         open_ = {**shut, **{gate: np.full((), level, np.float32) for gate in names}}
         after = [session.run({**feed, **open_}) for feed in feeds]
-        found[key] = noise_share(plain, after)
+        found[key] = (share or noise_share)(plain, after)
         if progress is not None:
             progress(number + 1, len(openings))
     return found
@@ -70,3 +76,20 @@ def noise_share(plain: Sequence[Mapping[str, np.ndarray]], after: Sequence[Mappi
         if power > 0:
             shares.append(noise / power)
     return max(shares, default=0.0)
+
+
+def noise_share_of_logits(plain: Answers, after: Answers) -> float:
+    """`noise_share` with probabilities as logits (difference.py): what moves none that is nearly 0 or 1 may move its logit."""
+    return noise_share(
+        *([_unsquashed(own, one) for own, one in zip(plain, each, strict=True)] for each in (plain, after))
+    )
+
+
+def _unsquashed(plain: Mapping[str, np.ndarray], each: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of one batch, as logits where the plain ones are probabilities."""
+    found = dict(each)
+    for name, first in plain.items():
+        if isinstance(first, np.ndarray) and first.dtype.kind == "f" and each[name].shape == first.shape:
+            view = logits(first.astype(np.float64))
+            found[name] = each[name] if view is None else view(each[name].astype(np.float64))
+    return found

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from onnxcompress.data import Data
 from onnxcompress.evidence.collect import collect
 from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.gates import Share, noise_share_of_logits
 from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
@@ -84,7 +86,7 @@ def paired(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     return dict.fromkeys(needs, walk)
 
 
-def sensitivity(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+def sensitivity(sources: Sources, needs: Sequence[Need], share: Share | None = None) -> Mapping[Need, Any]:
     """One number a value."""
     found = sensitivities(
         sources.current,
@@ -93,6 +95,7 @@ def sensitivity(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
         batch=sources.batch,
         threads=sources.threads,
         seed=sources.seed,
+        share=share,
     )
     return {need: found[need.value] for need in needs if need.value in found}
 
@@ -106,6 +109,7 @@ PROVIDERS: dict[str, Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]] = 
     "shapes": shapes,
     "paired": paired,
     "sensitivity": sensitivity,
+    "sensitivity of logits": partial(sensitivity, share=noise_share_of_logits),
     "trial": trial,
 }
 

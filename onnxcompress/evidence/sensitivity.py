@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.data import Data
-from onnxcompress.evidence.gates import add_gate, arriving
+from onnxcompress.evidence.gates import Share, add_gate, arriving
 from onnxcompress.model import Model
 from onnxcompress.model.edit import new_constant
 
@@ -30,17 +30,27 @@ def sensitivities(
     batches: int = 1,
     threads: int = 1,
     seed: int = 0,
+    share: Share | None = None,
 ) -> dict[str, float]:
     """Value name -> noise share at the worst output for each unit of noise share at the value.
 
     values  names of main-graph values and their channel axis; those inside If or Loop bodies are left out
+    share   of noise at the outputs; None: gates.noise_share
     """
     graph, gates = _gated(model, values, seed)
     openings = {value: [gate] for value, gate in gates.items()}
     found = arriving(
-        graph, openings, data, level=GATE, batch=batch, batches=batches, threads=threads, name=model.source.name
+        graph,
+        openings,
+        data,
+        level=GATE,
+        batch=batch,
+        batches=batches,
+        threads=threads,
+        name=model.source.name,
+        share=share,
     )
-    return {value: share / GATE**2 for value, share in found.items()}
+    return {value: noise / GATE**2 for value, noise in found.items()}
 
 
 def _gated(model: Model, values: Sequence[tuple[str, int]], seed: int) -> tuple[ir.Model, dict[str, str]]:

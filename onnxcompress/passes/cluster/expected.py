@@ -19,7 +19,7 @@ def needs_of(layer: Layer) -> list[Need]:
     """Moments of what a layer reads and writes, and how far a relative error of what it writes arrives."""
     axis = layer.channel_axis
     reads = [] if layer.op == "Gather" else [Need("moments", layer.reads, axis)]
-    return [*reads, Need("moments", layer.writes, axis), Need("sensitivity", layer.writes, axis)]
+    return [*reads, Need("moments", layer.writes, axis), Need("sensitivity of logits", layer.writes, axis)]
 
 
 def expected(
@@ -29,12 +29,12 @@ def expected(
 
     Where nothing was measured an error counts as a share of the tensor's own square, and arrives as the farthest of all.
     """
-    known = {each.name: _arriving(each, evidence) for each in found}
+    known = {each.name: arriving(each, evidence) for each in found}
     most = max((value for value in known.values() if value is not None), default=1.0)
     tried = []
     for each in found:
         rows = each.rows(model.array(each.name))
-        weights, power = _met(each, rows.shape, evidence)
+        weights, power = met(each, rows.shape, evidence)
         if weights is None:
             power = float(np.square(rows, dtype=np.float64).sum())
         arrives = known[each.name]
@@ -43,13 +43,14 @@ def expected(
     return tried
 
 
-def _arriving(each: Clustered, evidence: Evidence) -> float | None:
+def arriving(each: Clustered, evidence: Evidence) -> float | None:
+    """How far a relative error of what the layer writes arrives; None where that was not measured."""
     layer = each.weight.layer
-    found = None if layer is None else evidence.get(Need("sensitivity", layer.writes, layer.channel_axis))
+    found = None if layer is None else evidence.get(Need("sensitivity of logits", layer.writes, layer.channel_axis))
     return None if found is None else float(found)
 
 
-def _met(each: Clustered, shape: tuple[int, ...], evidence: Evidence) -> tuple[np.ndarray | None, float]:
+def met(each: Clustered, shape: tuple[int, ...], evidence: Evidence) -> tuple[np.ndarray | None, float]:
     """Mean square of what each weight of the rows is multiplied by, and the mean square of the whole output at a position."""
     layer = each.weight.layer
     if layer is None or layer.op == "Gather" or along(layer) is None:

@@ -19,11 +19,11 @@ from pydantic.dataclasses import dataclass
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import new_constant, set_constant, walk
+from onnxcompress.model.edit import coded_of, new_constant, set_constant, walk
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.refit.goals import goals, kept, untouched
 from onnxcompress.passes.refit.rows import folded, gathered, on_left
-from onnxcompress.passes.refit.solver import solve
+from onnxcompress.passes.refit.solver import shifted, solve
 from onnxcompress.passes.refit.statistics import Statistics, matched, normalisations
 from onnxcompress.plan import Plan, Refusal
 
@@ -59,16 +59,21 @@ class Refit:
         plan = Plan(self.name, dict(vars(self)), model.fingerprint)
         nodes = {node.name or "": node for node in walk(model.ir)}
         todo: dict[str, Layer] = {}
+        coded: dict[str, Layer] = {}
         for layer in layers(model):
             why = unsuited(layer, nodes[layer.name], model)
             if why:
                 plan.refusals.append(Refusal(layer.weight, why, layer.name))
+            elif coded_of(model.initializers[layer.weight]) is not None:
+                coded[layer.name] = layer
             else:
                 todo[layer.name] = layer
         norms = {norm.layer.name: norm for norm in normalisations(model, todo)}
-        for pair in paired.walk([*todo, *norms]):
+        for pair in paired.walk([*todo, *coded, *norms]):
             if pair.node in todo:
                 self._fit(model, todo[pair.node], nodes[pair.node], pair, plan)
+            elif pair.node in coded:
+                self._shift(model, coded[pair.node], nodes[pair.node], pair, plan)
             else:
                 self._correct(model, norms[pair.node], nodes[pair.node], pair, plan)
         return plan
@@ -106,6 +111,28 @@ class Refit:
             decision |= {"bias": name, "new_bias": True}
         _decide(plan, pair, changed, {**decision, "before_db": found.before_db, "after_db": found.after_db})
 
+    def _shift(self, model: Model, layer: Layer, node: ir.Node, pair: Pair, plan: Plan) -> None:
+        """The bias alone of a layer whose weight is in codebooks, which a fitted weight would not be: what is lacking on average."""
+        weight = layer.matrix(pair.constant(layer.weight)).astype(np.float64)
+        present = weight.reshape(layer.groups, len(weight) // layer.groups, -1)
+        bias = bias_of(model, layer, node, len(weight))
+        if not bias.free or bias.name is None:
+            plan.refusals.append(
+                Refusal(layer.weight, "its weight is in codebooks, and it has no bias of its own", layer.name)
+            )
+            return
+        stored = pair.constant(bias.name)
+        offset, goal = stored.astype(np.float64).reshape(present.shape[:2]), goals(model, node, bias.value, pair)
+        columns = (layer.groups, present.shape[2])
+        rest, judges = folded(node, layer, pair.read(layer.reads), goal, self.rows, self.seed, columns)
+        found = shifted(rest, judges, present, offset) if judges else None
+        if found is None:
+            plan.refusals.append(Refusal(layer.weight, NO_BETTER, layer.name))
+            return
+        changed = {bias.name: found.bias.reshape(stored.shape).astype(stored.dtype)}
+        decision = {"layer": layer.name, "weight": None, "bias": bias.name, "new_bias": False, "ridge": None}
+        _decide(plan, pair, changed, {**decision, "before_db": found.before_db, "after_db": found.after_db})
+
     def _correct(self, model: Model, norm: Statistics, node: ir.Node, pair: Pair, plan: Plan) -> None:
         """One BatchNormalization: new mean and variance where they are better on held-out rows."""
         layer = norm.layer
@@ -130,7 +157,8 @@ class Refit:
         graph = model.ir.clone()
         nodes = {node.name or "": node for node in walk(graph)}
         for decision in plan.decisions:
-            set_constant(graph, decision["weight"], plan.arrays[decision["weight"]])
+            if decision["weight"] is not None:
+                set_constant(graph, decision["weight"], plan.arrays[decision["weight"]])
             name = decision["bias"]
             if decision["new_bias"]:
                 value = new_constant(graph, name, plan.arrays[name])

@@ -136,6 +136,25 @@ def solve(
     return None if found is None else Fit(*found, ridge, in_db(signal, present), in_db(signal, error))
 
 
+def shifted(rest: Sums, judges: Sequence[Sums], weight: np.ndarray, bias: np.ndarray) -> Fit | None:
+    """The bias that is best for a weight that stays; arguments as for `solve`. None where it does no better on held-out rows."""
+    present = sum(judge.error(weight, bias) for judge in judges)
+    for judge in judges:
+        rest.absorb(judge)
+    error = 0.0
+    for judge in judges:
+        others = rest.count - judge.count
+        if not others:
+            return None
+        lack = (rest.y - judge.y) - (weight @ (rest.x - judge.x)[:, :, None])[:, :, 0]
+        error += judge.error(weight, lack / others)
+    if not error < present * (1 - LEAST_GAIN):
+        return None
+    signal = sum(float(judge.power.sum()) for judge in judges)
+    best = (rest.y - (weight @ rest.x[:, :, None])[:, :, 0]) / rest.count
+    return Fit(weight, best, 0.0, in_db(signal, present), in_db(signal, error))
+
+
 def _cross_validated(
     total: Sums, judges: Sequence[Sums], start: np.ndarray, bias: np.ndarray, fixed_bias: bool
 ) -> np.ndarray:
