@@ -19,7 +19,8 @@ from onnxcompress.model import Loadable, Model
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.runtime.session import handed_session
 from onnxcompress.weights.container import Container, is_packed
-from onnxcompress.weights.packed import Packed, Packer, contents, loadable, whole
+from onnxcompress.weights.handed import loadable
+from onnxcompress.weights.packed import Packed, Packer, contents, whole
 
 Progress = Callable[[int, int, str], None]
 

@@ -189,7 +189,8 @@ def _candidates(values: np.ndarray, dims: tuple[int, ...], floats: bool) -> Iter
     found = books.per_tensor(values, floats)
     if found is not None:
         yield Fitted(replace(spec, form=BOOK, entries=len(found[0])), found[1], (found[0],))
-        return
+        if len(found[0]) <= FEW:
+            return
     sliced = books.per_slice(values, dims, floats) if len(dims) > 1 else None
     if sliced is not None and sliced[0].size <= MOST_ENTRIES:
         table, symbols, stride, count = sliced
@@ -200,6 +201,10 @@ def _candidates(values: np.ndarray, dims: tuple[int, ...], floats: bool) -> Iter
             which = np.arange(len(symbols)) // stride % count
             sides = (product.base, product.scales, product.missed.reshape(-1))
             yield Fitted(scaled, product.place[which, symbols], sides)
+
+
+FEW = 32
+"""Distinct values of a tensor up to which its slices are not looked at one by one."""
 
 
 def _split(values: np.ndarray, bits: int) -> np.ndarray:

@@ -178,3 +178,26 @@ def test_python_takes_bytes_and_arrays(tmp_path: Path) -> None:
     assert result.met and result.plan.method == "prune"
     comparison = onnxcompress.compare(MODEL, result.save(tmp_path / "o.onnx").model, data={"image": images})
     assert comparison.sqnr_db == result.comparison.sqnr_db
+
+
+@pytest.mark.parametrize("entropy", ["ans", "huffman"])
+def test_pack_and_unpack(tmp_path: Path, cli: Run, entropy: str) -> None:
+    packed, back, report = tmp_path / "m.onnxz", tmp_path / "m.onnx", tmp_path / "report.json"
+    done = cli("pack", MODEL, "-o", str(packed), "--entropy", entropy, "--json", str(report))
+    assert done.code == 0 and "packed into" in done.out.splitlines()[0] and f"written to {packed}" in done.out
+    found = json.loads(report.read_text())
+    assert found["after"] == packed.stat().st_size and found["coder"] == entropy
+    done = cli("unpack", str(packed), "-o", str(back))
+    assert done.code == 0 and done.out == f"written to {back}\n"
+    assert back.read_bytes() == Path(MODEL).read_bytes()
+    assert cli("inspect", str(packed)).code == 0
+
+
+def test_pack_says_what_is_wrong(tmp_path: Path, cli: Run) -> None:
+    for arguments in (
+        ("pack", MODEL), ("pack", MODEL, "-o", MODEL), ("pack", MODEL, "-o", str(tmp_path / "m.onnxz"), "--entropy", "hufman"),
+        ("pack", "missing.onnx", "-o", str(tmp_path / "m.onnxz")), ("unpack", MODEL, "-o", str(tmp_path / "m.onnx")), ("unpack", MODEL),
+    ):  # fmt: skip
+        done = cli(*arguments)
+        assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
