@@ -17,6 +17,7 @@ import numpy as np
 from onnxcompress.data.store import Data
 from onnxcompress.difference import BROKEN, VERDICTS, Differences, OutputComparison, either
 from onnxcompress.errors import ModelError, nearest
+from onnxcompress.runtime.loose import Loose
 from onnxcompress.runtime.session import Session, open_session
 from onnxcompress.task import Task
 
@@ -114,8 +115,8 @@ class Comparison:
 
 
 def compare(
-    original: bytes | str | os.PathLike[str],
-    result: bytes | str | os.PathLike[str],
+    original: bytes | str | os.PathLike[str] | Loose,
+    result: bytes | str | os.PathLike[str] | Loose,
     data: Data,
     *,
     metric: str | Callable[..., float] | None = None,
@@ -215,5 +216,5 @@ def _notes(outputs: Sequence[OutputComparison]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _name(model: bytes | str | os.PathLike[str], role: str) -> str:
-    return role if isinstance(model, bytes) else os.fspath(model)
+def _name(model: bytes | str | os.PathLike[str] | Loose, role: str) -> str:
+    return role if isinstance(model, bytes | Loose) else os.fspath(model)

@@ -350,7 +350,8 @@ class Probe:
     @classmethod
     def of(cls, model: Model, wave: Sequence[Observed], threads: int) -> Probe:
         """The graph with taps, its weights shared with the model."""
-        taps, outputs, parts = Taps(model.ir.clone()), [], []
+        taps, outputs = Taps(model.ir.clone()), []
+        parts: list[tuple[Observed, Mark | None, int]] = []
         values = {value.name or "": value for node in taps.graph.graph for value in node.outputs}
         for each in wave:
             if each.exposed and each.whole:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxcompress.data import Data
 from onnxcompress.difference import logits
-from onnxcompress.model.save import to_bytes
+from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.session import open_session
 
 Answers = Sequence[Mapping[str, np.ndarray]]
@@ -47,7 +47,7 @@ def arriving(
     level     what an open gate is fed         batches   how many batches of the data are run
     share     of noise; None: `noise_share`
     """
-    session = open_session(to_bytes(graph), threads=threads, name=name)
+    session = open_session(loose(graph), threads=threads, name=name)
     gates = sorted({gate for names in openings.values() for gate in names})
     shut = {gate: np.zeros((), np.float32) for gate in gates}
     feeds = list(islice(data.batches(batch), batches))

@@ -7,7 +7,7 @@ graph is run beside the original. Only calibration samples are used; the held-ou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
@@ -20,9 +20,12 @@ from onnxcompress.difference import Differences
 from onnxcompress.evidence.gates import arriving
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
-from onnxcompress.model.save import to_bytes
 from onnxcompress.runtime import clock
-from onnxcompress.runtime.session import open_session
+from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.session import Feeds, open_session
+
+SAMPLES = 32
+"""With which graphs are told apart by what they answer."""
 
 FEEDS = 4
 """Samples that are run with each of many gates, inputs that are timed in turn."""
@@ -41,22 +44,25 @@ class Trial:
 
     def compare(self, graph: ir.Model) -> Comparison:
         """How the graph answers beside the original. ModelError where it does not load or run."""
-        return compare(
-            self.original.source.runnable, to_bytes(graph), self.data, batch=self.batch, threads=self.threads
-        )
+        return compare(self.original.source.runnable, loose(graph), self.data, batch=self.batch, threads=self.threads)
 
-    def logits_db(self, graphs: Mapping[str, ir.Model], most: int = 32) -> dict[str, float]:
-        """Name -> `Comparison.logits_db` on the first `most` samples, the original run once for all; -inf where nothing compares."""
+    def logits_db(self, graphs: Mapping[str, ir.Model], feeds: Sequence[Feeds] = ()) -> dict[str, float]:
+        """Name -> `Comparison.logits_db`, the original run once for all; -inf where nothing compares.
+
+        feeds  batches to run; by default those of the first SAMPLES
+        """
         runnable, name = self.original.source.runnable, self.original.source.name
-        original = open_session(runnable, threads=self.threads, name=name)
-        sessions = {key: open_session(to_bytes(graph), threads=self.threads, name=key) for key, graph in graphs.items()}
-        running = {key: [Differences(port) for port in original.outputs] for key in graphs}
-        for feeds in islice(self.data.batches(self.batch), max(1, most // self.batch)):
-            wanted = original.run(feeds)
-            for key, session in sessions.items():
-                found = session.run(feeds)
+        session = open_session(runnable, threads=self.threads, name=name)
+        ports = session.outputs
+        feeds = feeds or list(islice(self.data.batches(self.batch), max(1, SAMPLES // self.batch)))
+        wanted = [session.run(feed) for feed in feeds]
+        running = {key: [Differences(port) for port in ports] for key in graphs}
+        for key, graph in graphs.items():  # one session at a time: each takes the memory of a model
+            session = open_session(loose(graph), threads=self.threads, name=key)
+            for feed, right in zip(feeds, wanted, strict=True):
+                found = session.run(feed)
                 for each in running[key]:
-                    each.add(wanted[each.port.name], found[each.port.name], feeds)
+                    each.add(right[each.port.name], found[each.port.name], feed)
         told = {
             key: Comparison(tuple(each.finished() for each in parts), 0, "").logits_db for key, parts in running.items()
         }
@@ -72,7 +78,6 @@ class Trial:
 
         seconds  for all graphs together
         """
-        models = {name: to_bytes(graph) for name, graph in graphs.items()}
+        models = {name: loose(graph) for name, graph in graphs.items()}
         feeds = list(islice(self.data.batches(1), FEEDS))
-        timings = clock.measure(models, feeds, threads=self.threads, seconds=seconds, memory=False)
-        return {timing.name: timings[0].median_ms / timing.ratio for timing in timings}
+        return clock.paired_ms(models, feeds, threads=self.threads, seconds=seconds)

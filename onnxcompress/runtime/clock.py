@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir
 
 from onnxcompress.errors import ModelError
+from onnxcompress.runtime.loose import Loose
 from onnxcompress.runtime.session import Feeds, Session, open_session
 
 LOADS = 3  # a median needs three
@@ -94,6 +95,27 @@ def measure(
         _timing(name, threads, times[:, i], times[:, 0], loads[name], used[name], sizes[name])
         for i, name in enumerate(paths)
     ]
+
+
+def paired_ms(
+    models: Mapping[str, bytes | Loose],
+    feeds: Sequence[Feeds],
+    *,
+    threads: int = 1,
+    seconds: float = 10.0,
+    warmup: int = 1,
+) -> dict[str, float]:
+    """Milliseconds of one run of each, from the ratios to the first one's, round by round; nothing but runs is measured.
+
+    seconds  for all models together; each runs FEWEST_RUNS times at least
+    """
+    sessions = [open_session(model, threads=threads, name=name) for name, model in models.items()]
+    for session in sessions:
+        for _ in range(warmup):
+            session.run(feeds[0])
+    times = _interleaved(sessions, feeds, None, seconds, None) * 1e3
+    first = float(np.median(times[:, 0]))
+    return {name: first / float(np.median(times[:, 0] / times[:, i])) for i, name in enumerate(models)}
 
 
 def size_on_disk(path: str | os.PathLike[str]) -> int:

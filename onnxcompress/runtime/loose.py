@@ -61,7 +61,13 @@ def _without(graph: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[None
         for name, tensor in held.items():
             if name in arrays:
                 values[name].const_value = ir.ExternalTensor(
-                    ELSEWHERE, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=""
+                    ELSEWHERE,
+                    0,
+                    tensor.nbytes,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=name,
+                    base_dir="",
                 )
             elif isinstance(tensor, ir.ExternalTensor):
                 values[name].const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -16,15 +17,16 @@ import onnx_ir as ir
 from onnxcompress.evidence.paired import Pair
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.quantize.rounding import Lattice
+from onnxcompress.passes.quantize.rounding import WIDE
 from onnxcompress.passes.refit.goals import goals
 from onnxcompress.passes.refit.refit import bias_of, unsuited
-from onnxcompress.passes.refit.rows import gathered
-from onnxcompress.passes.refit.solver import Sums, in_db, regressed
+from onnxcompress.passes.refit.rows import FOLDS, spread
+from onnxcompress.passes.refit.solver import Held, Sums, in_db, ridges
 
-RIDGES = (1e-2, 1e-1, 1.0)
-"""Tried for the aim, as shares of the Gram's mean diagonal. Rounding errors are small and much like noise: of 54 layers of a
-classifier (24 samples) the original's weights won 26, the shares 1, 0.1 and 0.01 won 19, 4 and 3, smaller ones 2 in all."""
+RIDGES = (1.0, 1e-1, 1e-2)
+"""Tried for the aim until one does no better than the one before, as shares of the Gram's mean diagonal. Rounding errors are
+small and much like noise: of 54 layers of a classifier (24 samples) the original's weights won 26, the shares 1, 0.1 and 0.01
+won 19, 4 and 3, smaller ones 2 in all."""
 
 WIDEST = 4608
 """Columns of a row above which a weight stays nearest: the Gram of 9,216 (AlexNet's first matrix) takes 0.7 GB and minutes."""
@@ -35,12 +37,23 @@ def fits(model: Model, layer: Layer, node: ir.Node) -> bool:
     return not unsuited(layer, node, model) and prod(layer.matrix(model.array(layer.weight)).shape[1:]) <= WIDEST
 
 
+class Valued(Protocol):
+    """A lattice, or books: what levels or symbols stand for."""
+
+    def values(self, levels: np.ndarray, /) -> np.ndarray:
+        """Levels [out, row] -> float64 weights."""
+        ...
+
+
+L = TypeVar("L", bound=Valued)
+
+
 @dataclass(frozen=True, eq=False)
-class Tried:
+class Tried(Generic[L]):
     """Levels [out, row] on a lattice, the bias [groups, out/groups] that goes with them, and their error on held-out rows."""
 
     levels: np.ndarray
-    lattice: Lattice
+    lattice: L
     bias: np.ndarray
     error: float
 
@@ -57,7 +70,7 @@ class Fitting:
     offset: np.ndarray
     bias: str | None
     fit: Sums
-    judge: Sums
+    judge: Sums | Held
 
     def gram(self) -> np.ndarray:
         """[groups, k, k] of the rows to fit on; centred where the bias is fitted."""
@@ -66,18 +79,18 @@ class Fitting:
     def aim(self) -> np.ndarray:
         """The weights to round: those of the ridge that does best on held-out rows, or the original's where none does better."""
         best, error = self.weight, self.judge.error(self.weight, self._bias_for(self.weight))
-        for share in RIDGES:
-            found = regressed(self.fit, self.weight, self.offset, share, fixed_bias=self.bias is None)
+        for found in ridges(self.fit, self.weight, self.offset, RIDGES, fixed_bias=self.bias is None):
             now = np.inf if found is None else self.judge.error(*found)
-            if found is not None and now < error:
-                best, error = found[0], now
+            if found is None or now >= error:
+                break
+            best, error = found[0], now
         return best
 
-    def present(self, levels: np.ndarray, lattice: Lattice) -> Tried:
+    def present(self, levels: np.ndarray, lattice: L) -> Tried[L]:
         """Levels with the bias as it is."""
         return Tried(levels, lattice, self.offset, self.judge.error(self._values(levels, lattice), self.offset))
 
-    def tried(self, levels: np.ndarray, lattice: Lattice) -> Tried:
+    def tried(self, levels: np.ndarray, lattice: L) -> Tried[L]:
         """Levels with the bias that suits them."""
         values = self._values(levels, lattice)
         bias = self._bias_for(values)
@@ -94,7 +107,7 @@ class Fitting:
         held = model.array(self.bias)
         return best.bias.reshape(held.shape).astype(held.dtype)
 
-    def _values(self, levels: np.ndarray, lattice: Lattice) -> np.ndarray:
+    def _values(self, levels: np.ndarray, lattice: Valued) -> np.ndarray:
         return lattice.values(levels).reshape(self.weight.shape)
 
     def _bias_for(self, values: np.ndarray) -> np.ndarray:
@@ -115,7 +128,9 @@ def fitting(model: Model, layer: Layer, node: ir.Node, pair: Pair, rows: int, se
     if told.name is not None:
         offset = pair.constant(told.name).astype(np.float64).reshape(-1) + offset
     fed, goal = pair.read(_fed(layer, node, pair)), goals(model, node, told.value, pair)
-    fit, judge = gathered(node, layer, fed, goal, rows, seed)
+    wide = weight.shape[2] >= WIDE
+    fit, judge = Sums(single=wide), Held() if wide else Sums()
+    spread([judge, *[fit] * (FOLDS - 1)], node, layer, fed, goal, rows, seed)
     if not fit.count or not judge.count:
         return None
     return Fitting(weight, offset.reshape(weight.shape[:2]), told.name if told.free else None, fit, judge)

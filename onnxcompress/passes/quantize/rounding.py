@@ -23,6 +23,9 @@ from onnxcompress.passes.quantize.portable import Pairing, bounds, box, project,
 BLOCK = 128
 """Columns between two matrix products (Frantar et al., section 3.3); even, so that no pair is split."""
 
+WIDE = 256
+"""Columns from which on products that only judge are taken in float32, right to 1e-6: they take as long as what is judged."""
+
 DAMPING = 0.01
 """Added to the Gram's diagonal, as a share of its mean (Frantar et al., section 3.3)."""
 
@@ -73,7 +76,9 @@ def nearest(rows: np.ndarray, lattice: Lattice, gram: np.ndarray | None = None) 
 def loss(rows: np.ndarray, levels: np.ndarray, lattice: Lattice, gram: np.ndarray) -> np.ndarray:
     """[out] D G Dᵀ of each row: what rounding adds to the layer's output, squared and summed over the data."""
     error = lattice.values(levels) - rows
-    return np.einsum("ok,ok->o", error @ gram, error)
+    if error.shape[1] >= WIDE:
+        error, gram = error.astype(np.float32), gram.astype(np.float32)
+    return np.einsum("ok,ok->o", error @ gram, error, dtype=np.float64)
 
 
 def gptq(

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Shelf
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.refit.solver import Sums
+from onnxcompress.passes.refit.solver import Held, Sums
 
 PIECE_BYTES = 32 << 20
 """Rows made at once, in float64: a Gram matrix takes them in piece by piece."""
@@ -52,7 +52,7 @@ def folded(
 
 
 def spread(
-    parts: Sequence[Sums], node: ir.Node, layer: Layer, fed: Shelf, goal: Iterable[np.ndarray], most: int, seed: int
+    parts: Sequence[Sums | Held], node: ir.Node, layer: Layer, fed: Shelf, goal: Iterable[np.ndarray], most: int, seed: int
 ) -> None:
     """Add at most `most` rows to these sums in turn: a batch to each, since rows of one sample are alike; rows where there is one batch.
 

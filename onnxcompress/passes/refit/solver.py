@@ -13,7 +13,7 @@ Stone 1984, section 3.4.3). Where it does not beat the present weights on the sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,20 @@ SMALL = 64
 """Columns up to which the systems of all groups are solved at once: below, the calls for each would take the time."""
 
 
+SUMS = ("x", "y", "power", "gram", "cross")
+
+
+def _check_finite(*arrays: np.ndarray) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise DataError("activations are not finite; look for NaN or Inf in the data or the model")
+
+
 @dataclass(eq=False)
 class Sums:
     """Sums over rows: enough for the fit and for its error on other rows.
 
     count  rows      x [groups, k]      y, power (of y²) [groups, out]      gram [groups, k, k]      cross [groups, out, k]
+    single products of rows in float32, summed up in float64: half the time, right to 4e-7 of √(Gᵢᵢ Gⱼⱼ), for ridges well above
     """
 
     count: int = 0
@@ -47,32 +56,35 @@ class Sums:
     power: Any = 0.0
     gram: Any = 0.0
     cross: Any = 0.0
+    single: bool = False
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Take rows [groups, n, k] and what they should become [groups, n, out] in. DataError where they are not finite."""
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise DataError("activations are not finite; look for NaN or Inf in the data or the model")
-        self._take(x.shape[1], x.sum(1), y.sum(1), (y**2).sum(1), x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x)
+        _check_finite(x, y)
+        sums = x.sum(1), y.sum(1), (y**2).sum(1)
+        if self.single:
+            x, y = x.astype(np.float32), y.astype(np.float32)
+        self._take(x.shape[1], *sums, x.transpose(0, 2, 1) @ x, y.transpose(0, 2, 1) @ x)
 
     def absorb(self, other: Sums) -> None:
         """Take the sums of other rows in."""
-        count, *sums = vars(other).values()
+        count, *sums = (getattr(other, name) for name in ("count", *SUMS))
         self._take(count, *(sums if self.count else [np.array(each) for each in sums]))
 
     def release(self, other: Sums) -> None:
         """Give sums that were absorbed back."""
-        for name, less in list(vars(other).items())[1:]:
-            np.subtract(getattr(self, name), less, out=getattr(self, name))
+        for name in SUMS:
+            np.subtract(getattr(self, name), getattr(other, name), out=getattr(self, name))
         self.count -= other.count
 
     def _take(self, count: int, *sums: np.ndarray) -> None:
         """In place, as a Gram may fill a tenth of the memory."""
-        for name, more in zip(("x", "y", "power", "gram", "cross"), sums, strict=True):
+        for name, more in zip(SUMS, sums, strict=True):
             present = getattr(self, name)
             if np.ndim(present):
                 present += more
             else:
-                setattr(self, name, more)
+                setattr(self, name, more.astype(np.float64, copy=False))
         self.count += count
 
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
@@ -93,6 +105,35 @@ class Sums:
         cross = (weight * self.cross).sum(-1)
         total = self.power + square + self.count * bias**2 - 2 * cross - 2 * bias * self.y + 2 * bias * fed
         return float(max(total.sum(), 0.0))
+
+
+@dataclass(eq=False)
+class Held:
+    """Rows that only judge, as they are, in float32: where there are fewer of them than columns, their error on a weight is had sooner.
+
+    count  rows      power  [groups, out] Σ y²      parts  (x [groups, n, k], y [groups, n, out]) as they came
+    """
+
+    count: int = 0
+    power: Any = 0.0
+    parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """As `Sums.add`."""
+        _check_finite(x, y)
+        self.count += x.shape[1]
+        self.power = self.power + (y**2).sum(1)
+        self.parts.append((x.astype(np.float32), y.astype(np.float32)))
+
+    def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
+        """As `Sums.error`, within 1e-6 of the power of y."""
+        columns = weight.astype(np.float32).transpose(0, 2, 1)
+        total = 0.0
+        for x, y in self.parts:
+            lack = y - x @ columns
+            lack -= bias.astype(np.float32)[:, None]
+            total += float(np.einsum("gno,gno->", lack, lack, dtype=np.float64))
+        return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +206,7 @@ def _cross_validated(
         alive = np.isfinite(so_far) & (so_far <= HOPELESS * so_far.min())
         errors[number, ~alive] = np.inf
         total.release(judge)
-        found = _each(total, start, bias, [RIDGES[at] for at in np.flatnonzero(alive)], fixed_bias)
+        found = ridges(total, start, bias, [RIDGES[at] for at in np.flatnonzero(alive)], fixed_bias=fixed_bias)
         errors[number, alive] = [np.inf if each is None else judge.error(*each) for each in found]
         total.absorb(judge)
     return errors
@@ -193,11 +234,11 @@ def regressed(
 
     weight  W₀      share  λ over the mean diagonal of G; the rest as for `solve`
     """
-    return next(_each(sums, weight, bias, [share], fixed_bias))
+    return next(ridges(sums, weight, bias, [share], fixed_bias=fixed_bias))
 
 
-def _each(
-    sums: Sums, weight: np.ndarray, bias: np.ndarray, shares: Sequence[float], fixed_bias: bool
+def ridges(
+    sums: Sums, weight: np.ndarray, bias: np.ndarray, shares: Sequence[float], *, fixed_bias: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
     """What `regressed` gives for one share after another."""
     gram, cross = sums.about(bias) if fixed_bias else sums.centred()
