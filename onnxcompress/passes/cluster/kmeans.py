@@ -129,7 +129,21 @@ def _prefix(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of w, w x and w x², about the mean of the row, over the first 0, 1, ... atoms; [rows, n + 1] each."""
     x = atoms.values - _centre(atoms)
     parts = (atoms.weights, atoms.weights * x, atoms.weights * x**2)
-    return tuple(np.pad(np.cumsum(each, axis=1), ((0, 0), (1, 0))) for each in parts)  # type: ignore[return-value]
+    return tuple(_cumulated(each) for each in parts)  # type: ignore[return-value]
+
+
+def _cumulated(each: np.ndarray) -> np.ndarray:
+    """Sums over the first 0, 1, ... of a row."""
+    sums = np.zeros((len(each), each.shape[1] + 1))
+    np.cumsum(each, axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _with_ends(inner: np.ndarray, count: int) -> np.ndarray:
+    """Ends between intervals [rows, m] with 0 before them and `count` behind."""
+    ends = np.zeros((len(inner), inner.shape[1] + 2), int)
+    ends[:, 1:-1], ends[:, -1] = inner, count
+    return ends
 
 
 def _centre(atoms: Atoms) -> np.ndarray:
@@ -235,7 +249,7 @@ def lloyd(atoms: Atoms, book: np.ndarray, *, fixed: float | None = None, steps: 
         if before is not None and np.array_equal(ends, before):
             break
         before = ends
-        ends = np.pad(np.pad(ends, ((0, 0), (1, 0))), ((0, 0), (0, 1)), constant_values=values.shape[1])
+        ends = _with_ends(ends, values.shape[1])
         weight, sums = (np.diff(np.take_along_axis(each, ends, axis=1), axis=1) for each in (mass, total))
         moved = (weight > 0) & ~stays
         book = np.where(moved, np.divide(sums, weight, out=np.zeros_like(sums), where=weight > 0), book)
@@ -309,7 +323,7 @@ def _grouped(atoms: Atoms, groups: int) -> np.ndarray:
     if count <= groups:
         return np.broadcast_to(np.arange(count + 1), (len(atoms.values), count + 1))
     ends = _found(_spread(atoms), np.broadcast_to(np.arange(1, groups) / groups, (len(atoms.values), groups - 1)))
-    return np.pad(np.pad(ends, ((0, 0), (1, 0))), ((0, 0), (0, 1)), constant_values=count)
+    return _with_ends(ends, count)
 
 
 def _spread(atoms: Atoms) -> np.ndarray:
@@ -327,7 +341,7 @@ def _companded(atoms: Atoms, entries: int) -> np.ndarray:
     edges = np.pad((atoms.values[:, 1:] + atoms.values[:, :-1]) / 2, ((0, 0), (1, 1)), mode="edge")
     edges[:, 0], edges[:, -1] = atoms.values[:, 0], atoms.values[:, -1]
     edges = np.take_along_axis(edges, ends, axis=1)
-    level = np.pad(np.cumsum(np.cbrt(mass * np.diff(edges, axis=1) ** 2), axis=1), ((0, 0), (1, 0)))
+    level = _cumulated(np.cbrt(mass * np.diff(edges, axis=1) ** 2))
     top = level[:, -1:]
     wanted = (np.arange(entries) + 0.5) / entries * top
     at = np.clip(_found(level, wanted), 1, level.shape[1] - 1)
