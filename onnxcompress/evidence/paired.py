@@ -22,7 +22,7 @@ from onnxcompress.data import Data
 from onnxcompress.errors import DataError
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
-from onnxcompress.runtime.session import open_session
+from onnxcompress.runtime.session import Feeds, open_session
 
 LEAST_BATCHES = 5
 """Batches are made smaller where there would be fewer: a fit keeps whole batches back to be judged on."""
@@ -209,12 +209,16 @@ class Paired:
                 current.advance(current.place[name])
                 yield Pair(name, original, current)
 
+    def batches(self) -> Iterator[Feeds]:
+        """What is walked, in the batches in which it is."""
+        return self.data.batches(_even(self.data.samples, self.batch))
+
     def _track(self, model: Model, room: Room) -> Track:
         proto = ir.to_proto(model.ir)
         constants = {tensor.name: tensor for tensor in proto.graph.initializer}
         place = {node.name: number for number, node in enumerate(proto.graph.node)}
         store: dict[str, Shelf] = {}
-        for feed in self.data.batches(_even(self.data.samples, self.batch)):
+        for feed in self.batches():
             for name, array in feed.items():
                 store.setdefault(name, Shelf(room)).append(np.asarray(array))
         return Track(proto, constants, place, store, room, self.threads)

@@ -59,8 +59,11 @@ def held(value: ir.Value | None) -> Held | None:
     if value is None or made is None or made.domain:
         return None
     if made.op_type == "DequantizeLinear":
-        stored, values = made.inputs[0], constant_of(made.inputs[0])
-        return None if stored is None or values is None else Held(stored, _bits(stored), values.shape)
+        stored = _constant_behind(made.inputs[0])
+        values = constant_of(stored)
+        if stored is None or values is None:
+            return None
+        return Held(stored, _bits(stored), values.shape if stored is made.inputs[0] else values.shape[::-1])
     if made.op_type not in ("Mul", "Reshape") or value.shape is None or not value.shape.is_static():
         return None
     levels, half = _rebuilt_from(made)
@@ -71,7 +74,7 @@ def held(value: ir.Value | None) -> Held | None:
 
 def of_kernel(node: ir.Node, index: int) -> Held | None:
     """The integers that a row of KERNELS names."""
-    value = input_of(node, index)
+    value = _constant_behind(input_of(node, index))
     levels = constant_of(value)
     if value is None or levels is None or levels.dtype.kind not in "iu":
         return None
@@ -80,6 +83,13 @@ def of_kernel(node: ir.Node, index: int) -> Held | None:
         return Held(value, node.attributes.get_int("bits", 4), (sizes[0] or 0, sizes[1] or 0))
     order = KERNELS[_name(node)][index]
     return Held(value, _bits(value), levels.shape) if levels.ndim == len(order) or not order else None
+
+
+def _constant_behind(value: ir.Value | None) -> ir.Value | None:
+    """Levels of a tied matrix that are turned (2-D), or laid out otherwise, for a second reader: the constant itself."""
+    made = None if value is None else value.producer()
+    moved = made is not None and not made.domain and made.op_type in ("Transpose", "Reshape")
+    return made.inputs[0] if moved and constant_of(made.inputs[0]) is not None else value  # type: ignore[union-attr]
 
 
 def is_level(value: ir.Value) -> bool:

@@ -75,6 +75,15 @@ def packed(stored: Blocks) -> np.ndarray:
     return levels if stored.bits == 8 else (levels[:, 0::2] | (levels[:, 1::2] << 4)).astype(np.uint8)
 
 
+def tied(levels: np.ndarray, other: np.ndarray) -> str:
+    """How the levels of one weight come out of those of another: "Reshape" (as they lie), "Transpose", or "" for not at all."""
+    if levels.dtype != other.dtype or levels.size != other.size:
+        return ""
+    if np.array_equal(levels.reshape(-1), other.reshape(-1)):
+        return "Reshape"
+    return "Transpose" if levels.ndim == other.ndim == 2 and np.array_equal(levels, other.T) else ""
+
+
 def halved(levels: np.ndarray, bits: int) -> np.ndarray:
     """uint8 [n], or [n / 2] with the first half of them in the low bits: what shifts and a Concat unpack."""
     half = len(levels) // 2

@@ -4,7 +4,8 @@ float model ─── y ──────────────────�
 its weights as integers say ── x ─▶ Gram matrix ─▶ aim ─▶ levels on the same scales ─▶ bias ─▶ the next layer is fed by these
 
 The walk of compensate.py without grids of activations: fitting.py and rounding.py are the same. Scales stay what integers.py
-found, by channel or by block; a weight whose rows cannot be gathered (embeddings, bodies, recurrent layers) stays as it was.
+found, by channel or by block. A weight whose rows cannot be gathered (embeddings, bodies, recurrent layers) stays as it was,
+and so does one that is tied to an embedding, so that both are stored once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import Layer, layers
-from onnxcompress.passes.quantize.blocks import Blocks
+from onnxcompress.passes.quantize.blocks import Blocks, tied
 from onnxcompress.passes.quantize.compensate import Compensation
 from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
 from onnxcompress.passes.quantize.found import Form, Stored, Weight
@@ -51,10 +52,12 @@ def compensated_weights(
     """
     places = {node.name or "": node for node in walk(model.ir)}
     now = {name: decoded(each, model.array(name).shape, found[name], form) for name, (form, each) in forms.items()}
+    tables = [stored.levels for name, (_, stored) in forms.items() if found[name].op == "Gather"]
     todo = {
         layer.name: layer
         for layer in layers(model)
         if layer.weight in forms and layer.op != "Gather" and fits(model, layer, places[layer.name])
+        if not any(tied(forms[layer.weight][1].levels, table) for table in tables)
     }
     result = Compensated(dict(forms), {}, {})
     for pair in replace(paired, original=model, current=with_constants(model, now)).walk(list(todo)):

@@ -28,6 +28,7 @@ from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.grids import grids_of
+from onnxcompress.passes.quantize.kept_back import kept_back, no_better
 from onnxcompress.passes.quantize.levels import Leveled, leveled
 from onnxcompress.passes.quantize.pen import Decided, Rounded, with_constants
 from onnxcompress.passes.quantize.qoperator import as_operators
@@ -100,7 +101,8 @@ class Quantize:
         nodes, _ = self._nodes(model)
         found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
         if self.correct or self.calibration in ("output", "auto"):
-            found += [Need("moments", layer.reads, layer.channel_axis) for layer in _weighted(model, nodes).values()]
+            kind = "moments" if self.calibration == "output" else "mean"
+            found += [Need(kind, layer.reads, layer.channel_axis) for layer in _weighted(model, nodes).values()]
         tried = self.measure or self.explain or self.rounding != "nearest" or self.calibration == "auto"
         found += [Trial.NEED] if tried else []
         found += [Paired.NEED] if self.rounding != "nearest" else []
@@ -156,31 +158,33 @@ class Quantize:
         evidence: Evidence,
         plan: Plan,
     ) -> tuple[dict[str, Grid], dict[str, Leveled]]:
-        """Of the grids by calibration, and of nearest weights and those rounded on data, the pair with which the whole answers best.
+        """Grids by the calibration with which the whole model answers best, then weights rounded on these, where that is better yet.
 
-        Weights are rounded once, on the first grids: they make up for much of what ranges do to the outputs, so that these cannot
-        be judged without. On made-up data the first grids, and nearest weights.
+        On made-up data the first grids, and nearest weights. Weights that were rounded for other grids do not serve:
+        with ranges by percentile PP-OCR's recogniser came to 13.8 dB on held-out lines, to 6.6 with weights rounded for mse.
         """
-        first = next(iter(every))
+        best = next(iter(every))
         if (len(every) == 1 and self.rounding == "nearest") or not nodes or evidence[Trial.NEED].data.synthetic:
-            return every[first], nearest
-        weights = {"nearest": nearest}
-        if self.rounding != "nearest":
-            how = Compensation(self.rounding, self.cpu == "any")
-            kept = needed(model, nodes, every[first])
-            weights[self.rounding] = compensated(how, model, evidence[Paired.NEED], nodes, kept, nearest)
-        pairs = [(calibration, rounding) for rounding in reversed(weights) for calibration in every]
-        written = {
-            " ranges, ".join(pair): _written(
-                model, Decided(nodes, every[pair[0]], _plain(weights[pair[1]]), _biases(model, weights[pair[1]]))
-            ).ir
-            for pair in pairs
-        }
-        reached = evidence[Trial.NEED].logits_db(written)
-        best = max(pairs, key=lambda pair: reached[" ranges, ".join(pair)])
-        told = "; ".join(f"{name} weights: {db:.1f} dB" for name, db in reached.items())
-        plan.notes.append(f"on calibration samples: {told}")
-        return every[best[0]], weights[best[1]]
+            return every[best], nearest
+
+        trial, parts = evidence[Trial.NEED], (_plain(nearest), _biases(model, nearest))
+        if len(every) > 1:
+            told = trial.logits_db({n: _written(model, Decided(nodes, grids, *parts)).ir for n, grids in every.items()})
+            best = max(every, key=told.__getitem__)
+            each = ", ".join(f"{db:.1f} dB by {name}" for name, db in told.items())
+            plan.notes.append(f"ranges by {best}: with nearest weights {each} on calibration samples")
+        if self.rounding == "nearest":
+            return every[best], nearest
+        how, kept, paired = Compensation(self.rounding, self.cpu == "any"), every[best], evidence[Paired.NEED]
+        found = compensated(how, model, paired, nodes, needed(model, nodes, kept), nearest)
+        both = {"nearest": parts, self.rounding: (_plain(found), _biases(model, found))}
+        told = trial.logits_db(
+            {name: _written(model, Decided(nodes, kept, *each)).ir for name, each in both.items()}, kept_back(paired)
+        )
+        if told[self.rounding] >= told["nearest"]:
+            return kept, found
+        plan.notes.append(no_better(self.rounding, told))
+        return kept, nearest
 
     def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence, method: str) -> dict[str, Grid]:
         return grids_of(model, nodes, evidence, method, percentile=self.percentile, ends=self.io == "float")
@@ -190,7 +194,8 @@ class Quantize:
     ) -> dict[str, Leveled]:
         found = {}
         for layer in _weighted(model, nodes).values():
-            seen = evidence.get(Need("moments", layer.reads, layer.channel_axis)) if self.correct else None
+            kind = "moments" if self.calibration == "output" else "mean"
+            seen = evidence.get(Need(kind, layer.reads, layer.channel_axis)) if self.correct else None
             found[layer.weight] = leveled(model, layer, portable=self.cpu == "any", seen=seen)
         return found
 

@@ -38,6 +38,7 @@ from onnxcompress.passes.quantize.compensate_weights import Compensated, Forms, 
 from onnxcompress.passes.quantize.found import Form, Stored, Weight, weights_of
 from onnxcompress.passes.quantize.grid import symmetric_grid
 from onnxcompress.passes.quantize.integers import BLOCK, FOUR, decibel, integers, size_of
+from onnxcompress.passes.quantize.kept_back import kept_back, no_better
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy, with_constants
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, fastest
 from onnxcompress.passes.quantize.write_weights import Form as Kernel
@@ -225,12 +226,12 @@ class QuantizeWeights:
             {
                 "nearest": _written(model, forms, ways.readers).ir,
                 self.rounding: _written(model, found.forms, ways.readers, found.biases).ir,
-            }
+            },
+            kept_back(paired),
         )
         if reached[self.rounding] >= reached["nearest"]:
             return found
-        told = f"{self.rounding} gave {reached[self.rounding]:.1f} dB, and these {reached['nearest']:.1f}"
-        plan.notes.append(f"weights are nearest: {told}")
+        plan.notes.append(no_better(self.rounding, reached))
         return None
 
 

@@ -118,12 +118,10 @@ def test_made_up_data_round_nothing() -> None:
 
 def test_the_nearest_stay_where_the_whole_answers_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = layered()
-    monkeypatch.setattr(
-        Trial, "logits_db", lambda self, graphs: {name: -float(len(name)) for name in graphs} | {"gptq": -9.0}
-    )
+    monkeypatch.setattr(Trial, "logits_db", lambda self, graphs, feeds: {"nearest": 7.0, "gptq": 5.0})
     result = rounded(model, data, bits=4)
     bare = rounded(model, data, bits=4, rounding="nearest")
-    assert result.plans[0].notes == ["weights are nearest: gptq gave -9.0 dB, and these -7.0"]
+    assert result.plans[0].notes == ["weights are nearest: gptq gave 5.0 dB on samples kept back, and these 7.0"]
     assert to_bytes(finished(result.model)) == to_bytes(finished(bare.model))
 
 

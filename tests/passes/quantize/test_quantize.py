@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,22 +79,25 @@ def test_layers_make_up_for_what_was_lost_before_them() -> None:
     assert found["gptq"] > found["nearest"]  # type: ignore[operator]
 
 
-PAIRS = ["mse ranges, gptq", "percentile ranges, gptq", "mse ranges, nearest", "percentile ranges, nearest"]
-
-
-@pytest.mark.parametrize("best", PAIRS)
-def test_the_pair_of_ranges_and_weights_with_the_best_answers_is_taken(
-    best: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ranges", ["mse", "percentile"])
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_ranges_and_then_weights_are_those_with_the_best_answers(
+    ranges: str, rounding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As logits_db of the whole model says (here it says so of `best`)."""
-    monkeypatch.setattr(Trial, "logits_db", lambda self, graphs: {name: 20.0 + (name == best) for name in graphs})
-    ranges, _, rounding = best.partition(" ranges, ")
+    """As logits_db of the whole model says, which here is made to say so; weights on samples that they were not fitted on."""
+
+    def logits_db(self: Trial, graphs: dict[str, object], feeds: Sequence[object] = ()) -> dict[str, float]:
+        assert bool(feeds) == ("gptq" in graphs)
+        return {name: 20.0 + (name in (ranges, rounding)) for name in graphs}
+
+    monkeypatch.setattr(Trial, "logits_db", logits_db)
     found = quantize(DIGITS, data=DATA, limit=40, measure=False).plans[2]
-    assert all(f"{each} weights: {20.0 + (each == best)} dB" in found.notes[-1] for each in PAIRS)
     grids = {each["value"]: (each["scale"], each["zero"]) for each in found.decisions if "value" in each}
     plain = quantize(DIGITS, data=DATA, limit=40, measure=False, calibration=ranges, rounding="nearest").plans[2]
     assert grids == {each["value"]: (each["scale"], each["zero"]) for each in plain.decisions if "value" in each}
     assert (rounding == "gptq") == any(each.get("held_out_db") for each in found.decisions)
+    assert found.notes[0].startswith(f"ranges by {ranges}: ")
+    assert (rounding == "nearest") == any(note.startswith("weights are nearest") for note in found.notes)
 
 
 def test_synthetic_inputs_say_nothing_about_rounding() -> None:

@@ -23,6 +23,7 @@ from onnxcompress.model.edit import set_constant, walk
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.model.spec import violations
 from onnxcompress.operators.cost import macs_by_layer, parameters
+from onnxcompress.operators.layer import all_layers
 from onnxcompress.passes import QuantizeWeights
 from onnxcompress.passes.quantize.blocks import SEARCHED, Blocks, blocks_of
 from onnxcompress.passes.quantize.found import Weight
@@ -30,6 +31,7 @@ from onnxcompress.passes.quantize.integers import decoded
 from onnxcompress.passes.quantize.portable import fits, pairing
 from onnxcompress.passes.quantize.weights_only import read
 from onnxcompress.plan import Plan, load_plan
+from onnxcompress.run import run as carried_out
 from onnxcompress.runtime.session import open_session
 
 from .calibrated import db, executed, model_of, run
@@ -330,3 +332,42 @@ def test_settings_of_another_mode_are_refused() -> None:
         quantize(DIGITS, mode="weights", calibration="entropy")
     with pytest.raises(SettingError, match="give one of 8, 4"):
         quantize(DIGITS, mode="weights", bits=5)
+
+
+TIED = """(int64[N,L] ids) => (float[N,L,96] y) {
+     e = Gather(w, ids)
+     t = Tanh(e)
+     y = MatMul(t, v)
+   }"""
+
+
+@pytest.mark.parametrize(("bits", "how", "most"), [(4, "Reshape", 0.57), (8, "Transpose", 0.52)])
+def test_a_matrix_that_is_tied_to_an_embedding_is_stored_once(bits: int, how: str, most: float) -> None:
+    """The other way round is made when the file is loaded; both answer as they would by themselves, and still count as layers."""
+    table = normal(96, 64)
+    tied, single = (model(TIED, w=table, v=second) for second in (table.T.copy(), normal(64, 96)))
+    sizes = []
+    for float_ in (tied, single):
+        each, plan = planned(float_, bits=bits)
+        written = each.apply(float_, plan)
+        sizes.append(sum(written.array(name).nbytes for name in written.initializers))
+        moved = [node.op_type for node in walk(written.ir) if node.op_type in ("Reshape", "Transpose")]
+        assert moved == ([how] if float_ is tied else [])
+        assert [layer.bits for layer in all_layers(written) if layer.bits] == [bits, bits]
+        ids = {"ids": np.arange(96).reshape(4, 24)}
+        wanted, found = (open_session(to_bytes(finished(m))).run(ids) for m in (with_decoded(float_, plan), written))
+        assert distance(found, wanted, wanted) <= INT8_INPUTS
+    scales = sizes[1] - (2 * 96 * 64 * bits // 8)
+    assert sizes[0] - scales <= most * (sizes[1] - scales) + 64
+
+
+def test_a_tied_matrix_keeps_the_levels_of_its_embedding_where_others_are_rounded_on_data() -> None:
+    table = normal(96, 64)
+    float_ = model(TIED, w=table, v=table.T.copy())
+    each = QuantizeWeights(bits=4, smallest=0, least_db=-100.0, measure=False)
+    result = carried_out(float_, [each], {"ids": rng.integers(0, 96, (80, 8))})
+    assert sum(array.nbytes for name, array in stored_levels(result.model)) == 96 * 32
+
+
+def stored_levels(written: Model) -> list[tuple[str, np.ndarray]]:
+    return [(name, array) for name in written.initializers if (array := written.array(name)).size >= 96 * 32]
