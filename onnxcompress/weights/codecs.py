@@ -84,7 +84,7 @@ class Spec:
             raise ValueError("a form that is not known")
         if self.common >> (8 * self.element_width) or (coded and not 0 < self.entries <= books.MOST):
             raise ValueError("values that do not fit their type")
-        if not self.stride or not self.count or self.count * self.entries > max(MOST_ENTRIES, 1):
+        if not 0 < self.stride <= max(self.size, 1) or self.count < 1 or self.count * self.entries > MOST_ENTRIES:
             raise ValueError("more books than a tensor has")
 
     def length(self, block: int) -> int:

@@ -151,7 +151,7 @@ def test_books_that_are_no_multiples_are_left() -> None:
     "facts",
     [
         dict(form=99), dict(width=3), dict(rotate=2), dict(size=7), dict(gaps=6), dict(common=1 << 40), dict(form=1, entries=0),
-        dict(form=1, entries=300), dict(stride=0), dict(count=0), dict(form=2, entries=256, count=1 << 30),
+        dict(form=1, entries=300), dict(stride=0), dict(stride=9), dict(count=0), dict(form=2, entries=256, count=1 << 30),
         dict(form=6, width=8, size=8, entries=1),
         dict(form=3),
     ],
