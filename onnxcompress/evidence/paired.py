@@ -16,12 +16,12 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from onnxcompress.data import Data
 from onnxcompress.errors import DataError
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
+from onnxcompress.runtime.loose import loose, loose_message
 from onnxcompress.runtime.session import Feeds, open_session
 
 LEAST_BATCHES = 5
@@ -89,7 +89,7 @@ class Track:
     """One of the two models on its way: its nodes in order, its constants, and the values that are still wanted."""
 
     proto: onnx.ModelProto
-    constants: dict[str, onnx.TensorProto]
+    constants: dict[str, np.ndarray]
     place: dict[str, int]
     store: dict[str, Shelf]
     room: Room
@@ -127,10 +127,10 @@ class Track:
             "part",
             [onnx.helper.make_tensor_value_info(name, _type_of(self.store[name][0]), None) for name in fed],
             [onnx.ValueInfoProto(name=name) for name in outputs],
-            [self.constants[name] for name in sorted(read) if name in self.constants],
         )
         model = onnx.helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
-        session = open_session(model.SerializeToString(), threads=self.threads, name="part of the model")
+        held = {name: self.constants[name] for name in sorted(read) if name in self.constants}
+        session = open_session(loose_message(model, held), threads=self.threads, name="part of the model")
         for batch in range(len(next(iter(self.store.values())))):
             yield session.run({name: self.store[name][batch] for name in fed})
 
@@ -163,11 +163,11 @@ class Pair:
 
     def constant(self, name: str) -> np.ndarray:
         """The present values of a constant of the current model."""
-        return np.array(onnx.numpy_helper.to_array(self.current.constants[name]))
+        return np.array(self.current.constants[name])
 
     def replace(self, name: str, values: np.ndarray) -> None:
         """Use these values of a constant from here on."""
-        self.current.constants[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
+        self.current.constants[name] = np.array(values, order="C")
 
     def add_bias(self, name: str, values: np.ndarray) -> None:
         """Give this layer, which has none, a bias as its third input."""
@@ -214,8 +214,8 @@ class Paired:
         return self.data.batches(_even(self.data.samples, self.batch))
 
     def _track(self, model: Model, room: Room) -> Track:
-        proto = ir.to_proto(model.ir)
-        constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+        proto = onnx.ModelProto.FromString(loose(model.ir).message)
+        constants = {name: model.array(name) for name in model.initializers}
         place = {node.name: number for number, node in enumerate(proto.graph.node)}
         store: dict[str, Shelf] = {}
         for feed in self.batches():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 SMALLEST = 1024
@@ -50,6 +51,23 @@ def loose(graph: ir.Model) -> Loose:
     }
     with _without(graph, arrays):
         return Loose(ir.to_proto(graph).SerializeToString(), arrays)
+
+
+def loose_message(message: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> Loose:
+    """A message whose graph lacks these constants, with them; `message` is written to."""
+    read = {name for node in message.graph.node for name in node.input}
+    arrays = {}
+    for name, values in constants.items():
+        dtype = ir.DataType.from_numpy(values.dtype)
+        if name in read and dtype in TYPES and values.nbytes >= SMALLEST:
+            arrays[name] = np.require(values, requirements=["C", "A"])
+            stub = onnx.TensorProto(name=name, data_type=int(dtype), dims=values.shape)
+            stub.data_location = onnx.TensorProto.EXTERNAL
+            stub.external_data.add(key="location", value=ELSEWHERE)
+            message.graph.initializer.append(stub)
+        else:
+            message.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return Loose(message.SerializeToString(), arrays)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ rows that are kept back judge every rounding of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Generic, Protocol, TypeVar
 
@@ -72,14 +73,22 @@ class Fitting:
     fit: Sums
     judge: Sums | Held
 
+    @cached_property
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gram [groups, k, k] and cross moments of the rows to fit on, about the means where the bias is fitted."""
+        if self.bias:
+            return self.fit.centre()
+        return self.fit.gram, self.fit.cross - self.offset[:, :, None] * self.fit.x[:, None, :]
+
     def gram(self) -> np.ndarray:
-        """[groups, k, k] of the rows to fit on; centred where the bias is fitted."""
-        return (self.fit.centred() if self.bias else self.fit.about(self.offset))[0]
+        """[groups, k, k] of the rows to fit on, not to be written to."""
+        return self.moments[0]
 
     def aim(self) -> np.ndarray:
         """The weights to round: those of the ridge that does best on held-out rows, or the original's where none does better."""
         best, error = self.weight, self.judge.error(self.weight, self._bias_for(self.weight))
-        for found in ridges(self.fit, self.weight, self.offset, RIDGES, fixed_bias=self.bias is None):
+        fixed = self.bias is None
+        for found in ridges(self.fit, self.weight, self.offset, RIDGES, fixed_bias=fixed, moments=self.moments):
             now = np.inf if found is None else self.judge.error(*found)
             if found is None or now >= error:
                 break

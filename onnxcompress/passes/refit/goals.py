@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Pair
@@ -42,7 +41,7 @@ def untouched(model: Model, layer: Layer, pair: Pair) -> np.ndarray | None:
     stored = pair.original.constants.get(layer.weight if origin is None else origin.name)
     if stored is None:
         return None
-    array = onnx.numpy_helper.to_array(stored)
+    array = stored
     for axis, indices in (origin.kept if origin is not None else {}).items():
         array = np.take(array, indices, axis=axis)
     return layer.matrix(array).astype(np.float64) if array.shape == model.array(layer.weight).shape else None

@@ -34,6 +34,9 @@ SMALL = 64
 """Columns up to which the systems of all groups are solved at once: below, the calls for each would take the time."""
 
 
+STRIP = 256
+"""Rows of a Gram matrix that are changed at once: a copy of the whole would take as much as it does."""
+
 SUMS = ("x", "y", "power", "gram", "cross")
 
 
@@ -93,6 +96,15 @@ class Sums:
         gram = x[:, :, None] * (self.count * x[:, None, :])
         np.subtract(self.gram, gram, out=gram)
         return gram, self.cross - self.count * y[:, :, None] * x[:, None, :]
+
+    def centre(self) -> tuple[np.ndarray, np.ndarray]:
+        """`centred`, in place of the sums about zero: what is left of those is good for no more than the means."""
+        mean = self.x / self.count
+        for start in range(0, self.x.shape[1], STRIP):
+            part = slice(start, start + STRIP)
+            self.gram[:, part] -= mean[:, part, None] * self.x[:, None, :]
+        self.cross -= self.y[:, :, None] * mean[:, None, :]
+        return self.gram, self.cross
 
     def about(self, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gram and cross moments when a bias [groups, out] is given."""
@@ -238,10 +250,16 @@ def regressed(
 
 
 def ridges(
-    sums: Sums, weight: np.ndarray, bias: np.ndarray, shares: Sequence[float], *, fixed_bias: bool
+    sums: Sums,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    shares: Sequence[float],
+    *,
+    fixed_bias: bool,
+    moments: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
-    """What `regressed` gives for one share after another."""
-    gram, cross = sums.about(bias) if fixed_bias else sums.centred()
+    """What `regressed` gives for one share after another; `moments`: what `centred` or `about` gave, where that is known."""
+    gram, cross = moments or (sums.about(bias) if fixed_bias else sums.centred())
     lack = cross - weight @ gram
     level = np.einsum("gkk->g", gram) / gram.shape[-1]
     for share in shares:
