@@ -16,6 +16,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_coded, set_constant
+from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.common_book import common_book, on_common
@@ -31,8 +32,8 @@ from onnxcompress.weights.forms import bytes_of, chosen
 BITS = 4
 """A weight, where nobody says."""
 
-NODES = 600
-"""Bytes that the nodes of a coded tensor take in the file."""
+NODES = 1400
+"""Bytes that the nodes of a coded tensor take in the file, constants that others share counted."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Cluster:
     ] = None
     ends: Annotated[Literal["as others", "keep"], Field(description="the first and the last weight")] = "as others"
     smallest: Annotated[
-        int, Field(ge=0, description="bytes of a weight below which it stays: nodes take 0.6 kB too")
+        int, Field(ge=0, description="bytes of a weight below which it stays: nodes take 1.4 kB too")
     ] = 4096
     keep: Annotated[
         tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")
@@ -227,5 +228,7 @@ class Cluster:
 
 
 def _rest(model: Model, found: list[Clustered]) -> int:
-    """Bytes of the file beside symbols, books and scales."""
-    return model.source.size - sum(each.weight.bytes for each in found) + NODES * len(found)
+    """Bytes of the file beside symbols, books and scales; the graph counts as it will be written."""
+    held = sum(value.const_value.nbytes for value in model.initializers.values() if value.const_value is not None)
+    whole = len(to_bytes(finished(model))) if held < LARGEST_MESSAGE else max(model.source.size, held)
+    return whole - sum(each.weight.bytes for each in found) + NODES * len(found)
