@@ -1,0 +1,73 @@
+"""What an allocation expects: the error that arrives, from what layers are fed; a limit on coarse entries; the average."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxcompress.errors import SettingError
+from onnxcompress.evidence.gates import noise_share, noise_share_of_logits
+from onnxcompress.model import load
+from onnxcompress.passes import Cluster
+from onnxcompress.passes.cluster.allocation import COARSE, REFERENCE, allocated
+from onnxcompress.passes.cluster.expected import expected
+from onnxcompress.passes.cluster.sharing import SHARINGS
+from onnxcompress.run import How, evidence_for, opened
+
+DIGITS = Path(__file__).parents[3] / "sample_models" / "digits.onnx"
+DATA = DIGITS.with_suffix(".npz")
+
+
+@pytest.fixture(scope="module")
+def measured():  # type: ignore[no-untyped-def]
+    model, cluster, how = load(DIGITS), Cluster(assign="compensated"), How(limit=64)
+    data = opened(DIGITS, DATA, how, name="digits")
+    found = cluster.tensors(model)[0]
+    return model, found, evidence_for(cluster, model, model, data, how)
+
+
+def test_every_tensor_has_choices_and_coarse_ones_only_where_little_is_lost(measured) -> None:  # type: ignore[no-untyped-def]
+    model, found, evidence = measured
+    tried = expected(model, found, evidence, SHARINGS)
+    assert {each.layer for each in tried} == {each.name for each in found}
+    plain = expected(model, found, {}, SHARINGS)
+    assert all(each.error <= COARSE for each in plain if each.setting.entries < REFERENCE)
+
+
+def test_data_change_what_tensors_get(measured) -> None:  # type: ignore[no-untyped-def]
+    model, found, evidence = measured
+    budget = sum(each.size for each in found) / 2
+    one = allocated(expected(model, found, evidence, SHARINGS), budget)
+    other = allocated(expected(model, found, {}, SHARINGS), budget)
+    assert one != other
+
+
+def test_more_bytes_bring_less_error(measured) -> None:  # type: ignore[no-untyped-def]
+    model, found, evidence = measured
+    tried = expected(model, found, evidence, SHARINGS)
+    cost = {(each.layer, each.setting): each.error for each in tried}
+    size = sum(each.size for each in found)
+    totals = [sum(cost[item] for item in allocated(tried, size * bits / 8).items()) for bits in (3, 4, 6)]
+    assert totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
+
+
+def test_too_few_bytes_are_one_line(measured) -> None:  # type: ignore[no-untyped-def]
+    model, found, evidence = measured
+    with pytest.raises(SettingError, match="cannot be met"):
+        allocated(expected(model, found, evidence, SHARINGS), 100.0)
+
+
+def test_logits_show_what_probabilities_hide() -> None:
+    scores = np.array([[9.0, 0.0, 1.0], [8.0, -1.0, 0.0]])
+    moved = scores + np.array([[0.0, 2.0, -1.0], [0.0, -1.0, 1.0]])
+
+    def softmax(x: np.ndarray) -> np.ndarray:
+        each = np.exp(x - x.max(axis=1, keepdims=True))
+        return each / each.sum(axis=1, keepdims=True)
+
+    plain, after = [{"y": softmax(scores)}], [{"y": softmax(moved)}]
+    assert noise_share(plain, after) < 1e-3
+    assert noise_share_of_logits(plain, after) > 1e-2
+    assert noise_share_of_logits([{"y": scores}], [{"y": moved}]) == noise_share([{"y": scores}], [{"y": moved}])
