@@ -97,7 +97,7 @@ def shrunk(gram: np.ndarray, share: float = SHRINK) -> np.ndarray:
 
     (1 − share) G + share diag(G), as Ledoit and Wolf 2004 shrink a covariance.
     """
-    found = gram * (1 - share)
+    found = gram.astype(np.float64) * (1 - share)
     np.einsum("...kk->...k", found)[...] += share * np.einsum("...kk->...k", gram)
     return found
 

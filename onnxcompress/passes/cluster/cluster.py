@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -19,21 +18,21 @@ from onnxcompress.model.edit import set_coded, set_constant
 from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
 from onnxcompress.passes.cluster.books import Books
+from onnxcompress.passes.cluster.choices import ByRate, ByVectors, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book, on_common
 from onnxcompress.passes.cluster.expected import expected, needs_of
 from onnxcompress.passes.cluster.layout import arrays_of, read
+from onnxcompress.passes.cluster.one_price import NODES, at_one_price
 from onnxcompress.passes.cluster.sharing import SHARINGS, placed, shared
 from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
-from onnxcompress.passes.cluster.walk import Walk, walked
+from onnxcompress.passes.cluster.vectors import Vectors
+from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
 from onnxcompress.plan import Plan, Refusal
-from onnxcompress.weights.coded import Coded
+from onnxcompress.weights.coded import MOST_ENTRIES, Coded
 from onnxcompress.weights.forms import bytes_of, chosen
 
 BITS = 4
 """A weight, where nobody says."""
-
-NODES = 1400
-"""Bytes that the nodes of a coded tensor take in the file, constants that others share counted."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,16 @@ class Cluster:
             "(default: where there is data)"
         ),
     ] = None
+    vector: Annotated[
+        Literal[1, 2, 4], Field(description="weights that share an index: neighbours in memory (product quantization)")
+    ] = 1
+    rate: Annotated[
+        Literal["none", "file", "container"],
+        Field(
+            description="indices by error and bits, at one price for the whole model, for an entropy code: that of the file, or "
+            "that of `pack`; bits and target_size count its bytes"
+        ),
+    ] = "none"
     target_size: Annotated[
         float | None,
         Field(gt=0, description="of the file, in bytes, or up to 1 as a share of the original; instead of bits"),
@@ -88,18 +97,34 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.target_size is not None and not self.allocates:
-            other = "same" if self.same else "clusters" if self.clusters is not None else "share model"
+            other = next(name for name, given in self._fixed.items() if given)
             raise SettingError(f"target_size decides the entries of each tensor; leave out {other}")
+        if self.vector > 1 and self.entries > MOST_ENTRIES:
+            raise SettingError(
+                f"vectors of {self.vector} with {self.bits or BITS} bits a weight; give {8 // self.vector} at most"
+            )
+        if self.rate != "none" and (not self.allocates or self.share != "auto"):
+            raise SettingError("rate decides the entries of each tensor; leave out same, clusters, share and vector")
 
     @property
     def entries(self) -> int:
         """Of a book, where all have the same."""
-        return int(self.clusters or 2 ** (self.bits or BITS))
+        return int(self.clusters or 2 ** ((self.bits or BITS) * self.vector))
 
     @property
     def allocates(self) -> bool:
         """Does each tensor get its own number of entries?"""
-        return not self.same and self.clusters is None and self.share != "model"
+        return not any(self._fixed.values())
+
+    @property
+    def _fixed(self) -> dict[str, bool]:
+        """Which settings decide the entries of a book."""
+        return {
+            "same": self.same,
+            "clusters": self.clusters is not None,
+            "share model": self.share == "model",
+            "vector": self.vector > 1,
+        }
 
     def tensors(self, model: Model) -> tuple[list[Clustered], dict[str, str]]:
         """What is clustered, and why the rest is not."""
@@ -125,28 +150,30 @@ class Cluster:
         if not found:
             plan.notes.append("no weight is left that is worth a codebook")
             return plan
-        choices = self._choices(model, found, evidence)
+        start, codes = self._codes(plan, model, found, evidence)
+        for each in found:
+            name = each.name
+            self._decide(plan, model, each, start[name][1], codes.coded[name])
+            if not plan.decisions or plan.decisions[-1]["weight"] != name:
+                continue
+            if name in codes.layer_bias:
+                plan.decisions[-1]["bias"] = codes.layer_bias[name]
+                plan.arrays[f"bias/{codes.layer_bias[name]}"] = codes.biases[codes.layer_bias[name]]
+            if name in codes.held_out_db:
+                plan.decisions[-1] |= dict(zip(("plain_db", "held_out_db"), codes.held_out_db[name], strict=True))
+        return plan
+
+    def _codes(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> tuple[Start, Found]:
+        """What each tensor begins with, and what it becomes."""
+        how = Walk(self.rows, self.start, self.seed)
+        if self.rate != "none":
+            return at_one_price(how, model, evidence, found, self.rate, self._budget(model, found))
+        choices = self._choices(plan, model, found, evidence)
         book = common_book(model, found, self.entries) if self.share == "model" else None
         start = {each.name: self._start(model, each, choices[each.name], book) for each in found}
-        biases: Mapping[str, np.ndarray] = {}
-        layer_bias: Mapping[str, str] = {}
-        decibel: Mapping[str, tuple[float, float]] = {}
-        if self.assign == "compensated":
-            walk = walked(Walk(self.rows, self.start, self.seed), model, evidence[Paired.NEED], start, book)
-            coded, biases, layer_bias, decibel = walk.coded, walk.biases, walk.layer_bias, walk.held_out_db
-        else:
-            coded = {
-                name: one.coded(symbols, books, model.array(name).dtype)
-                for name, (one, _, symbols, books) in start.items()
-            }
-        for each in found:
-            self._decide(plan, model, each, choices[each.name], coded[each.name])
-            if each.name in layer_bias and plan.decisions and plan.decisions[-1]["weight"] == each.name:
-                plan.decisions[-1]["bias"] = layer_bias[each.name]
-                plan.arrays[f"bias/{layer_bias[each.name]}"] = biases[layer_bias[each.name]]
-            if each.name in decibel and plan.decisions and plan.decisions[-1]["weight"] == each.name:
-                plan.decisions[-1] |= dict(zip(("plain_db", "held_out_db"), decibel[each.name], strict=True))
-        return plan
+        if self.assign != "compensated":
+            return start, begun(model, start)
+        return start, walked(how, model, evidence[Paired.NEED], start, book)
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Give the tensors their decoded values and codes, the layers their biases."""
@@ -160,7 +187,9 @@ class Cluster:
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
-    def _choices(self, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
+    def _choices(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
+        if self.vector > 1:
+            return {each.name: self._by_vectors(plan, model, each) for each in found}
         names = list(SHARINGS) if self.share == "auto" else [self.share]
         if not self.allocates:
             if len(names) == 1:
@@ -173,6 +202,16 @@ class Cluster:
             }
         budget = self._budget(model, found)
         return allocated(expected(model, found, evidence, names), budget)
+
+    def _by_vectors(self, plan: Plan, model: Model, each: Clustered) -> Choice:
+        """Vectors, or as many bits in scalars where a tensor has none."""
+        rows = each.rows(model.array(each.name))
+        choice = by_vectors(each.positions, rows, self.entries, self.vector)
+        if not isinstance(choice, str):
+            return choice
+        plan.notes.append(f"{each.name}: scalar books, since {choice}")
+        entries = 2 ** (self.bits or BITS)
+        return Choice(entries, best_sharing(rows, entries))
 
     def _budget(self, model: Model, found: list[Clustered]) -> float:
         """Bytes of symbols, books and scales."""
@@ -193,8 +232,10 @@ class Cluster:
 
     def _start(
         self, model: Model, each: Clustered, choice: Choice, book: np.ndarray | None
-    ) -> tuple[Clustered, Choice, np.ndarray, Books]:
+    ) -> tuple[Clustered, Choice, np.ndarray, Books | Vectors]:
         rows = each.rows(model.array(each.name))
+        if isinstance(choice, ByVectors):
+            return each, choice, *choice.begun(rows, self.seed)
         if book is not None:
             books = on_common(rows, book)
         else:
@@ -219,7 +260,7 @@ class Cluster:
                 "axis": coded.axis,
                 "form": coded.form,
                 "entries": coded.entries,
-                "bits": round(bits_of(coded.entries), 3),
+                "bits": round(_bits(choice, coded), 3),
                 "share": choice.sharing,
                 "sqnr_db": sqnr_db(float(np.square(values).sum()), noise),
                 "bytes": [each.weight.bytes, round(bytes_of(coded, form) or 0.0)],
@@ -232,3 +273,10 @@ def _rest(model: Model, found: list[Clustered]) -> int:
     held = sum(value.const_value.nbytes for value in model.initializers.values() if value.const_value is not None)
     whole = len(to_bytes(finished(model))) if held < LARGEST_MESSAGE else max(model.source.size, held)
     return whole - sum(each.weight.bytes for each in found) + NODES * len(found)
+
+
+def _bits(choice: Choice, coded: Coded) -> float:
+    """Of a weight's symbol: as packed, or its share of a vector's, or by the entropy code that it was chosen for."""
+    if isinstance(choice, ByRate):
+        return coded.entropy()
+    return bits_of(coded.entries) / coded.width

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -49,20 +50,27 @@ NEAR = 0.01
 """Share of the target by which a size may be below it."""
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """What is to be coded.
 
     rows   [out, row]                     gram   in any of its forms
     worth  of a unit of the form          zeros  bool [out, row], pruned weights
-    stiff  what `stiffness` finds, where it is known already
+    limit  of λ over worth: no coarser, however little an error seems to matter
     """
 
     rows: np.ndarray
     gram: Gram = None
     worth: float = 1.0
     zeros: np.ndarray | None = None
-    stiff: float | None = None
+    limit: float = np.inf
+
+    def price(self, each: float) -> float:
+        """λ `each` in the unit of the form."""
+        return min(each / self.worth, self.limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,19 +104,20 @@ class Sketch:
     """What a tensor would be at some λ, from its weights alone: they are sorted once, a few binary searches for each λ."""
 
     def __init__(self, tensor: Tensor, most: int = MOST) -> None:
+        """most  entries of the book"""
         left = tensor.rows if tensor.zeros is None else np.where(tensor.zeros, 0.0, tensor.rows)
         self._sorted = np.sort(left, axis=None)
-        self._stiff, self._worth, self._most = stiffness(tensor), tensor.worth, most
+        self._stiff, self._price, self.most = stiffness(tensor), tensor.price, most
         self._largest = float(np.abs(self._sorted).max(initial=0.0))
         # a step of twice the largest weight leaves zero alone
-        self.coarsest = 4 * self._largest**2 * self._stiff * self._worth * np.log(2) / 6 or 1.0
+        self.coarsest = 4 * self._largest**2 * self._stiff * tensor.worth * np.log(2) / 6 or 1.0
 
     def at(self, price: float) -> tuple[np.ndarray, np.ndarray]:
         """Entries [K] and how many weights have each."""
-        own = price / self._worth / self._stiff
+        own = self._price(price) / self._stiff
         book, counts = self._turned(_uniform(self._largest, own), own)
-        if len(book) > self._most:
-            book, counts = self._turned(_merged(book, counts, own, self._most), own)
+        if len(book) > self.most:
+            book, counts = self._turned(_merged(book, counts, own, self.most), own)
         return book, counts
 
     def _turned(self, book: np.ndarray, own: float) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +146,7 @@ def rated(tensor: Tensor, price: float, *, sketch: Sketch | None = None, rounds:
         raise SettingError(f"λ is {price}; give more than 0")
     book, counts = (sketch or Sketch(tensor)).at(price)
     books, bits = Books(book[None]), _lengths(counts)
-    rows, gram, zeros, own = tensor.rows, tensor.gram, tensor.zeros, price / tensor.worth
+    rows, gram, zeros, own = tensor.rows, tensor.gram, tensor.zeros, tensor.price(price)
     for _ in range(rounds):
         symbols = compensated(rows, books, gram, zeros=zeros, price=own * bits[None])
         books, symbols = _used(refitted(rows, symbols, books, gram, keep_zero=True), symbols)
@@ -151,8 +160,6 @@ def rated(tensor: Tensor, price: float, *, sketch: Sketch | None = None, rounds:
 def stiffness(tensor: Tensor) -> float:
     """Mean over the weights of what a squared error costs once the columns behind make up for it: of U's squared diagonal."""
     gram = tensor.gram
-    if tensor.stiff is not None:
-        return tensor.stiff
     if gram is None or gram.ndim == 1:
         return float(np.mean(diagonal(gram, tensor.rows))) or 1.0
     parts = [gram] if gram.ndim == 2 else list(gram)
@@ -217,23 +224,34 @@ def for_size(
     Raises BudgetError where even the coarsest is larger.
     """
     sketches = [Sketch(tensor, most) for tensor in tensors]
-    top = max((sketch.coarsest for sketch in sketches), default=1.0)
-    tried: dict[float, tuple[float, list[Rated]]] = {}
-    price = _halved(lambda each: sum(sketch.bytes(each) for sketch in sketches), target, top)
-    while price not in tried and len(tried) < RUNS:
+
+    def coded(price: float) -> tuple[float, list[Rated]]:
         found = [rated(tensor, price, sketch=sketch) for tensor, sketch in zip(tensors, sketches, strict=True)]
-        tried[price] = sum(map(size, found)), found
+        return sum(map(size, found)), found
+
+    return searched(coded, sketches, target)
+
+
+def searched(
+    coded: Callable[[float], tuple[float, T]], sketches: Sequence[Sketch], target: float, *, runs: int = RUNS
+) -> tuple[float, T]:
+    """λ, and what `coded` makes of it in at most `target` bytes; begins where the sketches expect that, runs at most so often.
+
+    coded  λ -> bytes, and what takes them
+    """
+    top = max((sketch.coarsest for sketch in sketches), default=1.0)
+    tried: dict[float, tuple[float, T]] = {}
+    price = _halved(lambda each: sum(sketch.bytes(each) for sketch in sketches), target, top)
+    while price not in tried and len(tried) < runs:
+        tried[price] = coded(price)
         if (1 - NEAR) * target <= tried[price][0] <= target:
             break
         price = min(max(_next({each: total for each, (total, _) in tried.items()}, target), top * FINEST), top)
     fitting = [(total, price) for price, (total, _) in tried.items() if total <= target]
     if not fitting:
-        found = [rated(tensor, top, sketch=sketch) for tensor, sketch in zip(tensors, sketches, strict=True)]
-        tried[top] = sum(map(size, found)), found
-        fitting = [(tried[top][0], top)] if tried[top][0] <= target else []
-    if not fitting:
+        least = min(total for total, _ in tried.values())
         raise BudgetError(
-            f"with every weight at zero it still takes {tried[top][0]:,.0f} bytes, not {target:,.0f}; give a larger target size"
+            f"the smallest that was found takes {least:,.0f} bytes, not {target:,.0f}; give a larger target size"
         )
     _, price = max(fitting)
     return price, tried[price][1]

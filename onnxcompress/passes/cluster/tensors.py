@@ -11,6 +11,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, walk
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.layout import along
+from onnxcompress.passes.cluster.vectors import Vectors, stored
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.found import Weight, weights_of
 from onnxcompress.weights.coded import Coded
@@ -38,15 +39,24 @@ class Clustered:
         """A tensor of this shape -> [shape[axis], the rest]; these are the layer's rows where it has some along one axis."""
         return np.ascontiguousarray(np.moveaxis(values, self.axis, 0)).reshape(self.shape[self.axis], -1)
 
-    def coded(self, symbols: np.ndarray, books: Books, dtype: np.dtype) -> Coded:
+    @property
+    def positions(self) -> np.ndarray:
+        """Where each weight of the rows lies in memory."""
+        return self.rows(np.arange(self.size).reshape(self.shape))
+
+    def coded(self, symbols: np.ndarray, books: Books | Vectors, dtype: np.dtype) -> Coded:
         """Symbols of rows, and their books, as a tensor of this shape has them."""
+        scales = None if books.scales is None else books.scales.astype(dtype)
+        if isinstance(books, Vectors):
+            flat = stored(symbols, books, self.positions)
+            return Coded(self.shape, flat, books.entries.astype(dtype)[None], scales, None, self.axis)
         moved = symbols.reshape(self.shape[self.axis], *np.delete(self.shape, self.axis))
         several = len(books.entries) > 1
         return Coded(
             self.shape,
             np.ascontiguousarray(np.moveaxis(moved, 0, self.axis)).reshape(-1),
             books.entries.astype(dtype)[:, :, None],
-            None if books.scales is None else books.scales.astype(dtype),
+            scales,
             books.of(len(symbols)) if several else None,
             self.axis,
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,12 +23,17 @@ from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.cluster.allocation import Choice
 from onnxcompress.passes.cluster.assign import alternated, compensated
 from onnxcompress.passes.cluster.books import Books, rescaled
+from onnxcompress.passes.cluster.choices import ByRate, ByVectors, Coding
 from onnxcompress.passes.cluster.layout import along
 from onnxcompress.passes.cluster.sharing import halved, placed, pruned, shared
 from onnxcompress.passes.cluster.tensors import Clustered
-from onnxcompress.passes.quantize.fitting import Fitting, fits, fitting
+from onnxcompress.passes.cluster.vectors import Vectors
+from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
 from onnxcompress.passes.quantize.rounding import DAMPING
 from onnxcompress.weights.coded import Coded
+
+NOISE = 1e-6
+"""Of the power of the mean that a layer is fed: below this its variance is rounding, as sums may be in float32."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Found:
     held_out_db: dict[str, tuple[float, float]]
 
 
-Start = Mapping[str, tuple[Clustered, Choice, np.ndarray, Books]]
+Start = Mapping[str, tuple[Clustered, Choice, np.ndarray, Books | Vectors]]
 """Weight -> what it is, its choice, symbols [channels, n] and books."""
 
 
@@ -66,9 +72,8 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.n
         if layer.weight in start and along(layer) is not None and fits(model, layer, places[layer.name])
     }
     dtypes = {name: model.array(name).dtype for name in start}
-    coded = {name: each.coded(symbols, books, dtypes[name]) for name, (each, _, symbols, books) in start.items()}
-    found = Found(coded, {}, {}, {})
-    for pair in replace(paired, original=model, current=_with(model, coded)).walk(list(todo)):
+    found = begun(model, start)
+    for pair in replace(paired, original=model, current=_with(model, found.coded)).walk(list(todo)):
         layer = todo[pair.node]
         at = fitting(model, layer, places[pair.node], pair, how.rows, how.seed)
         if at is None:
@@ -77,7 +82,7 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.n
         before = at.present(symbols, books)
         best = min(
             (before, *(at.tried(*tried) for tried in _tried(how, at, layer, choice, (symbols, books), one_book))),
-            key=_error,
+            key=partial(_cost, choice, at),
         )
         found.coded[layer.weight] = each.coded(best.levels, best.lattice, dtypes[layer.weight])
         found.held_out_db[layer.weight] = at.decibel(before.error), at.decibel(best.error)
@@ -89,8 +94,17 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.n
     return found
 
 
-def _error(tried: object) -> float:
-    return tried.error  # type: ignore[attr-defined, no-any-return]
+def begun(model: Model, start: Start) -> Found:
+    """What the tensors are before the walk, or without one."""
+    coded = {
+        name: each.coded(symbols, books, model.array(name).dtype) for name, (each, _, symbols, books) in start.items()
+    }
+    return Found(coded, {}, {}, {})
+
+
+def _cost(choice: Choice, at: Fitting, tried: Tried) -> float:
+    """The error on held-out rows, and what bits cost where they have a price."""
+    return tried.error + (choice.paid(tried.levels) * at.judge.count if isinstance(choice, ByRate) else 0.0)
 
 
 def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
@@ -101,12 +115,19 @@ def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
     return model.edited(graph)
 
 
+def _heard(at: Fitting) -> np.ndarray:
+    """The Gram matrices, zero where all that varies is the rounding of what a group is fed: coarse layers before it may leave that."""
+    gram = at.gram()
+    silent = np.einsum("gkk->g", gram) <= NOISE * np.square(at.fit.x).sum(axis=1) / at.fit.count
+    return np.where(silent[:, None, None], 0.0, gram) if silent.any() else gram
+
+
 def _tried(
-    how: Walk, at: Fitting, layer: Layer, choice: Choice, before: tuple[np.ndarray, Books], one_book: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, Books]]:
+    how: Walk, at: Fitting, layer: Layer, choice: Choice, before: Coding, one_book: np.ndarray | None
+) -> Iterator[Coding]:
     """What it was, with another bias; books for rows that are weighed by what they meet; symbols that make up for errors."""
     yield before
-    gram, aim = at.gram(), at.aim()
+    gram, aim = _heard(at), at.aim()
     groups, outs, k = aim.shape
     rows = aim.reshape(-1, k)
     original = at.weight.reshape(-1, k)
@@ -115,7 +136,13 @@ def _tried(
         rows = np.where(zeros, 0.0, rows)
     power = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / k
     whole = gram if groups > 1 else gram[0]
-    if one_book is not None:
+    if isinstance(choice, ByVectors):
+        yield from choice.tried(rows, whole, how.seed)
+        return
+    if isinstance(choice, ByRate):
+        yield from choice.tried(rows, whole / at.fit.count, zeros)
+        return
+    if one_book is not None and isinstance(before[1], Books):
         books = before[1]
         symbols = compensated(rows, books, whole, zeros=zeros)
         books = halved(rescaled(rows, symbols, books, whole))

@@ -125,9 +125,15 @@ def test_sizes_that_are_met_use_what_they_are_given() -> None:
     assert sum(map(entropy_bytes, dear)) <= target / 2
 
 
+def test_a_limit_keeps_a_tensor_fine_whatever_the_price() -> None:
+    rows = np.random.default_rng(8).standard_normal((30, 100))
+    fine, coarse = (rated(Tensor(rows, limit=limit), 100.0) for limit in (1e-2, np.inf))
+    assert coarse.entropy == 0 and fine.entropy == rated(Tensor(rows), 1e-2).entropy > 2
+
+
 def test_what_cannot_be_met_is_said() -> None:
     tensor = Tensor(*layer(1, 4, 10))
-    with pytest.raises(BudgetError, match="at zero it still takes 2 bytes, not 1; give a larger"):
+    with pytest.raises(BudgetError, match="smallest that was found takes 2 bytes, not 1; give a larger"):
         for_size([tensor], 1.0)
     with pytest.raises(SettingError, match="more than 0"):
         rated(tensor, 0.0)

@@ -1,0 +1,83 @@
+"""Ways to code a tensor beside scalar books of a given size: vectors of neighbours, and symbols under one price for error and bits.
+
+Each knows how to begin without data, and what to try on the Gram matrix at a stop of the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcompress.passes.cluster import vectors
+from onnxcompress.passes.cluster.allocation import Choice
+from onnxcompress.passes.cluster.books import Books, shrunk
+from onnxcompress.passes.cluster.rate import MOST, Sketch, Tensor, entropy, rated
+from onnxcompress.passes.cluster.sharing import pruned
+from onnxcompress.passes.cluster.vectors import Vectors
+
+Coding = tuple[np.ndarray, Books | Vectors]
+"""Symbols, and what they stand for."""
+
+
+@dataclass(frozen=True)
+class ByVectors(Choice):
+    """`width` weights that follow each other in memory share a symbol."""
+
+    width: int = 2
+    across: bool = False
+
+    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+        """From the weights alone: nearest entries and entries that are best for them, in turns."""
+        found = self._trained(rows, None, seed)
+        return vectors.alternated(rows.astype(np.float64), found, None)
+
+    def tried(self, rows: np.ndarray, gram: np.ndarray, seed: int) -> Iterator[Coding]:
+        """A book for rows that are weighed by what they meet; symbols that make up for errors."""
+        drawn = shrunk(gram)
+        found = self._trained(rows, drawn, seed)
+        yield vectors.nearest(rows, found, drawn), found
+        yield vectors.alternated(rows, found, drawn)
+
+    def _trained(self, rows: np.ndarray, gram: np.ndarray | None, seed: int) -> Vectors:
+        scales = np.sqrt(np.square(rows, dtype=np.float64).mean(axis=1))
+        scales = np.where(scales > 0, scales, 1.0)
+        found = vectors.trained(
+            rows.astype(np.float64), self.width, self.entries, gram, across=self.across, scales=scales, seed=seed
+        )
+        return found.with_entries(found.flat().halved())
+
+
+def by_vectors(positions: np.ndarray, rows: np.ndarray, entries: int, width: int) -> ByVectors | str:
+    """The choice, or why a tensor has no vectors; positions [out, row] of its rows in memory."""
+    if pruned(rows):
+        return "vectors would not keep its pruned weights at zero"
+    across = vectors.direction(positions, width)
+    return across if isinstance(across, str) else ByVectors(entries, "vectors", width, across)
+
+
+@dataclass(frozen=True)
+class ByRate(Choice):
+    """At a price λ a bit, see rate.py; an error's unit is a position of the layer's output, or the weights' own without data.
+
+    worth     of a unit of it at the model's outputs       most  entries        limit  of λ over worth
+    measured  is what the layer meets known? Otherwise the walk has no unit to pay in
+    """
+
+    price: float = 1.0
+    worth: float = 1.0
+    most: int = MOST
+    limit: float = np.inf
+    measured: bool = True
+
+    def tried(self, rows: np.ndarray, gram: np.ndarray, zeros: np.ndarray | None) -> Iterator[Coding]:
+        """Symbols whose errors are made up for, at that price; gram a position."""
+        if self.measured:
+            tensor = Tensor(rows, shrunk(gram), self.worth, zeros, self.limit)
+            found = rated(tensor, self.price, sketch=Sketch(tensor, self.most))
+            yield found.symbols, found.books
+
+    def paid(self, symbols: np.ndarray) -> float:
+        """What these symbols cost, in the error's unit."""
+        return entropy(np.bincount(symbols.reshape(-1))) * symbols.size * min(self.price / self.worth, self.limit)

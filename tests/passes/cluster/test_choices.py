@@ -1,0 +1,126 @@
+"""Vectors and one price, through the pass: the law, sizes that are met, reasons, and what data brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from zoo import ZOO
+
+import onnxcompress
+from onnxcompress.errors import BudgetError, SettingError
+from onnxcompress.model import load
+from onnxcompress.model.edit import set_constant
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.passes.cluster.choices import ByRate, by_vectors
+from onnxcompress.passes.cluster.cluster import Cluster
+from onnxcompress.passes.cluster.layout import read
+from onnxcompress.passes.cluster.one_price import SIZES
+from onnxcompress.result import Result
+from onnxcompress.runtime.session import open_session
+
+DIGITS = Path(__file__).parents[3] / "sample_models" / "digits.onnx"
+DATA = DIGITS.with_suffix(".npz")
+
+WAYS: dict[str, dict[str, object]] = {
+    "pairs": {"bits": 3, "vector": 2},
+    "fours": {"bits": 2, "vector": 4},
+    "file": {"bits": 3, "rate": "file"},
+    "container": {"bits": 3, "rate": "container"},
+}
+
+
+def clustered(data: Path | None, **ways: object) -> Result:
+    return onnxcompress.cluster(DIGITS, data=data, smallest=0, **ways)  # type: ignore[arg-type]
+
+
+def sqnr(result: Result) -> float:
+    assert result.comparison is not None
+    return float(result.comparison.outputs[0].sqnr_db)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("data", [None, DATA], ids=["alone", "data"])
+def test_the_file_computes_with_what_was_decoded(way: str, data: Path | None) -> None:
+    result = clustered(data, **WAYS[way])
+    plan = result.plans[-1]
+    assert plan.decisions
+    graph = load(DIGITS).ir.clone()
+    for each in plan.decisions:
+        coded = read(each, plan.arrays)
+        assert coded.width == WAYS[way].get("vector", 1) or any(each["weight"] in note for note in plan.notes)
+        set_constant(graph, each["weight"], coded.decode())
+        if "bias" in each:
+            set_constant(graph, each["bias"], plan.arrays[f"bias/{each['bias']}"])
+    x = {"image": np.load(DATA)["image"][:8]}
+    wanted = open_session(to_bytes(graph)).run(x)
+    found = open_session(to_bytes(finished(result.model))).run(x)
+    assert all(np.array_equal(found[name], values) for name, values in wanted.items())
+
+
+@pytest.mark.parametrize("way", ["pairs", "container"])
+def test_data_brings_a_better_model_and_the_same_twice(way: str) -> None:
+    alone, with_data = clustered(None, **WAYS[way]), clustered(DATA, **WAYS[way])
+    assert sqnr(with_data) > max(sqnr(alone), 10)
+    one, two = (to_bytes(finished(each.model)) for each in (with_data, clustered(DATA, **WAYS[way])))
+    assert one == two
+
+
+@pytest.mark.parametrize("where", SIZES)
+@pytest.mark.parametrize("data", [None, DATA], ids=["alone", "data"])
+def test_one_price_meets_its_bytes(where: str, data: Path | None) -> None:
+    bits = {"file": 3, "container": 2}[where]
+    plan = clustered(data, bits=bits, rate=where).plans[-1]
+    count = sum(int(np.prod(each["shape"])) for each in plan.decisions)
+    size = sum(SIZES[where][1](read(each, plan.arrays)) for each in plan.decisions)
+    assert 0.75 * bits * count / 8 < size <= bits * count / 8
+
+
+def test_fewer_bits_for_the_same_outputs_than_books_of_k_means() -> None:
+    plain, rated = clustered(DATA, bits=3, same=True, share="tensor"), clustered(DATA, bits=2, rate="container")
+    assert sqnr(rated) > sqnr(plain)
+
+
+def test_what_does_not_go_together_is_said() -> None:
+    for ways, what in (
+        ({"vector": 2, "bits": 5}, "give 4 at most"),
+        ({"vector": 2, "target_size": 0.1}, "leave out vector"),
+        ({"rate": "file", "same": True}, "leave out same"),
+        ({"rate": "file", "share": "channel"}, "leave out same"),
+    ):
+        with pytest.raises(SettingError, match=what):
+            Cluster(**ways)  # type: ignore[arg-type]
+
+
+def test_a_size_without_reach_is_refused() -> None:
+    model = load(DIGITS)
+    each = Cluster(smallest=0, rate="container")
+    tight = each.of_average(model, 1e-4)
+    with pytest.raises(BudgetError, match="smallest that was found"):
+        tight.plan(model, {})
+
+
+def test_pruned_tensors_and_odd_rows_have_no_vectors() -> None:
+    rows = np.random.default_rng(0).standard_normal((4, 6))
+    positions = np.arange(24).reshape(4, 6)
+    assert not isinstance(by_vectors(positions, rows, 16, 2), str)
+    assert "pruned" in str(by_vectors(positions, np.where(rows > 0, rows, 0.0), 16, 2))
+    assert "whole vectors" in str(by_vectors(positions, rows, 16, 4))
+
+
+def test_bits_are_paid_by_their_entropy() -> None:
+    choice = ByRate(4, "tensor", price=2.0, worth=0.5)
+    assert choice.paid(np.array([[0, 1, 2, 3]], np.uint8)) == pytest.approx(8 * 2.0 / 0.5)
+    assert choice.paid(np.zeros((3, 3), np.uint8)) == 0
+
+
+@pytest.mark.parametrize("name", ["dense_concat", "depthwise_multiplier", "transpose_depthwise", "vision_transformer"])
+@pytest.mark.parametrize("way", ["pairs", "fours"])
+def test_layouts_of_other_graphs(name: str, way: str) -> None:
+    model = load(ZOO[name]())
+    cluster = Cluster(smallest=0, **WAYS[way])  # type: ignore[arg-type]
+    plan = cluster.plan(model, {})
+    written = cluster.apply(model, plan)
+    for each in plan.decisions:
+        assert np.array_equal(written.array(each["weight"]), read(each, plan.arrays).decode())
