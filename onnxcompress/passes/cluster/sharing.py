@@ -13,7 +13,17 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcompress.passes.cluster.books import Books
-from onnxcompress.passes.cluster.kmeans import BLOCK, Atoms, ascending, atoms_of, books, condensed, lloyd, row_books
+from onnxcompress.passes.cluster.kmeans import (
+    BLOCK,
+    GROUPS,
+    Atoms,
+    ascending,
+    atoms_of,
+    books,
+    condensed,
+    lloyd,
+    row_books,
+)
 
 ROUNDS = 6
 """Of scales and book, or of groups and their books, in turns; the error falls by less than 0.02 dB in later ones."""
@@ -115,7 +125,7 @@ def _book(rows: np.ndarray, entries: int, weights: Weights, start: str, seed: in
     if start != "optimal":
         flat = None if weights is None else np.broadcast_to(weights, rows.shape).reshape(1, -1)
         return row_books(rows.reshape(1, -1), entries, flat, start=start, seed=seed)[0]
-    found = books(rows, [entries], weights, exact=SUMMARY * entries)[entries]
+    found = books(rows, [entries], weights, exact=GROUPS * entries)[entries]
     return np.pad(found, (0, entries - len(found)), mode="edge")
 
 
