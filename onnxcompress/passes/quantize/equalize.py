@@ -26,6 +26,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.passes.quantize.levels import strips
 from onnxcompress.passes.quantize.scaling import Edit, Scaling, scaling
 from onnxcompress.plan import Plan, Refusal
 
@@ -149,7 +150,7 @@ class Equalize:
                 continue
             error = float(reader.energy @ noise)
             if reader.rows is not None:
-                step = 2 * (reader.rows / t).max(axis=1) / self.weight_levels
+                step = 2 * _largest(reader.rows, t) / self.weight_levels
                 error += COHERENT * reader.kernel * float((step**2).sum() / 12 * (reader.square @ t**2))
             total += error / power
         return total
@@ -214,6 +215,11 @@ class Place:
         t[live] *= reach[live].max() / (t[live] * reach[live]).max()
         middle = float(np.median(t[live]))
         return np.where(live, np.clip(t, middle / FARTHEST, middle * FARTHEST), 1.0)
+
+
+def _largest(rows: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """[out] largest of rows [out, channels] / t; a few rows at a time, since one place may read a hundred million weights."""
+    return np.concatenate([(rows[part] / t).max(axis=1) for part in strips(rows.shape)])
 
 
 def _within(place: Place, t: np.ndarray, limit: np.ndarray) -> np.ndarray:
@@ -283,14 +289,14 @@ def _readers(
         met, at = values[read]
         square, energy = np.zeros(len(own)), np.zeros(len(own))
         square[at[at >= 0]] = met.mean_square[at >= 0]
-        array = np.moveaxis(model.array(edit.tensor).astype(np.float64), edit.axis, 0)
+        array = np.moveaxis(model.array(edit.tensor), edit.axis, 0)
         flat = array.reshape(len(array), -1)
-        np.add.at(energy, where[where >= 0], (flat**2).sum(1)[where >= 0])
+        np.add.at(energy, where[where >= 0], np.einsum("ck,ck->c", flat, flat, dtype=np.float64)[where >= 0])
         rows, kernel = None, 1
         if layer is not None and layer.groups == 1 and layer.ins == 1 and edit.axis == layer.order[layer.outs]:
-            matrix = np.abs(layer.matrix(model.array(edit.tensor)).astype(np.float64))
+            matrix = np.abs(layer.matrix(model.array(edit.tensor)))
             matrix = matrix.reshape(*matrix.shape[:2], -1)
-            rows, kernel = np.zeros((len(matrix), len(own))), matrix.shape[2]
+            rows, kernel = np.zeros((len(matrix), len(own)), np.float32), matrix.shape[2]
             np.maximum.at(rows.T, where[where >= 0], matrix.max(axis=2).T[where >= 0])
         yield Reader(energy, square, rows, kernel)
 

@@ -38,14 +38,23 @@ def leveled(model: Model, layer: Layer, *, portable: bool, seen: Mean | Moments 
     seen      mean of what the layer reads, along its channels; None: the bias stays
     """
     stored = model.array(layer.weight)
-    matrix = layer.matrix(stored).astype(np.float64)
+    matrix = layer.matrix(stored)
     rows = matrix.reshape(len(matrix), -1)
     pairs = pairs_of(layer, matrix, portable)
     axis = weight_axis(layer)
-    fitted = restrict(rows, LEAST, MOST, pairs) if axis is not None else _one_scale(rows, pairs)
-    values = fitted.levels * fitted.scale[:, None]
-    bias = _bias(model, layer, rows, values, matrix.shape, seen)
+    fitted = restrict(rows, LEAST, MOST, pairs) if axis is not None else _one_scale(rows.astype(np.float64), pairs)
+    bias = _bias(model, layer, rows, fitted, matrix.shape, seen)
     return made(layer, stored, fitted.levels, fitted.scale, axis, bias, fitted.cost_db)
+
+
+STRIP = 1 << 22
+"""Weights that are held in float64 at once: of the widest layers, all of them would take gigabytes."""
+
+
+def strips(shape: tuple[int, ...]) -> list[slice]:
+    """Neighbouring rows of a matrix, about STRIP weights at a time."""
+    step = max(1, STRIP // max(shape[1], 1))
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
 def pairs_of(layer: Layer, matrix: np.ndarray, portable: bool) -> Pairing | None:
@@ -63,12 +72,16 @@ def made(
     cost_db: float,
 ) -> Leveled:
     """Levels [out, row] and scales [out] of the weight `stored`, in its layout; `axis` of the channels, None: one scale."""
-    matrix = layer.matrix(stored).astype(np.float64)
+    matrix = layer.matrix(stored)
     rows = matrix.reshape(len(matrix), -1)
-    error, power = float(((levels * scale[:, None] - rows) ** 2).sum()), float((rows**2).sum())
+    error = power = 0.0
+    for part in strips(rows.shape):
+        exact = rows[part].astype(np.float64)
+        error += float(((levels[part] * scale[part, None] - exact) ** 2).sum())
+        power += float((exact**2).sum())
     kept = scale.astype(np.float32) if axis is not None else np.asarray(scale[0], np.float32)
     grid = symmetric_grid(kept, axis)
-    whole = layer.stored(levels.reshape(matrix.shape), stored).astype(np.int32)
+    whole = layer.stored(levels.reshape(matrix.shape), stored).astype(np.int8)
     return Leveled(whole, grid, bias, sqnr_db(power, error), cost_db)
 
 
@@ -83,7 +96,12 @@ def _one_scale(rows: np.ndarray, pairs: Pairing | None) -> Restricted:
 
 
 def _bias(
-    model: Model, layer: Layer, rows: np.ndarray, values: np.ndarray, shape: tuple[int, ...], seen: Mean | Moments | None
+    model: Model,
+    layer: Layer,
+    rows: np.ndarray,
+    fitted: Restricted,
+    shape: tuple[int, ...],
+    seen: Mean | Moments | None,
 ) -> np.ndarray | None:
     """The bias that keeps the mean output, as stored; zero padding is not counted."""
     if seen is None or layer.bias is None:
@@ -93,5 +111,13 @@ def _bias(
     mean = np.repeat(seen.mean.reshape(layer.groups, -1), kernel, axis=1)
     if mean.shape[1] != rows.shape[1] or stored.size != len(rows):
         return None
-    shift = bias_shift(rows, values, mean[0] if layer.groups == 1 else mean)
+    if layer.groups > 1:
+        shift = bias_shift(rows.astype(np.float64), fitted.levels * fitted.scale[:, None], mean)
+    else:
+        shift = np.concatenate(
+            [
+                bias_shift(rows[part].astype(np.float64), fitted.levels[part] * fitted.scale[part, None], mean[0])
+                for part in strips(rows.shape)
+            ]
+        )
     return (stored.astype(np.float64) + shift.reshape(stored.shape)).astype(stored.dtype)

@@ -367,7 +367,10 @@ def restrict(
     Each row takes what loses least: all bits with the overflowing pairs clipped, a larger scale (fewer bits), or some of
     both. Rows in which nothing can overflow keep what they would have without the limit.
     """
-    parts = [_restrict(rows[part], low, high, pairs, _of(importance, part)) for part in _parts(rows)]
+    parts = [
+        _restrict(rows[part].astype(np.float64, copy=False), low, high, pairs, _of(importance, part))
+        for part in _parts(rows)
+    ]
     levels, scale, lost, unrestricted = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("levels", "scale", "lost", "unrestricted")
     )
