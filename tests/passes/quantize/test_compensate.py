@@ -12,6 +12,7 @@ from laws import check_quantized
 from zoo import ZOO
 
 from onnxcompress.errors import ModelError
+from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.layer import layers
@@ -71,7 +72,9 @@ def held_out(result: Result) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("rounding", ["gptq", "descent"])
-def test_no_layer_is_worse_on_held_out_rows_and_most_are_better(rounding: str) -> None:
+def test_no_layer_is_worse_on_held_out_rows_and_most_are_better(rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by layer, whatever the whole makes of it: that has its own judge (test_quantize.py)."""
+    monkeypatch.setattr(Trial, "logits_db", lambda self, graphs, feeds=(): dict.fromkeys(graphs, 20.0))
     found = held_out(rounded(rounding, *blocks()))
     assert set(found) == {"w1", "w2", "w3", "w4"}
     assert all(after >= before for before, after in found.values())
