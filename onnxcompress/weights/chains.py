@@ -148,7 +148,8 @@ def _coded(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> Coded | None:
     top = value.producer()
     if top is not None and top.op_type == "Transpose":
         inner = None if top.inputs[0] is None else _coded(top.inputs[0], memory)
-        return None if inner is None else _turned(inner, top.attributes.get_ints("perm"))
+        turned = inner is not None and inner.width == 1 and list(top.attributes.get_ints("perm") or ()) == [1, 0]
+        return inner.transposed() if inner is not None and turned else None
     scales = None
     if top is not None and top.op_type == "Mul":
         parts = [each for each in top.inputs if each is not None]
@@ -254,13 +255,3 @@ def _placed(values: np.ndarray, book: np.ndarray) -> Coded | None:
     if not np.array_equal(book[symbols], values.reshape(-1)):
         return None
     return Coded(values.shape, symbols.astype(np.uint8), np.ascontiguousarray(book)[None, :, None])
-
-
-def _turned(coded: Coded, perm: Sequence[int] | None) -> Coded | None:
-    """Of the transposed tensor."""
-    if coded.width > 1 or perm is None:
-        return None
-    symbols = coded.symbols.reshape(coded.shape).transpose(perm)
-    axis = list(perm).index(coded.axis % len(coded.shape))
-    flat = np.ascontiguousarray(symbols).reshape(-1)
-    return Coded(symbols.shape, flat, coded.books, coded.scales, coded.groups, axis)

@@ -86,6 +86,13 @@ class Coded:
             values = self.books[self.along(self.groups), self.symbols.reshape(self.shape), 0]
         return values if self.scales is None else values * self.along(self.scales)
 
+    def transposed(self) -> Coded:
+        """Of a matrix: symbols, books and scales of the transposed one. ValueError where symbols stand for vectors."""
+        if self.width > 1 or len(self.shape) != 2:
+            raise ValueError("only a matrix with a symbol for each weight can be transposed")
+        flat = np.ascontiguousarray(self.symbols.reshape(self.shape).T).reshape(-1)
+        return replace(self, shape=self.shape[::-1], symbols=flat, axis=1 - self.axis % 2)
+
     def entropy(self) -> float:
         """Shannon entropy of the symbols, bits a weight; of all books together, as one code for the tensor sees them."""
         counts = np.bincount(self.symbols)

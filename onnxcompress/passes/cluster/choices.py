@@ -21,8 +21,34 @@ Coding = tuple[np.ndarray, Books | Vectors]
 """Symbols, and what they stand for."""
 
 
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """What a stop of the walk offers: rows to code [out, n] and their Gram matrix, summed over `count` positions.
+
+    zeros  which weights are pruned; None: none      seed  of what is drawn
+    """
+
+    rows: np.ndarray
+    gram: np.ndarray
+    count: int
+    zeros: np.ndarray | None
+    seed: int
+
+
+class Own(Choice):
+    """A choice that knows by itself how to code rows at a stop, and what its symbols cost beside their error."""
+
+    def tried(self, at: Stop) -> Iterator[Coding]:
+        """Codes, of which the walk takes the best."""
+        raise NotImplementedError
+
+    def paid(self, symbols: np.ndarray) -> float:
+        """Nothing: bits are settled."""
+        return 0.0
+
+
 @dataclass(frozen=True)
-class ByVectors(Choice):
+class ByVectors(Own):
     """`width` weights that follow each other in memory share a symbol."""
 
     width: int = 2
@@ -33,12 +59,12 @@ class ByVectors(Choice):
         found = self._trained(rows, None, seed)
         return vectors.alternated(rows.astype(np.float64), found, None)
 
-    def tried(self, rows: np.ndarray, gram: np.ndarray, seed: int) -> Iterator[Coding]:
+    def tried(self, at: Stop) -> Iterator[Coding]:
         """A book for rows that are weighed by what they meet; symbols that make up for errors."""
-        drawn = shrunk(gram)
-        found = self._trained(rows, drawn, seed)
-        yield vectors.nearest(rows, found, drawn), found
-        yield vectors.alternated(rows, found, drawn)
+        drawn = shrunk(at.gram)
+        found = self._trained(at.rows, drawn, at.seed)
+        yield vectors.nearest(at.rows, found, drawn), found
+        yield vectors.alternated(at.rows, found, drawn)
 
     def _trained(self, rows: np.ndarray, gram: np.ndarray | None, seed: int) -> Vectors:
         scales = np.sqrt(np.square(rows, dtype=np.float64).mean(axis=1))
@@ -58,7 +84,7 @@ def by_vectors(positions: np.ndarray, rows: np.ndarray, entries: int, width: int
 
 
 @dataclass(frozen=True)
-class ByRate(Choice):
+class ByRate(Own):
     """At a price λ a bit, see rate.py; an error's unit is a position of the layer's output, or the weights' own without data.
 
     worth     of a unit of it at the model's outputs       most  entries        limit  of λ over worth
@@ -71,10 +97,10 @@ class ByRate(Choice):
     limit: float = np.inf
     measured: bool = True
 
-    def tried(self, rows: np.ndarray, gram: np.ndarray, zeros: np.ndarray | None) -> Iterator[Coding]:
-        """Symbols whose errors are made up for, at that price; gram a position."""
+    def tried(self, at: Stop) -> Iterator[Coding]:
+        """Symbols whose errors are made up for, at that price a position."""
         if self.measured:
-            tensor = Tensor(rows, shrunk(gram), self.worth, zeros, self.limit)
+            tensor = Tensor(at.rows, shrunk(at.gram / at.count), self.worth, at.zeros, self.limit)
             found = rated(tensor, self.price, sketch=Sketch(tensor, self.most))
             yield found.symbols, found.books
 

@@ -180,7 +180,10 @@ class Cluster:
         plan.check_fits(model.fingerprint)
         graph = model.ir.clone()
         for each in plan.decisions:
-            set_coded(graph, each["weight"], read(each, plan.arrays))
+            coded = read(each, plan.arrays)
+            set_coded(graph, each["weight"], coded)
+            for name in each["tied"]:
+                set_coded(graph, name, coded.transposed())
             if "bias" in each:
                 set_constant(graph, each["bias"], plan.arrays[f"bias/{each['bias']}"])
         return model.edited(graph)
@@ -206,7 +209,8 @@ class Cluster:
     def _by_vectors(self, plan: Plan, model: Model, each: Clustered) -> Choice:
         """Vectors, or as many bits in scalars where a tensor has none."""
         rows = each.rows(model.array(each.name))
-        choice = by_vectors(each.positions, rows, self.entries, self.vector)
+        tied = "it is tied to a matrix that is its transpose"
+        choice = tied if each.tied else by_vectors(each.positions, rows, self.entries, self.vector)
         if not isinstance(choice, str):
             return choice
         plan.notes.append(f"{each.name}: scalar books, since {choice}")
@@ -255,6 +259,7 @@ class Cluster:
             {
                 "weight": each.name,
                 "op": each.weight.op,
+                "tied": list(each.tied),
                 "nodes": list(each.weight.nodes),
                 "shape": list(coded.shape),
                 "axis": coded.axis,

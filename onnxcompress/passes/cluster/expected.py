@@ -39,7 +39,9 @@ def expected(
             power = float(np.square(rows, dtype=np.float64).sum())
         arrives = known[each.name]
         options = candidates(each.name, rows, power, most if arrives is None else arrives, SIZES, weights)
-        tried += [option for option in options if option.setting.sharing in sharings]  # type: ignore[attr-defined]
+        mine = [option for option in options if option.setting.sharing in sharings]  # type: ignore[attr-defined]
+        # where the books of the sharing that was asked for weigh too much, one is all that pays
+        tried += mine or [option for option in options if option.setting.sharing == "tensor"]  # type: ignore[attr-defined]
     return tried
 
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, walk
+from onnxcompress.model.twins import twins
+from onnxcompress.operators.layer import layers
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.layout import along
 from onnxcompress.passes.cluster.vectors import Vectors, stored
+from onnxcompress.passes.protect import ends as outermost
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.found import Weight, weights_of
 from onnxcompress.weights.coded import Coded
@@ -19,11 +22,15 @@ from onnxcompress.weights.coded import Coded
 
 @dataclass(frozen=True, eq=False)
 class Clustered:
-    """A weight that is clustered, and the axis along which slices have books and scales of their own."""
+    """A weight that is clustered, and the axis along which slices have books and scales of their own.
+
+    tied  names of constants that are this one transposed, and are coded as it is
+    """
 
     weight: Weight
     shape: tuple[int, ...]
     axis: int
+    tied: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -76,14 +83,21 @@ def tensors_of(
     staying = {each.name: "it was to be kept" for each in found if each.name in kept}
     left = [each for each in found if each.name not in staying]
     if ends == "keep":
-        staying |= {each.name: "it is the first or the last" for each in (*left[:1], *left[-1:])}
+        outer = outermost(model, layers(model))
+        staying |= {each.name: "it is a first or a last one" for each in left if outer.intersection(each.nodes)}
     for each in left:
         why = _done(model, each.name, entries)
         if why:
             staying.setdefault(each.name, why)
-    chosen = [each for each in left if each.name not in staying]
-    shapes = {each.name: model.array(each.name).shape for each in chosen}
-    return [Clustered(each, shapes[each.name], _axis(each, shapes[each.name])) for each in chosen], refused | staying
+    chosen = {each.name: each for each in left if each.name not in staying}
+    first = {name: one for name, one in twins(model.ir).items() if name in chosen and one in chosen}
+    tied = {one: tuple(name for name, other in first.items() if other == one) for one in first.values()}
+    shapes = {name: model.array(name).shape for name in chosen}
+    return [
+        Clustered(each, shapes[name], _axis(each, shapes[name]), tied.get(name, ()))
+        for name, each in chosen.items()
+        if name not in first
+    ], refused | staying
 
 
 def _done(model: Model, name: str, entries: int) -> str:

@@ -281,7 +281,7 @@ def descended(rows: np.ndarray, symbols: np.ndarray, found: Vectors, gram: Gram,
     done = []
     for part, one in _systems(rows, found, gram):
         mine = slice(part.start // found.width, part.stop // found.width) if found.across else part
-        columns = np.ascontiguousarray(symbols[mine].T)
+        columns = np.array(symbols[mine].T, order="C")  # a copy even where rows lie as columns do
         error = (found.of_rows(part).values(symbols[mine]) - rows[part]).T
         for _ in range(sweeps):
             if not _sweep(columns, error, found.of_rows(part), one):

@@ -23,7 +23,7 @@ from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.cluster.allocation import Choice
 from onnxcompress.passes.cluster.assign import alternated, compensated
 from onnxcompress.passes.cluster.books import Books, rescaled
-from onnxcompress.passes.cluster.choices import ByRate, ByVectors, Coding
+from onnxcompress.passes.cluster.choices import Coding, Own, Stop
 from onnxcompress.passes.cluster.layout import along
 from onnxcompress.passes.cluster.sharing import halved, placed, pruned, shared
 from onnxcompress.passes.cluster.tensors import Clustered
@@ -69,7 +69,8 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.n
     todo = {
         layer.name: layer
         for layer in layers(model)
-        if layer.weight in start and along(layer) is not None and fits(model, layer, places[layer.name])
+        if layer.weight in start and not start[layer.weight][0].tied
+        if along(layer) is not None and fits(model, layer, places[layer.name])
     }
     dtypes = {name: model.array(name).dtype for name in start}
     found = begun(model, start)
@@ -104,7 +105,7 @@ def begun(model: Model, start: Start) -> Found:
 
 def _cost(choice: Choice, at: Fitting, tried: Tried) -> float:
     """The error on held-out rows, and what bits cost where they have a price."""
-    return tried.error + (choice.paid(tried.levels) * at.judge.count if isinstance(choice, ByRate) else 0.0)
+    return tried.error + (choice.paid(tried.levels) * at.judge.count if isinstance(choice, Own) else 0.0)
 
 
 def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
@@ -136,11 +137,8 @@ def _tried(
         rows = np.where(zeros, 0.0, rows)
     power = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / k
     whole = gram if groups > 1 else gram[0]
-    if isinstance(choice, ByVectors):
-        yield from choice.tried(rows, whole, how.seed)
-        return
-    if isinstance(choice, ByRate):
-        yield from choice.tried(rows, whole / at.fit.count, zeros)
+    if isinstance(choice, Own):
+        yield from choice.tried(Stop(rows, whole, at.fit.count, zeros, how.seed))
         return
     if one_book is not None and isinstance(before[1], Books):
         books = before[1]
