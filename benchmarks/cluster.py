@@ -175,7 +175,9 @@ TOOLS: dict[str, Callable[[Case, int, Path], Row]] = {
     "ours, its tensors": ours(_of_onnxsim),
     "ours": ours(),
     "ours, data": ours(data=True),
-    "ours, data, own bits": ours(data=True, allocate=True),
+    "ours, same bits": ours(same=True),
+    "ours, data, same bits": ours(data=True, same=True),
+    "ours, data, pairs": ours(data=True, vector=2),
 }
 HEADS = (
     "model",

@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from onnxcompress.data import open_data
 from onnxcompress.model import Model, load
 from onnxcompress.model.edit import narrow_tensor, set_coded
 from onnxcompress.model.save import finished, to_bytes
-from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.binarize.terms import approximated
 from onnxcompress.passes.cluster.books import Books
-from onnxcompress.passes.cluster.layout import along, coded
 from onnxcompress.passes.cluster.sharing import placed, shared
+from onnxcompress.passes.cluster.tensors import tensors_of
 from onnxcompress.runtime.clock import measure
 from onnxcompress.runtime.session import open_session
 from sample_models.fetch import fetch
@@ -115,12 +114,10 @@ def halved(model: Model) -> Model:
 def written(model: Model, way: Way) -> tuple[bytes, dict[str, float]]:
     """The file, and bits a coded weight: of the form with all that goes with it, and the entropy of the symbols."""
     graph, counts = model.ir.clone(), []
-    for layer in {layer.weight: layer for layer in layers(model)}.values():
-        like = model.array(layer.weight)
-        if like.size < SMALLEST or like.dtype != np.float32 or (way.sharing != "tensor" and along(layer) is None):
-            continue
-        each = coded(layer, like, *symbols(layer, like, way), form=way.form)
-        set_coded(graph, layer.weight, each)
+    for tensor in tensors_of(model, (), "as others", 4 * SMALLEST, 1)[0]:
+        like = model.array(tensor.name)
+        each = tensor.coded(*symbols(tensor.rows(like).astype(np.float64), way), like.dtype)
+        set_coded(graph, tensor.name, replace(each, form=way.form))
         counts.append((each.size, each.entropy()))
     data = to_bytes(finished(model.edited(graph)))
     weights = sum(size for size, _ in counts)
@@ -131,10 +128,8 @@ def written(model: Model, way: Way) -> tuple[bytes, dict[str, float]]:
     }
 
 
-def symbols(layer: Layer, like: np.ndarray, way: Way) -> tuple[np.ndarray, Books]:
+def symbols(rows: np.ndarray, way: Way) -> tuple[np.ndarray, Books]:
     """By k-means, by signs, or on a grid of 256 levels."""
-    matrix = layer.matrix(like).astype(np.float64)
-    rows = matrix.reshape(len(matrix), -1)
     if way.zeros:
         rows = np.where(np.abs(rows) > np.quantile(np.abs(rows), way.zeros), rows, 0.0)
     if way.sharing in ("binary", "ternary"):

@@ -103,6 +103,27 @@ def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings:
     return _run(model, [each], data, wanted, how, dry=dry)
 
 
+def binarize(
+    model: Loadable, *, data: Any = None, refit: bool | None = None, dry: bool = False, **settings: Any
+) -> Result:
+    """Weights of one bit, of three values, or sums of such terms. Without training much accuracy is lost, and the report says how much.
+
+    data      calibration and held-out samples: each layer makes up for what those before it lost; None: from the weights alone
+    refit     then fit what stays dense, and all biases (default: where there is data)
+    settings  fields of `passes.Binarize`, names of BUDGETS, fields of `run.How`
+    """
+    from onnxcompress.passes import Binarize, Refit
+
+    own, wanted, how = sorted_out(settings, Binarize)
+    if own.get("assign") is None:
+        own["assign"] = "nearest" if data is None else "compensated"
+    if data is None and (refit or own["assign"] == "compensated"):
+        raise SettingError("compensation and refit need data of your own; give data, or assign nearest")
+    each = made(Binarize, {**own, "seed": how.seed})
+    repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and data is not None) else []
+    return _run(model, [each] if dry else [each, *repair], data, wanted, how, dry=dry)
+
+
 MODES: dict[str, dict[str, Any]] = {
     "static": {"decode": "load", "dynamic": "recurrent", "rounding": "nearest"},
     "dynamic": {"dynamic": "all"},

@@ -21,6 +21,7 @@ from onnxcompress.cli.output import check_outputs, progress, show
 from onnxcompress.data import ImageSettings
 from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
+from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
@@ -69,9 +70,11 @@ PLANNING = [
     Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
     Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
 ]
+REFIT = [option for option in PLANNING if option.name == "refit"]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
 SPARSIFYING = options_of(Sparsify, panel="Sparsity")
 CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
+BINARIZING = options_of(Binarize, panel="Binary weights", without=["seed"])
 QUANTIZING = options_of(Quantize, panel="Quantization")
 MODE = Option(
     "mode",
@@ -163,6 +166,12 @@ def sparsify(model: Model, **given: Any) -> None:
 def cluster(model: Model, **given: Any) -> None:
     """Store weights as indices into small codebooks: a file of a seventh, which runs as fast as before once it is loaded."""
     _compress(verbs.cluster, Cluster, CLUSTERING, model, given)
+
+
+@verb(OUTPUT, BINARIZING, REFIT, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def binarize(model: Model, **given: Any) -> None:
+    """One bit a weight, three values, or sums of such terms; without training much accuracy is lost, and the report says how much."""
+    _compress(verbs.binarize, Binarize, BINARIZING, model, given, refit=given["refit"])
 
 
 @verb(OUTPUT, MODE, QUANTIZING, EQUALIZE, WEIGHING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import Prune
@@ -15,7 +16,7 @@ from onnxcompress.passes.quantize.weights_only import QuantizeWeights
 from onnxcompress.passes.refit import Refit
 
 PASSES: dict[str, type[Any]] = {
-    each.name: each for each in (Prune, Sparsify, Refit, Cluster, Fold, Equalize, Quantize, QuantizeWeights)
+    each.name: each for each in (Prune, Sparsify, Refit, Cluster, Binarize, Fold, Equalize, Quantize, QuantizeWeights)
 }
 
-__all__ = ["PASSES", "Cluster", "Equalize", "Fold", "Pass", "Prune", "Quantize", "QuantizeWeights", "Refit", "Sparsify"]
+__all__ = ["PASSES", "Binarize", "Cluster", "Equalize", "Fold", "Pass", "Prune", "Quantize", "QuantizeWeights", "Refit", "Sparsify"]

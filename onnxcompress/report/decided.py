@@ -126,6 +126,7 @@ def _clustered(plan: Mapping[str, Any]) -> Table:
 
 DECISIONS = {
     "cluster": _clustered,
+    "binarize": _clustered,
     "prune": _cut,
     "refit": _refitted,
     "equalize": _equalized,

@@ -9,12 +9,10 @@ import pytest
 
 import onnxcompress
 from onnxcompress.model import Model, load
-from onnxcompress.model.edit import coded_of, set_coded
+from onnxcompress.model.edit import coded_of
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.layer import layers
-from onnxcompress.passes.cluster.books import Books
-from onnxcompress.passes.cluster.layout import coded
-from onnxcompress.passes.cluster.sharing import placed, shared
+from onnxcompress.passes import Cluster
 
 DIGITS = Path(__file__).parents[2] / "sample_models" / "digits.onnx"
 DATA = DIGITS.with_suffix(".npz")
@@ -22,15 +20,8 @@ DATA = DIGITS.with_suffix(".npz")
 
 def clustered(sharing: str) -> Model:
     """The sample model with 16 entries a book, read from its file."""
-    model = load(DIGITS)
-    graph = model.ir.clone()
-    for layer in layers(model):
-        like = model.array(layer.weight)
-        matrix = layer.matrix(like)
-        rows = matrix.reshape(len(matrix), -1).astype(np.float64)
-        books: Books = shared(rows, 16, sharing)
-        set_coded(graph, layer.weight, coded(layer, like, placed(rows, books), books))
-    return load(to_bytes(finished(model.edited(graph))))
+    model, each = load(DIGITS), Cluster(same=True, bits=4, share=sharing, smallest=0)  # type: ignore[arg-type]
+    return load(to_bytes(finished(each.apply(model, each.plan(model, {})))))
 
 
 def of_file(model: Model) -> list[str]:

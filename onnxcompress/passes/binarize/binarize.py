@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass as plain
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,19 +12,38 @@ from pydantic.dataclasses import dataclass
 
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import coded_of, set_coded, walk
-from onnxcompress.operators.layer import Layer, layers
+from onnxcompress.model.edit import walk
+from onnxcompress.operators.layer import layers
 from onnxcompress.passes.binarize.activations import put_signs
 from onnxcompress.passes.binarize.terms import DIGITS, approximated
-from onnxcompress.passes.cluster.layout import along, arrays_of, coded, read
-from onnxcompress.passes.protect import ends, protected
+from onnxcompress.passes.cluster.allocation import bits_of
+from onnxcompress.passes.cluster.choices import Coding, Own, Stop
+from onnxcompress.passes.cluster.decisions import carry_out, decide
+from onnxcompress.passes.cluster.layout import along
+from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
+from onnxcompress.passes.cluster.walk import Start, Walk, begun, walked
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES
-from onnxcompress.weights.forms import bytes_of, chosen
 
-SMALLEST = 256
-"""Weights of a tensor below which nothing is won: its nodes and tables take as much."""
+
+@plain(frozen=True)
+class ByTerms(Own):
+    """Sums of terms, each a factor a row times digits."""
+
+    kind: str = "binary"
+    terms: int = 1
+
+    def begun(self, rows: np.ndarray) -> Coding:
+        """From the weights alone."""
+        symbols, books = approximated(rows.astype(np.float64), self.kind, self.terms)
+        return symbols, books.halved()
+
+    def tried(self, at: Stop) -> Iterator[Coding]:
+        """Digits that make up for errors, and the factors that are best for what the layer is really fed."""
+        symbols, books = approximated(at.rows, self.kind, self.terms, at.gram)
+        yield symbols, books.halved()
 
 
 @dataclass(frozen=True)
@@ -36,94 +57,82 @@ class Binarize:
     )
     terms: Annotated[int, Field(ge=1, le=4, description="tensors that are added up, each with a factor a channel")] = 1
     ends: Annotated[
-        bool, Field(description="also the first and the last layers, which the papers leave as they are")
-    ] = False
+        Literal["keep", "as others"],
+        Field(description="the first and the last layers, which the papers leave as they are"),
+    ] = "keep"
     activations: Annotated[
         bool,
         Field(
             description="let the layers read signs of activations too, as XNOR-Net does; onnxruntime has no faster kernel for it"
         ),
     ] = False
-    keep: Annotated[tuple[str, ...], Field(description="weights, by name or pattern, that stay as they are")] = ()
+    assign: Annotated[
+        Literal["nearest", "compensated"],
+        Field(description="compensated: layer by layer on data, each error made up for by weights that are still free"),
+    ] = "nearest"
+    smallest: Annotated[int, Field(ge=0, description="bytes of a weight below which it stays")] = 1024
+    keep: Annotated[
+        tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")
+    ] = ()
+    rows: Annotated[int, Field(ge=16, description="positions of samples that a layer is fitted on, at most")] = 4096
+    seed: Annotated[int, Field(ge=0, description="of positions that are drawn")] = 0
 
     def __post_init__(self) -> None:
-        if len(DIGITS[self.kind]) ** self.terms > MOST_ENTRIES:
+        if self.entries > MOST_ENTRIES:
             raise SettingError(f"{self.terms} {self.kind} terms have more than {MOST_ENTRIES} sums; give fewer terms")
 
-    def layers(self, model: Model) -> tuple[list[Layer], dict[str, str]]:
-        """Every weight that becomes binary, once; and why others do not."""
-        once = {layer.weight: layer for layer in layers(model)}
-        kept = protected(self.keep, once, "weight")
-        outer = set() if self.ends else ends(model, list(once.values()))
-        found, refused = [], {}
-        for name, layer in once.items():
-            why = self._refused(model, layer, outer) if name not in kept else "it is kept (--keep)"
-            if why:
-                refused[name] = why
-            else:
-                found.append(layer)
-        return found, refused
+    @property
+    def entries(self) -> int:
+        """Sums that the terms can have."""
+        return int(len(DIGITS[self.kind]) ** self.terms)
 
-    def _refused(self, model: Model, layer: Layer, outer: set[str]) -> str:
-        before = coded_of(model.initializers[layer.weight])
-        if before is not None and before.entries <= len(DIGITS[self.kind]) ** self.terms:
-            return "it is coded with as few values already"
-        if layer.name in outer:
-            return "it is a first or last layer; --ends takes these too"
-        if layer.op == "Gather":
-            return "it is an embedding, whose rows have nothing to average over"
-        if model.array(layer.weight).size < SMALLEST:
-            return f"it has fewer than {SMALLEST} weights"
-        return "" if along(layer) is not None else "its rows lie along several axes"
+    def tensors(self, model: Model) -> tuple[list[Clustered], dict[str, str]]:
+        """What becomes binary, and why the rest does not."""
+        found, refused = tensors_of(model, self.keep, self.ends, self.smallest, self.entries)
+        unsuited = {each.name: why for each in found if (why := _unsuited(each))}
+        return [each for each in found if each.name not in unsuited], refused | unsuited
 
     def needs(self, model: Model) -> list[Need]:
-        """Nothing: signs and factors come from the weights."""
-        return []
+        """The paired walk, where errors are made up for."""
+        return [Paired.NEED] if self.assign == "compensated" else []
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
-        """Signs and factors of each layer."""
+        """Digits and factors of each layer."""
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
-        todo, refused = self.layers(model)
+        found, refused = self.tensors(model)
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
-        if not todo:
+        if not found:
             first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
             raise ModelError(f"{model.source.name}: no weight can be made {self.kind} ({first})")
-        for layer in todo:
-            like = model.array(layer.weight)
-            matrix = layer.matrix(like).astype(np.float64)
-            rows = matrix.reshape(len(matrix), -1)
-            symbols, books = approximated(rows, self.kind, self.terms)
-            each = coded(layer, like, symbols, books.halved())
-            left = float(((each.decode().astype(np.float64) - like) ** 2).sum())
-            power = float((rows**2).sum())
-            plan.decisions.append(
-                self._decision(layer, each, 10 * np.log10(power / left) if left > 0 < power else None)
-            )
-            plan.arrays.update(arrays_of(layer.weight, each))
+        choice = ByTerms(self.entries, self.kind, self.kind, self.terms)
+        start: Start = {each.name: (each, choice, *choice.begun(each.rows(model.array(each.name)))) for each in found}
+        codes = (
+            walked(Walk(self.rows, seed=self.seed), model, evidence[Paired.NEED], start)
+            if self.assign == "compensated"
+            else begun(model, start)
+        )
+        for each in found:
+            decide(plan, model, each, codes, bits=bits_of(self.entries), sharing="a channel")
         return plan
-
-    def _decision(self, layer: Layer, each: Any, sqnr: float | None) -> dict[str, Any]:
-        form = chosen(each)
-        size = float(each.size * each.dtype.itemsize) if form is None else bytes_of(each, form)
-        return {
-            "weight": layer.weight,
-            "layer": layer.name,
-            "op": layer.op,
-            "shape": list(each.shape),
-            "axis": each.axis,
-            "form": each.form,
-            "bits": 8 * (size or 0) / each.size,
-            "sqnr_db": sqnr,
-        }
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the coded weights, and the signs of activations where they were asked for."""
         plan.check_fits(model.fingerprint)
         graph = model.ir.clone()
-        nodes = {node.name or "": node for node in walk(graph)}
-        by_name = {layer.name: layer for layer in layers(model)}
-        for decision in plan.decisions:
-            set_coded(graph, decision["weight"], read(decision, plan.arrays))
-            if plan.settings["activations"]:
-                put_signs(graph, nodes[decision["layer"]], by_name[decision["layer"]])
+        carry_out(graph, plan)
+        if plan.settings["activations"]:
+            nodes = {node.name or "": node for node in walk(graph)}
+            coded = {each["weight"] for each in plan.decisions}
+            for layer in layers(model):
+                if layer.weight in coded:
+                    put_signs(graph, nodes[layer.name], layer)
         return model.edited(graph)
+
+
+def _unsuited(each: Clustered) -> str:
+    """Why a tensor that could have a book has no factors a row; empty where it has."""
+    if each.weight.layer is None or each.weight.op == "Gather":
+        return "it is an embedding, or no layer reads it as it is"
+    if each.tied:
+        return "it is tied to a matrix that is its transpose"
+    return "" if along(each.weight.layer) is not None else "its rows lie along several axes"

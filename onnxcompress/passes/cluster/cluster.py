@@ -9,19 +9,17 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.difference import sqnr_db
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import set_coded, set_constant
 from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.choices import ByRate, ByVectors, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book, on_common
+from onnxcompress.passes.cluster.decisions import carry_out, decide
 from onnxcompress.passes.cluster.expected import expected, needs_of
-from onnxcompress.passes.cluster.layout import arrays_of, read
 from onnxcompress.passes.cluster.one_price import NODES, at_one_price
 from onnxcompress.passes.cluster.sharing import SHARINGS, placed, shared
 from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
@@ -29,7 +27,6 @@ from onnxcompress.passes.cluster.vectors import Vectors
 from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES, Coded
-from onnxcompress.weights.forms import bytes_of, chosen
 
 BITS = 4
 """A weight, where nobody says."""
@@ -152,15 +149,9 @@ class Cluster:
             return plan
         start, codes = self._codes(plan, model, found, evidence)
         for each in found:
-            name = each.name
-            self._decide(plan, model, each, start[name][1], codes.coded[name])
-            if not plan.decisions or plan.decisions[-1]["weight"] != name:
-                continue
-            if name in codes.layer_bias:
-                plan.decisions[-1]["bias"] = codes.layer_bias[name]
-                plan.arrays[f"bias/{codes.layer_bias[name]}"] = codes.biases[codes.layer_bias[name]]
-            if name in codes.held_out_db:
-                plan.decisions[-1] |= dict(zip(("plain_db", "held_out_db"), codes.held_out_db[name], strict=True))
+            choice = start[each.name][1]
+            bits = _bits(choice, codes.coded[each.name])
+            decide(plan, model, each, codes, bits=bits, sharing=choice.sharing)
         return plan
 
     def _codes(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> tuple[Start, Found]:
@@ -179,13 +170,7 @@ class Cluster:
         """Give the tensors their decoded values and codes, the layers their biases."""
         plan.check_fits(model.fingerprint)
         graph = model.ir.clone()
-        for each in plan.decisions:
-            coded = read(each, plan.arrays)
-            set_coded(graph, each["weight"], coded)
-            for name in each["tied"]:
-                set_coded(graph, name, coded.transposed())
-            if "bias" in each:
-                set_constant(graph, each["bias"], plan.arrays[f"bias/{each['bias']}"])
+        carry_out(graph, plan)
         return model.edited(graph)
 
     # -- decisions -----------------------------------------------------------------------------------------------
@@ -245,32 +230,6 @@ class Cluster:
         else:
             books = shared(rows, choice.entries, choice.sharing, start=self.start, seed=self.seed)
         return each, choice, placed(rows, books), books
-
-    def _decide(self, plan: Plan, model: Model, each: Clustered, choice: Choice, coded: Coded) -> None:
-        """Write a tensor down, or why it stays after all."""
-        form = chosen(coded)
-        if form is None:
-            plan.refusals.append(Refusal(each.name, "indices and books would take more room than the weights"))
-            return
-        values = model.array(each.name).astype(np.float64)
-        noise = float(np.square(coded.decode() - values).sum())
-        plan.arrays.update(arrays_of(each.name, coded))
-        plan.decisions.append(
-            {
-                "weight": each.name,
-                "op": each.weight.op,
-                "tied": list(each.tied),
-                "nodes": list(each.weight.nodes),
-                "shape": list(coded.shape),
-                "axis": coded.axis,
-                "form": coded.form,
-                "entries": coded.entries,
-                "bits": round(_bits(choice, coded), 3),
-                "share": choice.sharing,
-                "sqnr_db": sqnr_db(float(np.square(values).sum()), noise),
-                "bytes": [each.weight.bytes, round(bytes_of(coded, form) or 0.0)],
-            }
-        )
 
 
 def _rest(model: Model, found: list[Clustered]) -> int:

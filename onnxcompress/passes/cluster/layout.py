@@ -1,4 +1,4 @@
-"""From rows of a layer to the stored tensor and back: a Coded of symbols [out, row] and their books; and its arrays in a Plan."""
+"""Along which axis the rows of a layer lie in its stored tensor; a coded tensor as arrays of a Plan, and back."""
 
 from __future__ import annotations
 
@@ -8,33 +8,12 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.cluster.books import Books
 from onnxcompress.weights.coded import Coded
 
 
 def along(layer: Layer) -> int | None:
     """The axis of the stored weight along which its rows lie; None where they lie along several, or inside one."""
     return layer.order[0] if layer.outs == 1 and layer.repeats == 1 else None
-
-
-def coded(layer: Layer, like: np.ndarray, symbols: np.ndarray, books: Books, form: str = "auto") -> Coded:
-    """Symbols uint8 [out, row] of a layer as they are stored in a tensor like `like`.
-
-    Several books or scales need rows along one axis (`along`); ValueError where they do not lie so.
-    """
-    flat = np.ascontiguousarray(layer.stored(symbols.reshape(layer.matrix(like).shape), like)).reshape(-1)
-    axis, several = along(layer), len(books.entries) > 1
-    if axis is None and (several or books.scales is not None):
-        raise ValueError(f"{layer.name}: its rows lie along several axes")
-    return Coded(
-        like.shape,
-        flat.astype(np.uint8),
-        books.entries.astype(like.dtype)[:, :, None],
-        None if books.scales is None else books.scales.astype(like.dtype),
-        books.of(len(symbols)) if several else None,
-        axis or 0,
-        form,
-    )
 
 
 PARTS = ("symbols", "books", "scales", "groups")
