@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxcompress.packing import Packing, load_packed, pack, unpack
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
-    from onnxcompress.verbs import apply, cluster, prune, quantize, sparsify
+    from onnxcompress.verbs import apply, cluster, distill, prune, quantize, sparsify
 
 HOMES = {
     "checkup": ("Checkup", "check"),
@@ -35,7 +35,7 @@ HOMES = {
     "packing": ("Packing", "load_packed", "pack", "unpack"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
-    "verbs": ("apply", "cluster", "prune", "quantize", "sparsify"),
+    "verbs": ("apply", "cluster", "distill", "prune", "quantize", "sparsify"),
 }
 """Module -> the public names that live in it."""
 
@@ -61,6 +61,7 @@ __all__ = [
     "check",
     "cluster",
     "compare",
+    "distill",
     "inspect",
     "load",
     "load_packed",
