@@ -163,11 +163,11 @@ def _unnamed_outputs(graph: ir.Model) -> None:
 
 
 def _in_training_form(op: Pen) -> list[Statistics]:
-    found = []
+    found: list[Statistics] = []
     for node in list(op.graph.graph):
         if node.op_type == "BatchNormalization" and not node.domain:
             shape, running = shape_of(node.inputs[0]), [str(node.inputs[i].name) for i in (3, 4)]  # type: ignore[arg-type, union-attr]
-            mean, var = training_form(op, node)
+            mean, var = training_form(op, node, len(found))
             count = prod(shape) // shape[1]
             found.append(Statistics(running[0], running[1], str(mean.name), str(var.name), count))
     return found

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcompress.training.derivatives.site import Gradients, Rule, Site, summed_to
 from onnxcompress.training.lowering import along_channels, scaled_channels
-from onnxcompress.training.pen import Pen, shape_of
+from onnxcompress.training.pen import Pen, element_of, shape_of
 
 
 def _batch_normalization(op: Pen, at: Site, dy: ir.Value) -> Gradients:
@@ -22,7 +22,7 @@ def _batch_normalization(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     """
     x, scale = at.x[0], at.x[1]
     training = bool(at.attribute("training_mode", 0))
-    if at.wants(3) or at.wants(4):
+    if not training and (at.wants(3) or at.wants(4)):
         raise at.refused("its statistics are trained")
     mean, var = (at.node.outputs[1], at.node.outputs[2]) if training else (at.x[3], at.x[4])
     rank = len(at.shape(0))
@@ -86,16 +86,19 @@ def _log_softmax(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     return [op.Sub(dy, op.Mul(op.Exp(at.y), total))]
 
 
-def training_form(op: Pen, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+def training_form(op: Pen, node: ir.Node, number: int) -> tuple[ir.Value, ir.Value]:
     """Put an inference BatchNormalization in training form: it normalises by its batch. Returns mean and variance of the batch.
 
-    onnxruntime's kernel may write its new statistics into the arrays that came in as old ones, where other readers of these then
-    see them: the inputs become buffers of this node's own, made in each run, and momentum 0 makes the outputs the batch's.
+    onnxruntime's kernel writes its new statistics into the arrays that came in as old ones, where other readers of these then see
+    them: the inputs become buffers of this node's own, made in each run, and momentum 0 makes the outputs the batch's. What a
+    buffer holds is multiplied by 0; it differs from buffer to buffer (`number`, of the node in its graph), since onnxruntime
+    makes one node of two that compute the same, and mean and variance would then lie in one array.
     """
     scale = node.inputs[1]
     assert scale is not None
     for index in (3, 4):
-        made = ir.node("Sub", [scale, scale], name=f"{node.name}~buffer{index}")
+        other = op.constant(np.array(2 * number + index, element_of(scale)))
+        made = ir.node("Add", [scale, other], name=f"{node.name}~buffer{index}")
         made.outputs[0].name = made.name
         op.infer(made)
         op.graph.graph.insert_before(node, made)
