@@ -175,6 +175,8 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
         *losses_in_words(targets),
         f"{made.parameters} numbers were trained",
     ]
+    if made.norms is not None:
+        notes.append(made.norms)
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
     return Plan(settings.name, _fields(settings), student.fingerprint, made.curve, notes=notes)

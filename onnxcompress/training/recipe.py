@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+Norms = Literal["auto", "frozen", "training"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -29,7 +31,10 @@ class Recipe:
         float | None, Field(ge=0, lt=1, description="keep an average of the weights, such as 0.99, and write that")
     ] = None
     norms: Annotated[
-        Literal["frozen", "training"],
-        Field(description="frozen: BatchNormalization keeps its statistics; training: it normalises by the batch"),
-    ] = "frozen"
+        Norms,
+        Field(
+            description="BatchNormalization: frozen keeps its statistics, training normalises by the batch; auto tries "
+            "both before the first step"
+        ),
+    ] = "auto"
     freeze: Annotated[tuple[str, ...], Field(description="weights or nodes that do not train, by name or pattern")] = ()

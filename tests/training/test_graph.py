@@ -175,7 +175,9 @@ def test_a_recurrent_layer_is_refused_by_name_and_trains_behind_it() -> None:
         helper.make_node("LSTM", ["p", "W", "R"], ["y"], hidden_size=4, name="memory"),
         **{name: RNG.normal(size=shape) for name, shape in sizes.items()}, w=RNG.normal(size=(4, 4)),
     )  # fmt: skip
-    with pytest.raises(ModelError, match="LSTM 'memory': no gradient goes through it: recurrent layers have no row yet; freeze"):
+    with pytest.raises(
+        ModelError, match="LSTM 'memory': no gradient goes through it: recurrent layers have no row yet; freeze"
+    ):
         step_graph(before, {"x": (2, 3, 4)}, parameters_of(before), squares("y"))
 
 
@@ -209,7 +211,9 @@ def test_generated_models_train_or_say_why(proto: onnx.ModelProto, seed: int) ->
         names = parameters_of(model)
         made = step_graph(model, {n: x.shape for n, x in feeds.items()}, names, squares(*outputs[:1]))
     except ModelError as error:
-        assert "\n" not in str(error) and any(word in str(error) for word in ("no gradient", "nothing", "does not depend"))
+        assert "\n" not in str(error) and any(
+            word in str(error) for word in ("no gradient", "nothing", "does not depend")
+        )
         return
     session, layout = made.open(), Layout.of(model, names)
     weights = layout.gathered(arrays(model, names))

@@ -109,7 +109,12 @@ def test_value_and_gradient(name: str) -> None:
     loss, gradient = run_float64(graph, feeds)
     assert float(loss) == pytest.approx(FORMULAS[name](student, teacher), rel=1e-6)
     if name != "alpha":  # its gradient is not that of its value, below
-        close(gradient, differences(lambda f: np.asarray(run_float64(graph, f)[0]), feeds, "s", np.ones(()), 1e-6), 1e-6, "s")
+        close(
+            gradient,
+            differences(lambda f: np.asarray(run_float64(graph, f)[0]), feeds, "s", np.ones(()), 1e-6),
+            1e-6,
+            "s",
+        )
     single, feeds = made(name, student, teacher, np.float32)
     close(run_stock(single, feeds)[1], gradient, 1e-3, name)
 

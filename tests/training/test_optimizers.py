@@ -38,7 +38,10 @@ def test_adamw_and_its_decay() -> None:
 
 
 def test_adamw_second_step() -> None:
-    first, second = (0.9 * 0.1 * 0.5 + 0.1 * 0.25) / (1 - 0.81), (0.999 * 0.001 * 0.25 + 0.001 * 0.0625) / (1 - 0.999**2)
+    first, second = (
+        (0.9 * 0.1 * 0.5 + 0.1 * 0.25) / (1 - 0.81),
+        (0.999 * 0.001 * 0.25 + 0.001 * 0.0625) / (1 - 0.999**2),
+    )
     assert two_steps("adamw", Settings())[0] == pytest.approx(1 - 0.1 - 0.1 * first / np.sqrt(second), rel=1e-5)
 
 

@@ -36,7 +36,12 @@ def two_norms(dtype: type) -> tuple[ir.Model, Arrays]:
         helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["h"], name="first"),
         helper.make_node("BatchNormalization", ["h", "t", "b", "m", "v"], ["y"], name="second"),
     ]
-    feeds = {"x": 2 + RNG.normal(size=(4, 3, 5)), "s": RNG.normal(size=3), "t": RNG.normal(size=3), "b": RNG.normal(size=3)}
+    feeds = {
+        "x": 2 + RNG.normal(size=(4, 3, 5)),
+        "s": RNG.normal(size=3),
+        "t": RNG.normal(size=3),
+        "b": RNG.normal(size=3),
+    }
     feeds = {name: array.astype(dtype) for name, array in feeds.items()}
     constants = {"m": np.zeros(3, dtype), "v": np.ones(3, dtype)}
     graph = graph_of(nodes, feeds, constants, "y")

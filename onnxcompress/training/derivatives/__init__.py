@@ -19,7 +19,19 @@ DERIVATIVES: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **POOLING, **NORMALIZAT
 FLAT = frozenset(
     (
         *("Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Xor"),
-        *("IsNaN", "IsInf", "ArgMax", "ArgMin", "NonZero", "Range", "ConstantOfShape", "Floor", "Ceil", "Round", "Sign"),
+        *(
+            "IsNaN",
+            "IsInf",
+            "ArgMax",
+            "ArgMin",
+            "NonZero",
+            "Range",
+            "ConstantOfShape",
+            "Floor",
+            "Ceil",
+            "Round",
+            "Sign",
+        ),
         *("OneHot", "EyeLike", "RandomNormal", "RandomUniform"),
     )
 )

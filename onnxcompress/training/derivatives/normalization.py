@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcompress.training.derivatives.site import Gradients, Rule, Site, summed_to
 from onnxcompress.training.lowering import along_channels, scaled_channels
-from onnxcompress.training.pen import Pen, element_of, shape_of
+from onnxcompress.training.pen import Pen, element_of
 
 
 def _batch_normalization(op: Pen, at: Site, dy: ir.Value) -> Gradients:
