@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.model import Model, load
-from onnxcompress.training.graph import step_graph
+from onnxcompress.training.graph import StepGraph, step_graph
 from onnxcompress.training.losses import LOSSES
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.targets import criterion, losses_in_words, targets_of
@@ -86,9 +86,11 @@ def test_features_of_other_widths(loss: str) -> None:
     student, teacher = net("Softmax", width=4), net("Softmax")
     targets = targets_of(student, teacher, features=["f"], feature_loss=loss)
     shapes = {"z": (3, 3), "f": (3, 6, 5, 5)}
-    ask = lambda: step_graph(
-        student, {"x": (3, 2, 5, 5)}, parameters_of(student), criterion(targets, shapes, temperature=None)
-    )  # noqa: E731
+
+    def ask() -> StepGraph:
+        terms = criterion(targets, shapes, temperature=None)
+        return step_graph(student, {"x": (3, 2, 5, 5)}, parameters_of(student), terms)
+
     if LOSSES[loss].widths:
         assert ask().terms == ("y", "f")
     else:
