@@ -110,6 +110,22 @@ class Pen:
         except shape_inference.InferenceError as error:
             raise ModelError(f"{node.op_type} {node.name!r}: its shape cannot be found: {error}") from error
         _apply(found, node)
+        if node.attributes.get_int("ceil_mode", 0):
+            self._without_lost_windows(node)
+
+    def _without_lost_windows(self, node: ir.Node) -> None:
+        """A pool with ceil_mode: onnxruntime leaves out a window that begins beyond the input, which ONNX's inference counts, also
+        the one that runs when the graph is loaded. Without ceil_mode all agree on what is run; ModelError where another axis needs it.
+        """
+        run = _windows_run(node)
+        if run == shape_of(node.outputs[0])[2:]:
+            return
+        node.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
+        self.infer(node)
+        if run != shape_of(node.outputs[0])[2:]:
+            raise ModelError(
+                f"{node.op_type} {node.name!r}: ceil_mode gives windows that begin beyond the input; export it with pads"
+            )
 
 
 def _apply(found: Mapping[str, onnx.TypeProto], node: ir.Node) -> None:
@@ -121,6 +137,17 @@ def _apply(found: Mapping[str, onnx.TypeProto], node: ir.Node) -> None:
         if kind.tensor_type.HasField("shape"):
             sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.tensor_type.shape.dim]
             value.shape = ir.Shape(sizes)
+
+
+def _windows_run(node: ir.Node) -> tuple[int, ...]:
+    """How many windows of a pool begin within the input and the pads before it, by spatial axis."""
+    sizes, counts = shape_of(node.inputs[0])[2:], shape_of(node.outputs[0])[2:]  # type: ignore[arg-type]
+    strides, begins = (
+        node.attributes[name].as_ints() if name in node.attributes else [plain] * len(sizes)
+        for name, plain in (("strides", 1), ("pads", 0))
+    )
+    places = zip(counts, sizes, strides, begins[: len(sizes)], strict=True)
+    return tuple(out - ((out - 1) * stride >= size + begin) for out, size, stride, begin in places)
 
 
 def _type_proto(value: ir.Value) -> onnx.TypeProto:

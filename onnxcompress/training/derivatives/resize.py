@@ -14,13 +14,14 @@ from onnxcompress.model.edit import constant_of
 from onnxcompress.training.derivatives.site import Gradients, Site
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
-PLACES: dict[str, Callable[[np.ndarray, float, int, int], np.ndarray]] = {
+PLACES: dict[str, Callable[[np.ndarray, np.float32, int, int], np.ndarray]] = {
     "half_pixel": lambda i, scale, size, out: (i + 0.5) / scale - 0.5,
     "pytorch_half_pixel": lambda i, scale, size, out: (i + 0.5) / scale - 0.5 if out > 1 else i * 0.0,
     "asymmetric": lambda i, scale, size, out: i / scale,
     "align_corners": lambda i, scale, size, out: i * (size - 1) / (out - 1) if out > 1 else i * 0.0,
 }
-"""coordinate_transformation_mode -> (output places, scale, input size, output size) -> input places."""
+"""coordinate_transformation_mode -> (output places, scale, input size, output size) -> input places, in float32 as
+onnxruntime has it: where a place lies half-way, the last bit decides."""
 
 ROUNDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
@@ -48,7 +49,7 @@ def _taken(at: Site, axis: int, size: int, out: int) -> np.ndarray:
     places = PLACES.get(at.attribute("coordinate_transformation_mode", "half_pixel"))
     if places is None:
         raise at.refused(f"coordinate_transformation_mode {at.attribute('coordinate_transformation_mode', '')!r}")
-    found = places(np.arange(out, dtype=np.float64), _scale(at, axis, size, out), size, out)
+    found = places(np.arange(out, dtype=np.float32), np.float32(_scale(at, axis, size, out)), size, out)
     rounded = ROUNDS[at.attribute("nearest_mode", "round_prefer_floor")](found)
     return np.clip(rounded, 0, size - 1).astype(np.int64)
 
