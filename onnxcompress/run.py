@@ -83,7 +83,7 @@ def run(
                 plan = each.plan(current, evidence_for(each, original, current, feed, how))
             made.append(plan)
             current = each.apply(current, plan)
-    before, after = _costs(original, current, feed)
+    before, after = costs(original, current, feed)
     if dry:
         return Result(original, original, tuple(made), before, after, notes=feed.notes, seconds=clock.seconds)
     with clock("compare"):
@@ -128,7 +128,7 @@ def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
     )
 
 
-def _costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:
+def costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:
     """Of both, on the first calibration sample: the one that a pass with a target of multiply-adds counted on."""
     seen = data.calibration
     before = cost(original, first_shapes(original, seen), on_disk=original.source.size)

@@ -124,6 +124,33 @@ def binarize(
     return _run(model, [each] if dry else [each, *repair], data, wanted, how, dry=dry)
 
 
+def distill(
+    student: Loadable,
+    *,
+    teacher: Loadable,
+    data: Any = None,
+    checkpoint: str | Path | None = None,
+    dry: bool = False,
+    **settings: Any,
+) -> Result:
+    """Fine-tune a compressed model until it answers like the model that it was made from; no labels are needed.
+
+    student     path, bytes, onnx.ModelProto, onnx_ir.Model or Model
+    teacher     the same: what the student shall answer like, and is compared with
+    data        inputs like those of use, what `open_data` takes; three quarters train, the rest judges
+    checkpoint  a file written after each epoch; where it is there, training goes on from it
+    dry         say what would be learned from what, and train nothing
+    settings    fields of `methods.distill.Distill`, names of BUDGETS, fields of `run.How`
+    """
+    from onnxcompress.methods.distill import Distill, distilled
+
+    own, wanted, how = sorted_out(settings, Distill)
+    result = distilled(
+        student, teacher, data, made(Distill, own), budgets=_unclocked(wanted), checkpoint=checkpoint, dry=dry, how=how
+    )
+    return result if dry else _with_clock(result, wanted, data, how)
+
+
 MODES: dict[str, dict[str, Any]] = {
     "static": {"decode": "load", "dynamic": "recurrent", "rounding": "nearest"},
     "dynamic": {"dynamic": "all"},

@@ -21,6 +21,7 @@ from onnxcompress.cli.output import check_outputs, progress, show
 from onnxcompress.data import ImageSettings
 from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
+from onnxcompress.methods.distill import Distill
 from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.prune.prune import Prune
@@ -95,6 +96,18 @@ EQUALIZE = Option(
     "first scale channels against each other, which changes no output",
     "Quantization",
 )
+DISTILLING = options_of(Distill, panel="Distillation")
+LEARNING = [
+    Option("teacher", "teacher", str | None, None, "the .onnx file that it shall answer like", "Distillation"),
+    Option(
+        "checkpoint",
+        "checkpoint",
+        str | None,
+        None,
+        "file that is written after each epoch; where it is there, training goes on from it",
+        "Distillation",
+    ),
+]
 LOOKING = options_of(
     Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
 )
@@ -180,6 +193,16 @@ def quantize(model: Model, **given: Any) -> None:
     instance(QuantizeWeights, WEIGHING, given)
     ways = {"mode": given["mode"], "equalize": given["equalize"], **taken(WEIGHING, given)}
     _compress(verbs.quantize, Quantize, QUANTIZING, model, given, **ways)
+
+
+@verb(OUTPUT, LEARNING, DISTILLING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def distill(model: Model, **given: Any) -> None:
+    """Fine-tune a compressed model until it answers like the one that it was made from; no labels are needed."""
+    if given["teacher"] is None:
+        raise SettingError("no teacher is named; give --teacher model.onnx")
+    _check(given, model, given["save_plan"], given["teacher"])
+    ways = {name: given[name] for name in ("teacher", "checkpoint")}
+    _compress(verbs.distill, Distill, DISTILLING, model, given, **ways)
 
 
 def _compress(

@@ -15,6 +15,7 @@ from onnxcompress.runtime.session import Port
 
 CALIBRATION_SHARE = 0.75  # the rest is held out
 SPLIT_STREAM = 1  # keeps the split's random numbers apart from those of other users of the same seed
+SHUFFLE_STREAM = 3
 
 Feed = dict[str, np.ndarray]
 Part = Literal["", "calibration", "held-out"]
@@ -86,7 +87,7 @@ class Store:
 class Data:
     """Samples of a source, or a view of some of them. Made by `open_data`.
 
-    what       the source in a few words                indices    [samples], which of the store's samples, ascending
+    what       the source in a few words                indices    [samples], which of the store's samples, ascending unless shuffled
     seed       of the split                             notes      sentences for the report
     synthetic  made up: nothing measured on it is about the user's own data
     part       which half of the split this is; empty for the whole
@@ -125,26 +126,38 @@ class Data:
         """The samples for judging: those that are not for calibration; the same one where there is only one."""
         return self._view(1)
 
+    def shuffled(self, number: int) -> Data:
+        """The same samples in an order that the seed and a number (of an epoch) give; those of one piece stay together, so that
+        no piece is loaded twice."""
+        rng = np.random.default_rng([self.seed, SHUFFLE_STREAM, number])
+        order = rng.permutation(self.indices)
+        rank = rng.permutation(len(self.store.pieces))[np.searchsorted(self.store.starts, order, side="right") - 1]
+        return replace(self, indices=order[np.argsort(rank, kind="stable")])
+
     def batches(self, size: int = 1) -> Iterator[Feed]:
         """Feeds in the order of `indices`, up to `size` samples in each.
 
         Only samples of equal shape are joined, and only where the model's first axes are dynamic: otherwise a feed is
         one sample. Nothing but one piece of the source and one feed is held at a time.
         """
+        return (feed for _, feed in self.indexed(size))
+
+    def indexed(self, size: int = 1) -> Iterator[tuple[np.ndarray, Feed]]:
+        """As `batches`, each feed with the indices of its samples in the store."""
         waiting: list[Feed] = []
-        layout, key = None, None
+        layout, key, done = None, None, 0
         for index in self.indices:
             now, feed = self.store.sample(int(index))
             shapes = (now.joins, tuple(value.shape for value in feed.values()))
             if waiting and layout is not None:
                 fits = now.joins and shapes == key and _same_constants(waiting[0], feed, now)
                 if len(waiting) >= size or not fits:
-                    yield _joined(waiting, layout)
-                    waiting = []
+                    yield self.indices[done : done + len(waiting)], _joined(waiting, layout)
+                    done, waiting = done + len(waiting), []
             waiting.append(feed)
             layout, key = now, shapes
         if waiting and layout is not None:
-            yield _joined(waiting, layout)
+            yield self.indices[done:], _joined(waiting, layout)
 
     def describe(self) -> str:
         """One phrase for reports."""

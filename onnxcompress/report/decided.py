@@ -36,6 +36,28 @@ def _refitted(plan: Mapping[str, Any]) -> Table:
     return table("refits: SQNR of the layer's output", ("layer", "before", "after"), cells, ("before", "after"))
 
 
+def _learned(plan: Mapping[str, Any]) -> Table:
+    """The loss of each epoch; of a dry run what would be learned."""
+    if not all("epoch" in each for each in plan["decisions"]):
+        return _plain(plan)
+    rows = plan["decisions"]
+    most = max((each["loss"] for each in rows), default=0.0) or 1.0
+    cells = [
+        (
+            str(each["epoch"]),
+            f"{each['loss']:.4g}",
+            f"{each['gradient']:.3g}",
+            f"{each['rate']:.3g}",
+            f"{each['seconds']:.1f}",
+        )
+        for each in rows
+    ]
+    columns = ("epoch", "loss", "gradient", "rate", "seconds")
+    return table(
+        "distillation: mean loss of each epoch", columns, cells, columns[1:], bars=[(e["loss"] / most,) for e in rows]
+    )
+
+
 def _plain(plan: Mapping[str, Any]) -> Table:
     cells = [(", ".join(f"{name} {value}" for name, value in each.items())[:100],) for each in plan["decisions"]]
     return table(plan["method"], ("decision",), cells)
@@ -127,6 +149,7 @@ def _clustered(plan: Mapping[str, Any]) -> Table:
 DECISIONS = {
     "cluster": _clustered,
     "binarize": _clustered,
+    "distill": _learned,
     "prune": _cut,
     "refit": _refitted,
     "equalize": _equalized,

@@ -1,0 +1,69 @@
+"""A graph with every shape fixed: what is computed from shapes alone becomes constants, and each value knows its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnx.reference import ReferenceEvaluator
+
+from onnxcompress.errors import ModelError
+from onnxcompress.training.pen import SMALL, Pen, shape_of
+
+ENDLESS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+"""Operators that give something else each time."""
+
+
+def fix(op: Pen, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the graph's inputs these shapes, in place, and every value the shape that follows.
+
+    ModelError where a shape depends on the data.
+    """
+    graph = op.graph.graph
+    for value in graph.inputs:
+        if value.name is not None and value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
+    for node in list(graph):
+        if node.op_type == "Shape" and not node.domain:
+            sizes = np.array(shape_of(node.inputs[0]), np.int64)  # type: ignore[arg-type]
+            first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes))
+            _becomes(op, node, [sizes[first:last]])
+        elif _known(node):
+            _becomes(op, node, _computed(op, node))
+        else:
+            op.infer(node)
+    common.RemoveUnusedNodesPass()(op.graph)
+
+
+def _known(node: ir.Node) -> bool:
+    """Are all its inputs small constants, and its outputs always the same?"""
+    if (
+        node.domain
+        or node.op_type in ENDLESS
+        or any(attr.type == ir.AttributeType.GRAPH for attr in node.attributes.values())
+    ):
+        return False
+    constants = [value.const_value for value in node.inputs if value is not None]
+    return all(each is not None and each.size <= SMALL for each in constants)
+
+
+def _computed(op: Pen, node: ir.Node) -> list[np.ndarray]:
+    """Its outputs, from its constant inputs."""
+    feeds = {v.name or "": v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None}
+    try:
+        found = ReferenceEvaluator(ir.to_proto(node), opsets=dict(op.graph.opset_imports)).run(None, feeds)
+    except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:
+        raise ModelError(f"{node.op_type} {node.name!r}: a shape cannot be computed from constants: {error}") from error
+    return [np.asarray(each) for each in found]
+
+
+def _becomes(op: Pen, node: ir.Node, values: list[np.ndarray]) -> None:
+    """The node's outputs are constants now."""
+    for output, each in zip(node.outputs, values, strict=True):
+        made = op.constant(each)
+        if output.is_graph_output():
+            output = op.Identity(made)
+        output.replace_all_uses_with(made)
+    op.graph.graph.remove(node, safe=True)

@@ -1,0 +1,40 @@
+"""How a training is carried out: one set of fields, which become options, checks and documentation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+Norms = Literal["auto", "frozen", "training"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimizer, its rate over time, and what trains."""
+
+    epochs: Annotated[int, Field(ge=1, description="passes over the training samples")] = 10
+    minibatch: Annotated[int, Field(ge=1, description="samples of one step, where the model's first axis is free")] = 32
+    accumulate: Annotated[int, Field(ge=1, description="steps whose gradients are averaged into one update")] = 1
+    optimizer: Annotated[Literal["sgd", "adamw", "lamb"], Field(description="sgd, adamw or lamb")] = "adamw"
+    rate: Annotated[float, Field(gt=0, description="learning rate at its highest")] = 1e-3
+    schedule: Annotated[
+        Literal["constant", "cosine", "step"], Field(description="constant, cosine or step: the rate over time")
+    ] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps over which the rate first rises")] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd; the first beta of adamw and lamb")] = 0.9
+    nesterov: Annotated[bool, Field(description="sgd looks ahead along its velocity")] = False
+    decay: Annotated[float, Field(ge=0, description="weight decay, decoupled; not of biases and norms")] = 0.0
+    clip: Annotated[float | None, Field(gt=0, description="longest gradient; a longer one is scaled down")] = 5.0
+    average: Annotated[
+        float | None, Field(ge=0, lt=1, description="keep an average of the weights, such as 0.99, and write that")
+    ] = None
+    norms: Annotated[
+        Norms,
+        Field(
+            description="BatchNormalization: frozen keeps its statistics, training normalises by the batch; auto tries "
+            "both before the first step"
+        ),
+    ] = "auto"
+    freeze: Annotated[tuple[str, ...], Field(description="weights or nodes that do not train, by name or pattern")] = ()

@@ -1,0 +1,99 @@
+"""Reverse mode: from a loss back through the graph, a row of the derivative table a node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import ModelError, nearest
+from onnxcompress.training.derivatives import DERIVATIVES, FLAT, REFUSED, Site, split
+from onnxcompress.training.derivatives.site import Gradients, zeros_like
+from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
+
+
+def differentiate(op: Pen, loss: ir.Value, by: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+    """Write the gradient of a scalar loss by each of the values; zeros where the loss does not depend on one.
+
+    The graph's nodes must be in order, with shapes (pen.py). ModelError for an operator without a row, by name, with what to do.
+    """
+    nodes = list(op.graph.graph)
+    moving = _moving(nodes, by, op.stops)
+    if loss not in moving:
+        raise ModelError(f"the loss does not depend on any of the {len(by)} trained parameters; train others")
+    gathered: dict[ir.Value, list[ir.Value]] = {loss: [op.constant(np.ones(shape_of(loss), element_of(loss)))]}
+    for node in reversed(nodes):
+        dys = [_summed(op, gathered, y) for y in node.outputs]
+        if any(dy is not None for dy in dys) and any(x in moving for x in node.inputs):
+            _back(op, node, dys, moving, gathered)
+    found = {value: _summed(op, gathered, value) for value in by}
+    return {value: zeros_like(op, value) if dy is None else dy for value, dy in found.items()}
+
+
+def refusals(nodes: Iterable[ir.Node]) -> dict[str, str]:
+    """Operator -> why no gradient goes through it, of those among the nodes that the table does not cover."""
+    found = {}
+    for node in nodes:
+        known = node.op_type in DERIVATIVES or node.op_type in FLAT or node.op_type == "Split"
+        if node.domain not in ("", "ai.onnx") or not known:
+            found[node.op_type] = REFUSED.get(node.op_type, "it has no row in the derivative table")
+    return found
+
+
+def _moving(nodes: Sequence[ir.Node], by: Collection[ir.Value], stops: Collection[ir.Value]) -> set[ir.Value]:
+    """Values of floats that depend on those in `by`."""
+    found = set(by)
+    for node in nodes:
+        if node.op_type not in FLAT and any(value in found for value in node.inputs):
+            found.update(value for value in node.outputs if is_float(value) and value not in stops)
+    return found
+
+
+def _summed(op: Pen, gathered: dict[ir.Value, list[ir.Value]], value: ir.Value) -> ir.Value | None:
+    """The gradient of a value: the sum over all who read it."""
+    parts = gathered.get(value)
+    if not parts:
+        return None
+    if len(parts) > 1:
+        total = parts[0]
+        for part in parts[1:]:
+            total = op.Add(total, part)
+        gathered[value] = [total]
+    return gathered[value][0]
+
+
+def _back(
+    op: Pen,
+    node: ir.Node,
+    dys: list[ir.Value | None],
+    moving: Collection[ir.Value],
+    gathered: dict[ir.Value, list[ir.Value]],
+) -> None:
+    """The gradients of one node's inputs, added to what is gathered."""
+    at = Site(node, tuple(value is not None and value in moving for value in node.inputs))
+    for index, (value, found) in enumerate(zip(node.inputs, _gradients(op, at, dys), strict=False)):
+        if value is None or found is None or not at.wants(index):
+            continue
+        if shape_of(found) != shape_of(value):
+            raise ModelError(
+                f"{node.op_type} {node.name!r}: the gradient of input {index} has shape {list(shape_of(found))}, the "
+                f"input {list(shape_of(value))}; report this as a fault of the derivative table"
+            )
+        gathered.setdefault(value, []).append(found)
+
+
+def _gradients(op: Pen, at: Site, dys: list[ir.Value | None]) -> Gradients:
+    node = at.node
+    if node.op_type == "Split" and not node.domain:
+        return split(op, at, dys)
+    why = refusals([node]).get(node.op_type)
+    if why is not None:
+        close = f"; {nearest(node.op_type, DERIVATIVES)}" if node.op_type not in REFUSED else ""
+        raise ModelError(
+            f"{node.op_type} {node.name!r}: no gradient goes through it: {why}{close}; freeze what it reads"
+        )
+    dy = dys[0]
+    if dy is None or any(other is not None for other in dys[1:]):
+        raise at.refused("another output than the first takes part in the loss")
+    return DERIVATIVES[node.op_type](op, at, dy)

@@ -1,0 +1,177 @@
+"""What the student learns from which values of the teacher: chosen by what an output is, or named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxcompress.errors import ModelError, SettingError, nearest
+from onnxcompress.model import Model
+from onnxcompress.training.graph import Criterion
+from onnxcompress.training.losses import LOSSES, Loss
+from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
+
+TEACHER = "teacher/"
+"""Before the name of each of the teacher's values that the step graph takes."""
+
+AUTO = "auto"
+
+PASSED = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+"""Operators between a Softmax and the output that change no number."""
+
+ENDS = {
+    "Softmax": ("soft-cross-entropy", "probabilities of a Softmax: the logits before it are learned"),
+    "LogSoftmax": ("soft-cross-entropy", "logarithms of a Softmax: the logits before it are learned"),
+    "Sigmoid": ("binary", "probabilities of a Sigmoid: the log odds before it are learned"),
+}
+"""Operator that makes an output -> the loss on what it reads, and why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One term of the loss. student, teacher: values; axis of the classes, None where there are none; why: for the report."""
+
+    name: str
+    student: str
+    teacher: str
+    loss: str
+    axis: int | None
+    weight: float
+    why: str
+
+
+def targets_of(
+    student: Model,
+    teacher: Model,
+    *,
+    loss: str = AUTO,
+    features: Sequence[str] = (),
+    feature_loss: str = "attention",
+    feature_weight: float = 1.0,
+) -> list[Target]:
+    """A term for each float output, and one for each pair of features ("NAME", or "STUDENT=TEACHER" where names differ).
+
+    SettingError for a loss that does not fit what it would be given, ModelError for a value that is not there.
+    """
+    for each in (loss, feature_loss):
+        if each != AUTO and each not in LOSSES:
+            raise SettingError(f"no loss is called {each!r}; {nearest(each, LOSSES)}")
+    if features and LOSSES[feature_loss].of != "features":
+        raise SettingError(
+            f"{feature_loss!r} is a loss of {LOSSES[feature_loss].of}; for features give one of {_of('features')}"
+        )
+    found = [_output(value, teacher, loss) for value in student.ir.graph.outputs if is_float(value)]
+    if not found:
+        raise ModelError(f"{student.source.name}: no output holds floats; there is nothing to learn from the teacher")
+    for each in features:
+        one, _, other = each.partition("=")
+        for model, name in ((student, one), (teacher, other or one)):
+            known = [value.name for node in model.ir.graph for value in node.outputs if is_float(value) and value.name]
+            if name not in known:
+                raise ModelError(f"{model.source.name}: no value is called {name!r}; {nearest(name, known)}")
+        found.append(Target(each, one, other or one, feature_loss, None, feature_weight, "named by --features"))
+    return found
+
+
+def _of(kind: str) -> str:
+    return ", ".join(name for name, each in LOSSES.items() if each.of == kind)
+
+
+def _output(value: ir.Value, teacher: Model, loss: str) -> Target:
+    """The term of one output."""
+    output = value.name or ""
+    twin = next((each for each in teacher.ir.graph.outputs if each.name == output), None)
+    if twin is None:
+        raise ModelError(
+            f"{teacher.source.name}: has no output {output!r}, the student has; give the student's own teacher"
+        )
+    end, other = _end(value), _end(twin)
+    if end is not None and other is not None and end.op_type == other.op_type:
+        usual, why = ENDS[end.op_type]
+        reads, taught = end.inputs[0], other.inputs[0]
+        axis: int | None = end.attributes.get_int("axis", -1) if end.op_type != "Sigmoid" else None
+        kind = LOSSES[usual].of
+    else:
+        usual, why, kind = "mse", "plain numbers, which may be logits or an embedding", "features"
+        reads, taught, axis = value, twin, -1
+    chosen = usual if loss == AUTO else loss
+    if kind != "features" and LOSSES[chosen].of not in (kind, "features"):
+        raise SettingError(
+            f"{chosen!r} is a loss of {LOSSES[chosen].of}, output {output!r} has {kind}; give one of {_of(kind)}"
+        )
+    if loss != AUTO:
+        why = f"chosen; the output holds {why}"
+    return Target(output, reads.name or "", taught.name or "", chosen, axis, 1.0, why)  # type: ignore[union-attr]
+
+
+def _end(value: ir.Value) -> ir.Node | None:
+    """The Softmax or Sigmoid that makes the output."""
+    node = value.producer()
+    while node is not None and node.op_type in PASSED and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node if node is not None and node.op_type in ENDS and not node.domain else None
+
+
+def criterion(
+    targets: Sequence[Target], shapes: Mapping[str, tuple[int, ...]], *, temperature: float | None
+) -> Criterion:
+    """The weighted terms as a criterion of the step graph.
+
+    shapes       of the teacher's values, for this batch
+    temperature  of losses of logits that have one; None: each loss's own
+    """
+
+    def terms(op: Pen, values: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+        found, taught = {}, {}
+        for target in targets:
+            student = values[target.student]
+            if target.teacher not in taught:
+                given = op.input(f"{TEACHER}{target.teacher}", shapes[target.teacher], element_of(student))
+                taught[target.teacher] = given
+            term = _term(op, target, student, taught[target.teacher], temperature)
+            found[target.name] = term if target.weight == 1.0 else op.Mul(term, target.weight)
+        return found
+
+    return terms
+
+
+def _term(op: Pen, target: Target, student: ir.Value, teacher: ir.Value, temperature: float | None) -> ir.Value:
+    each = LOSSES[target.loss]
+    one, two = shape_of(student), shape_of(teacher)
+    if one != two and not (each.widths and one[0] == two[0] and _same_places(target.loss, one, two)):
+        raise ModelError(
+            f"{target.student!r} is {list(one)} in the student, {target.teacher!r} {list(two)} in the teacher, and "
+            f"{target.loss!r} wants them alike; choose other values, or a loss that compares within each model: {_wide()}"
+        )
+    if each.of == "logits":
+        student, teacher = (_rows(op, value, target.axis) for value in (student, teacher))
+    return each(op, student, teacher, **({} if temperature is None else {"temperature": temperature}))
+
+
+def _same_places(loss: str, one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+    """Attention maps have a number for each place; the others a number for each pair of samples."""
+    return loss != "attention" or (len(one) > 2 and math.prod(one[2:]) == math.prod(two[2:]))
+
+
+def _wide() -> str:
+    return ", ".join(name for name, each in LOSSES.items() if each.widths)
+
+
+def _rows(op: Pen, x: ir.Value, axis: int | None) -> ir.Value:
+    """[rows, classes]."""
+    rank = len(shape_of(x))
+    at = (-1 if axis is None else axis) % rank
+    if at != rank - 1:
+        x = op.Transpose(x, perm=[*(a for a in range(rank) if a != at), at])
+    return x if rank == 2 else op.Reshape(x, [-1, shape_of(x)[-1]])  # type: ignore[no-any-return]
+
+
+def losses_in_words(targets: Sequence[Target]) -> list[str]:
+    """A sentence for each term."""
+    return [f"{target.name}: {target.loss} on {target.student!r} ({target.why})" for target in targets]
+
+
+__all__ = ["AUTO", "TEACHER", "Loss", "Target", "criterion", "losses_in_words", "targets_of"]
