@@ -27,7 +27,9 @@ def expected(
 ) -> list[Candidate]:
     """Every choice of every tensor: bytes, and share of noise at the outputs.
 
-    Where nothing was measured an error counts as a share of the tensor's own square, and arrives as the farthest of all.
+    Where nothing was measured an error counts as a share of the tensor's own square, and arrives as the farthest of all. That of an
+    embedding counts as many times as there are tensors: all others only add to the stream that begins with it (MiniLM without
+    data, 4 bits: 5.6 dB where it counted once, 11.8 so).
     """
     known = {each.name: arriving(each, evidence) for each in found}
     most = max((value for value in known.values() if value is not None), default=1.0)
@@ -38,7 +40,8 @@ def expected(
         if weights is None:
             power = float(np.square(rows, dtype=np.float64).sum())
         arrives = known[each.name]
-        options = candidates(each.name, rows, power, most if arrives is None else arrives, SIZES, weights)
+        unknown = most * (len(found) if each.weight.op == "Gather" else 1)
+        options = candidates(each.name, rows, power, unknown if arrives is None else arrives, SIZES, weights)
         mine = [option for option in options if option.setting.sharing in sharings]  # type: ignore[attr-defined]
         # where the books of the sharing that was asked for weigh too much, one is all that pays
         tried += mine or [option for option in options if option.setting.sharing == "tensor"]  # type: ignore[attr-defined]
