@@ -172,7 +172,7 @@ TOOLS: dict[str, Callable[[Case, int, Path], Row]] = {
     "uniform, a channel": valued(uniform),
     "scikit-learn, a tensor": valued(scikit_learn),
     "onnxsim (no Conv)": onnxsim,
-    "ours, its tensors": ours(_of_onnxsim),
+    "ours, its tensors": ours(_of_onnxsim, same=True),
     "ours": ours(),
     "ours, data": ours(data=True),
     "ours, same bits": ours(same=True),

@@ -158,9 +158,7 @@ def _coded(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> Coded | None:
             scales = _evaluated(factors[0], memory)
             value = parts[1 - parts.index(factors[0])]
     values = _evaluated(value, memory)
-    found = next(
-        (c for book in _gathers(value) if (c := _with_book(values, _evaluated(book, memory))) is not None), None
-    )
+    found = next((c for node in _gathers(value) if (c := _looked_up(values, node, memory)) is not None), None)
     return found if found is None or scales is None else _factored(found, scales)
 
 
@@ -223,14 +221,40 @@ def _is_factor(value: ir.Value) -> bool:
     return value.const_value is not None or (half is not None and half.dtype not in SYMBOLS)
 
 
-def _gathers(value: ir.Value) -> list[ir.Value]:
-    """Books: constants of floats from which the chain looks up values, and which nothing computed."""
-    data = [node.inputs[0] for node in _chain(value) if node.op_type == "Gather"]
-    return [each for each in data if each is not None and _is_book(each)]
+def _gathers(value: ir.Value) -> list[ir.Node]:
+    """Nodes of the chain that look up values in a book: a constant of floats which nothing computed."""
+    return [node for node in _chain(value) if node.op_type == "Gather" and _is_book(node.inputs[0])]
 
 
-def _is_book(value: ir.Value) -> bool:
-    tensor = (_cast(value) or value).const_value
+def _looked_up(values: np.ndarray, node: ir.Node, memory: dict[ir.Value, np.ndarray]) -> Coded | None:
+    """Values by the one Gather that makes them: from several books where numbers were moved on for each slice, else from one."""
+    book, index = node.inputs[0], node.inputs[1]
+    adds = None if index is None else index.producer()
+    if book is None or index is None:
+        return None
+    if adds is not None and adds.op_type == "Add" and index in memory:
+        numbers, offsets = (memory[each] for each in adds.inputs if each is not None)
+        found = _several(values, memory[book], numbers, offsets)
+        if found is not None:
+            return found
+    return _with_book(values, memory[book])
+
+
+def _several(values: np.ndarray, books: np.ndarray, numbers: np.ndarray, offsets: np.ndarray) -> Coded | None:
+    """Symbols and the book of each slice: offsets say where it begins in all books laid end to end."""
+    entries = len(books) - int(offsets.max(initial=0))
+    begins, rest = np.divmod(offsets, max(entries, 1))
+    axis = next((number for number, size in enumerate(offsets.shape) if size > 1), 0)
+    width = books.shape[1] if books.ndim == 2 else 1
+    fits = entries > 0 and len(books) % entries == 0 and not rest.any() and offsets.size == values.shape[axis]
+    if not fits or entries > MOST_ENTRIES or numbers.size * width != values.size or (width > 1 and axis):
+        return None
+    tables = books.reshape(-1, entries, width)
+    return Coded(values.shape, numbers.reshape(-1).astype(np.uint8), tables, groups=begins.reshape(-1), axis=axis)
+
+
+def _is_book(value: ir.Value | None) -> bool:
+    tensor = None if value is None else (_cast(value) or value).const_value
     return tensor is not None and tensor.dtype.is_floating_point() and len(tensor.shape) in (1, 2)
 
 
