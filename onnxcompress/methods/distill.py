@@ -19,7 +19,7 @@ from onnxcompress.data import Data
 from onnxcompress.errors import SettingError
 from onnxcompress.files import check_output
 from onnxcompress.model import Loadable, Model, load
-from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.model.save import finished, to_bytes, written_as
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
@@ -175,11 +175,18 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
         *losses_in_words(targets),
         f"{made.parameters} numbers were trained",
     ]
+    moved = [name for name, value in student.initializers.items() if written_as(value) and not _still(made.model, name)]
+    if moved:
+        notes.append(f"{len(moved)} weights that were coded are dense again: training moved their values")
     if made.norms is not None:
         notes.append(made.norms)
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
     return Plan(settings.name, _fields(settings), student.fingerprint, made.curve, notes=notes)
+
+
+def _still(model: Model, name: str) -> bool:
+    return name in model.initializers and written_as(model.initializers[name]) is not None
 
 
 def _fields(settings: Distill) -> dict[str, Any]:

@@ -155,3 +155,11 @@ def test_data_of_another_shape(cut: Path) -> None:
 def test_settings_out_of_range(cut: Path) -> None:
     with pytest.raises(SettingError, match="epochs is 0; give a whole number that is at least 1"):
         onnxcompress.distill(cut, teacher=MODEL, data=DATA, epochs=0)
+
+
+def test_a_coded_student_is_dense_again_and_the_report_says_so(tmp_path: Path) -> None:
+    place = tmp_path / "coded.onnx"
+    onnxcompress.cluster(MODEL, bits=2, same=True, data=DATA, assign="nearest").save(place)
+    result = onnxcompress.distill(place, teacher=MODEL, data=DATA, epochs=1, rate=1e-3)
+    assert any("coded are dense again" in note for note in result.report.notes)
+    assert not [line for line in onnxcompress.inspect(result.model).layers if line.encoding]
