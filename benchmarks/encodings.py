@@ -68,6 +68,7 @@ WAYS = (
     Way("packed", 2, "binary"),
     Way("tunstall", 16),
     Way("tunstall", 16, zeros=0.8),
+    Way("sparse", 16, zeros=0.8),
 )
 
 
