@@ -66,11 +66,6 @@ class Coded:
         """Of the values."""
         return self.books.dtype
 
-    @property
-    def bits(self) -> float:
-        """A weight, of its symbol alone: log2(K) / width."""
-        return float(np.log2(max(self.entries, 1)) / self.width)
-
     def along(self, each: np.ndarray) -> np.ndarray:
         """One number a slice along `axis`, in a shape that broadcasts over the tensor."""
         return each.reshape([-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))])

@@ -33,7 +33,7 @@ def bytes_of(coded: Coded, form: str) -> float | None:
 
 def chosen(coded: Coded, opset: int = 17) -> str | None:
     """The form that a tensor gets: as wanted where that can hold it, else the smallest; None where dense is no larger."""
-    dense = WORTH * coded.decode().nbytes
+    dense = WORTH * coded.size * coded.dtype.itemsize
     sizes = {
         name: size
         for name, form in FORMS.items()

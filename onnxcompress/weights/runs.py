@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,22 +18,32 @@ from onnxcompress.weights.tunstall import Dictionary, dictionary, digits, encode
 
 # -- an entropy code ---------------------------------------------------------------------------------------------------
 
-_dictionaries: WeakKeyDictionary[Coded, Dictionary | None] = WeakKeyDictionary()
-_streams: WeakKeyDictionary[Coded, np.ndarray] = WeakKeyDictionary()
+T = TypeVar("T")
 
 
+def remembered(make: Callable[[Coded], T]) -> Callable[[Coded], T]:
+    """`make`, once for each tensor: its size is asked for, and it is written, several times in a run."""
+    memory: WeakKeyDictionary[Coded, T] = WeakKeyDictionary()
+
+    def found(coded: Coded) -> T:
+        if coded not in memory:
+            memory[coded] = make(coded)
+        return memory[coded]
+
+    return found
+
+
+@remembered
 def words_of(coded: Coded) -> Dictionary | None:
-    """The Tunstall code of its symbols, made once."""
-    if coded not in _dictionaries:
-        _dictionaries[coded] = dictionary(np.bincount(coded.symbols, minlength=2))
-    return _dictionaries[coded]
+    """The Tunstall code of its symbols."""
+    return dictionary(np.bincount(coded.symbols, minlength=2))
 
 
-def codewords(coded: Coded, words: Dictionary) -> np.ndarray:
-    """The coded symbols, made once: a model is written several times in a run."""
-    if coded not in _streams:
-        _streams[coded] = encode(coded.symbols, words)
-    return _streams[coded]
+@remembered
+def _codewords(coded: Coded) -> np.ndarray:
+    words = words_of(coded)
+    assert words is not None
+    return encode(coded.symbols, words)
 
 
 def _tunstall_size(coded: Coded) -> float | None:
@@ -57,7 +70,7 @@ def _words(pen: Pen, words: Dictionary) -> ir.Value:
 def _tunstall(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
     words = words_of(coded)
     assert words is not None
-    return _runs(pen, codewords(coded, words), words, look(_words(pen, words)), len(coded.symbols))
+    return _runs(pen, _codewords(coded), words, look(_words(pen, words)), len(coded.symbols))
 
 
 def _runs(pen: Pen, codes: np.ndarray, words: Dictionary, entries: ir.Value, size: int) -> ir.Value:
@@ -98,27 +111,27 @@ class Parts:
     rest: Coded
     form: str
 
-
-_parts: WeakKeyDictionary[Coded, Parts | None] = WeakKeyDictionary()
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """Of the mask."""
+        return encode(self.mask.symbols, self.words)
 
 
 def common_first(coded: Coded) -> Coded:
     """The same tensor, its most frequent entry being number 0."""
+    return coded if np.bincount(coded.symbols).argmax() == 0 else _reordered(coded)
+
+
+@remembered
+def _reordered(coded: Coded) -> Coded:
     common = int(np.bincount(coded.symbols).argmax())
-    if common == 0:
-        return coded
     order = np.r_[common, np.delete(np.arange(coded.entries), common)]
     return replace(coded, symbols=np.argsort(order).astype(np.uint8)[coded.symbols], books=coded.books[:, order])
 
 
+@remembered
 def parts_of(coded: Coded) -> Parts | None:
-    """Of a tensor as `common_first` has it, made once; None where there is one entry, or all weights have it."""
-    if coded not in _parts:
-        _parts[coded] = _parted(coded)
-    return _parts[coded]
-
-
-def _parted(coded: Coded) -> Parts | None:
+    """Of a tensor as `common_first` has it; None where there is one entry, or all weights have it."""
     mask = (coded.symbols > 0).astype(np.uint8)
     if coded.entries < 2 or not mask.any():
         return None
@@ -150,8 +163,7 @@ def _sparse(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
     parts = parts_of(coded)
     assert parts is not None
     zero, one = pen.constant(np.array(0, np.int64)), pen.constant(np.array([1], np.int32))
-    codes = codewords(parts.mask, parts.words)
-    mask = _runs(pen, codes, parts.words, _words(pen, parts.words), len(coded.symbols))
+    mask = _runs(pen, parts.codes, parts.words, _words(pen, parts.words), len(coded.symbols))
     rest = RESTS[parts.form].write(pen, parts.rest, lambda numbers: pen.shared("Add", numbers, one))
     rest = pen.node("Concat", pen.constant(np.array([0], np.int32)), pen.shape(rest, (-1,)), axis=0)
     others = pen.node("Gather", rest, pen.node("CumSum", mask, zero))

@@ -5,6 +5,7 @@ Each knows how to begin without data, and what to try on the Gram matrix at a st
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,12 +36,12 @@ class Stop:
     seed: int
 
 
-class Own(Choice):
+class Own(Choice, ABC):
     """A choice that knows by itself how to code rows at a stop, and what its symbols cost beside their error."""
 
+    @abstractmethod
     def tried(self, at: Stop) -> Iterator[Coding]:
         """Codes, of which the walk takes the best."""
-        raise NotImplementedError
 
     def paid(self, symbols: np.ndarray) -> float:
         """Nothing: bits are settled."""

@@ -9,7 +9,7 @@ import numpy as np
 from onnxcompress.model import Model
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.kmeans import atoms_of, books, condensed
-from onnxcompress.passes.cluster.sharing import ROUNDS, halved, placed, pruned, sizes
+from onnxcompress.passes.cluster.sharing import ROUNDS, placed, pruned, sizes
 from onnxcompress.passes.cluster.tensors import Clustered
 
 ATOMS = 1024
@@ -28,7 +28,7 @@ def common_book(model: Model, found: Sequence[Clustered], entries: int) -> np.nd
     size = max(entries - zero, 1)
     book = books(np.concatenate(values), [size], np.concatenate(weights))[size]
     book = np.concatenate([[0.0], book]) if zero else book
-    return halved(Books(np.pad(book, (0, entries - len(book)), mode="edge")[None])).entries[0]
+    return Books(np.pad(book, (0, entries - len(book)), mode="edge")[None]).halved().entries[0]
 
 
 def on_common(rows: np.ndarray, book: np.ndarray) -> Books:
@@ -41,4 +41,4 @@ def on_common(rows: np.ndarray, book: np.ndarray) -> Books:
         found = Books(
             book[None], scales=np.where(better, along / np.where(power > 0, power, 1.0), found.factors(len(rows)))
         )
-    return halved(found)
+    return found.halved()

@@ -45,9 +45,9 @@ def shared(
     rows  [channels, n]       sharing  a key of SHARINGS       start, seed  of k-means, see kmeans.STARTS
     """
     if not pruned(rows):
-        return halved(SHARINGS[sharing](rows, entries, weights, start, seed))
+        return SHARINGS[sharing](rows, entries, weights, start, seed).halved()
     left = np.broadcast_to(1.0 if weights is None else weights, rows.shape) * (rows != 0)
-    found = halved(SHARINGS[sharing](rows, max(entries - 1, 1), left, start, seed))
+    found = SHARINGS[sharing](rows, max(entries - 1, 1), left, start, seed).halved()
     return replace(found, entries=np.concatenate([np.zeros((len(found.entries), 1)), found.entries], axis=1))
 
 
@@ -58,21 +58,6 @@ PRUNED = 0.02
 def pruned(rows: np.ndarray) -> bool:
     """Has a tensor zeros that must stay?"""
     return bool((rows == 0).mean() >= PRUNED) if rows.size else False
-
-
-def halved(found: Books) -> Books:
-    """Entries and scales as float16 numbers, which take two bytes in the file, where that is fine enough."""
-    found = found.halved()
-    if found.scales is None:
-        return found
-    with np.errstate(over="ignore"):
-        half = found.scales.astype(np.float16).astype(np.float64)
-    fine = np.abs(half - found.scales) <= 2.0**-10 * np.abs(found.scales)
-    return (
-        replace(found, scales=half)
-        if fine.all()
-        else replace(found, scales=found.scales.astype(np.float32).astype(float))
-    )
 
 
 def placed(rows: np.ndarray, found: Books) -> np.ndarray:

@@ -25,7 +25,7 @@ from onnxcompress.passes.cluster.assign import alternated, compensated
 from onnxcompress.passes.cluster.books import Books, rescaled
 from onnxcompress.passes.cluster.choices import Coding, Own, Stop
 from onnxcompress.passes.cluster.layout import along
-from onnxcompress.passes.cluster.sharing import halved, placed, pruned, shared
+from onnxcompress.passes.cluster.sharing import placed, pruned, shared
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.passes.cluster.vectors import Vectors
 from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
@@ -143,7 +143,7 @@ def _tried(
     if one_book is not None and isinstance(before[1], Books):
         books = before[1]
         symbols = compensated(rows, books, whole, zeros=zeros)
-        books = halved(rescaled(rows, symbols, books, whole))
+        books = rescaled(rows, symbols, books, whole).halved()
         yield compensated(rows, books, whole, zeros=zeros), books
         return
     weights = power[0] if groups == 1 else np.repeat(power, outs, axis=0)
@@ -151,4 +151,4 @@ def _tried(
     books = shared(rows, choice.entries, choice.sharing, weights, start=how.start, seed=how.seed)
     yield placed(rows, books), books
     symbols, books = alternated(rows, books, whole, zeros=zeros)
-    yield symbols, halved(books)
+    yield symbols, books.halved()
