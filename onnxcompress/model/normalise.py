@@ -168,6 +168,7 @@ def large_constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Mod
 
 def constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
     """Every Constant node becomes an initializer of the main graph, those of If and Loop bodies too."""
+    _copy_constant_results(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.NameFixPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
@@ -178,6 +179,21 @@ def constants_to_initializers(model: ir.Model, notes: list[str]) -> ir.Model:
                 f"Constant {node.name!r} holds no dense tensor, which is all that is read; export it again"
             )
     return model
+
+
+def _copy_constant_results(model: ir.Model) -> None:
+    """What a body hands out must be made in it: a Constant that is its result goes there through an Identity, and can be lifted."""
+    for node in list(walk(model)):
+        graph, made = node.graph, node.outputs[0] if node.outputs else None
+        if node.op_type != "Constant" or node.domain or made is None or graph is None or not made.is_graph_output():
+            continue
+        copy = ir.node("Identity", [made], name=f"{node.name}.result")
+        made.name, copy.outputs[0].name = f"{made.name}.constant", made.name
+        copy.outputs[0].shape, copy.outputs[0].type = made.shape, made.type
+        graph.insert_after(node, copy)
+        for place, result in enumerate(graph.outputs):
+            if result is made:
+                graph.outputs[place] = copy.outputs[0]
 
 
 NARROW = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}

@@ -30,6 +30,15 @@ BODIES = table(
         inner={"yes": dict(wt=(5, 6, 3, 3), bt=(5,)), "no": dict(we=(5, 6, 1, 1))},
     ),
     Sample(
+        "if_constant_branch",
+        """(float[N,6] x, bool flag) => (float[N,4] y) {
+        a = MatMul(x, w1)  r = Relu(a)
+        h = If(flag) <then_branch = yes () => (float[9] t) { t = Identity(scale) },
+                      else_branch = no () => (float[9] e) { e = Constant<value_floats=[1.0,2.0,3.0,1.0,1.0,1.0,1.0,1.0,0.5]>() }>
+        s = Mul(r, h)  y = MatMul(s, w2) }""",
+        dict(w1=(6, 9), w2=(9, 4), scale=(9,)),
+    ),
+    Sample(
         "if_whole_net",
         """(float[N,3,8,8] x, bool flag) => (float[N,4,8,8] y) {
         y = If(flag) <then_branch = yes () => (float[N,4,8,8] t) { a = Conv(x, wa)  r = Relu(a)  t = Conv(r, wb) },
