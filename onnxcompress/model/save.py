@@ -17,7 +17,7 @@ from onnxcompress.model.native import check_message, first_line, raised
 from onnxcompress.model.twins import twins
 from onnxcompress.weights.coded import Coded, recoded
 from onnxcompress.weights.container import SUFFIX
-from onnxcompress.weights.forms import FORMS, chosen, write
+from onnxcompress.weights.forms import FORMS, chosen_together, write_all
 from onnxcompress.weights.packed import Packer
 from onnxcompress.weights.pen import Pen
 
@@ -60,13 +60,10 @@ def _coded(graph: ir.Model) -> ir.Model:
     if opset > graph.opset_imports[""]:
         graph = raised(graph, opset)
     pen = Pen(graph.graph)
-    for name, coded in found.items():
-        form, value = chosen(coded, graph.opset_imports[""]), graph.graph.initializers.get(name)
-        if form is None or value is None:
-            continue
-        made = write(pen, coded, form)
+    found = {name: coded for name, coded in found.items() if name in graph.graph.initializers}
+    for name, made in write_all(pen, found, chosen_together(found, graph.opset_imports[""])).items():
+        value = graph.graph.initializers.pop(name)
         value.replace_all_uses_with(made)
-        graph.graph.initializers.pop(name)
         made.name, made.type, made.shape = name, value.type, value.shape
     pen.finish()
     return graph

@@ -21,6 +21,9 @@ LARGEST = 1 << 31
 SYMBOLS = {ir.DataType.UINT8, ir.DataType.UINT4, ir.DataType.UINT2}
 
 
+Evaluate = Callable[[ir.Node, Sequence[np.ndarray]], "np.ndarray | list[np.ndarray]"]
+
+
 def _cumulated(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     values, axis = arrays[0], int(arrays[1].item())
     found = np.cumsum(values, axis=axis, dtype=values.dtype)
@@ -52,6 +55,29 @@ def _gathered(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.take(arrays[0], arrays[1].astype(np.int64), axis=axis)
 
 
+def _spread(compute: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Evaluate:
+    """Of two arrays that stretch to one shape."""
+
+    def evaluated(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        _fits(prod(np.broadcast_shapes(arrays[0].shape, arrays[1].shape)) * arrays[0].itemsize)
+        return compute(arrays[0], arrays[1])
+
+    return evaluated
+
+
+def _where(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    _fits(prod(np.broadcast_shapes(*(each.shape for each in arrays))) * arrays[1].itemsize)
+    return np.where(arrays[0], arrays[1], arrays[2])
+
+
+def _divided(node: ir.Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    sizes = arrays[1].reshape(-1)
+    axis = node.attributes.get_int("axis", 0) or 0
+    if sizes.min(initial=0) < 0 or sizes.sum() != arrays[0].shape[axis] or len(sizes) != len(node.outputs):
+        raise ValueError("parts that do not add up")
+    return np.split(arrays[0], np.cumsum(sizes)[:-1], axis)
+
+
 def _fits(size: int) -> None:
     if size > LARGEST:
         raise ModelError(
@@ -59,14 +85,18 @@ def _fits(size: int) -> None:
         )
 
 
-EVALUATE: dict[str, Callable[[ir.Node, Sequence[np.ndarray]], np.ndarray]] = {
+EVALUATE: dict[str, Evaluate] = {
     "Cast": lambda node, arrays: arrays[0].astype(ir.DataType(node.attributes.get_int("to", 1)).numpy()),
     "Gather": _gathered,
     "Reshape": lambda node, arrays: arrays[0].reshape(arrays[1].tolist()),
     "Transpose": lambda node, arrays: arrays[0].transpose(node.attributes.get_ints("perm")),
-    "Mul": lambda node, arrays: arrays[0] * arrays[1],
-    "Add": lambda node, arrays: arrays[0] + arrays[1],
-    "Sub": lambda node, arrays: arrays[0] - arrays[1],
+    "Mul": _spread(np.multiply),
+    "Add": _spread(np.add),
+    "Sub": _spread(np.subtract),
+    "Mod": _spread(np.mod),
+    "BitShift": _spread(np.right_shift),
+    "Where": _where,
+    "Split": _divided,
     "Concat": lambda node, arrays: np.concatenate(arrays, axis=node.attributes.get_int("axis", 0) or 0),
     "Slice": _sliced,
     "Expand": _expanded,
@@ -74,6 +104,9 @@ EVALUATE: dict[str, Callable[[ir.Node, Sequence[np.ndarray]], np.ndarray]] = {
     "ScatterElements": _scattered,
 }
 """Operators of decoding chains, as onnxruntime computes them."""
+
+INNER = {"BitShift", "Mod", "CumSum", "ScatterElements", "Where", "Sub", "Split", "Concat"}
+"""Operators whose operands nobody asks for again once they are computed: not those that look up in books."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +128,15 @@ def decoded(graph: ir.Graph) -> dict[ir.Value, Decoded]:
             symbols = any(
                 _holds_symbols(value) or chain.get(value, False) for value in node.inputs if value is not None
             )
-            chain[node.outputs[0]] = symbols
+            chain |= dict.fromkeys(node.outputs, symbols)
     found: dict[ir.Value, Decoded] = {}
+    shared: dict[ir.Value, np.ndarray] = {}
     for value, symbols in chain.items():
         read = any(user.outputs[0] not in chain for user, _ in value.uses())
         if symbols and read and not value.is_graph_output() and _gathers(value):
-            memory: dict[ir.Value, np.ndarray] = {}
+            memory = dict(shared)
             values = _evaluated(value, memory)
+            shared |= {made: array for made, array in memory.items() if _is_part(made)}
             if values.dtype.kind == "f" and values.size >= SMALLEST:
                 coded = _coded(value, memory)
                 same = coded is not None and np.array_equal(coded.decode(), values)
@@ -136,11 +171,21 @@ def _evaluated(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> np.ndarra
             pending.extend(missing)
             continue
         try:
-            memory[each] = EVALUATE[node.op_type](node, [memory[read] for read in node.inputs if read is not None])
+            made = EVALUATE[node.op_type](node, [memory[read] for read in node.inputs if read is not None])
+            memory |= dict(zip(node.outputs, made if isinstance(made, list) else [made], strict=True))
         except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise ModelError(f"{node.op_type} {node.name!r}: its weights cannot be decoded: {error}") from error
+        for read in node.inputs if node.op_type in INNER else ():
+            if read is not None and len(read.uses()) == 1:
+                del memory[read]
         pending.pop()
     return memory[value]
+
+
+def _is_part(value: ir.Value) -> bool:
+    """Does it come out of a Split, which decodes several tensors at once?"""
+    node = value.producer()
+    return node is not None and node.op_type == "Split"
 
 
 def _coded(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> Coded | None:
@@ -179,7 +224,8 @@ def _form(value: ir.Value, coded: Coded) -> str:
     kinds = {read.dtype for node in nodes for read in node.inputs if read is not None}
     if any(node.op_type == "ScatterElements" for node in nodes):
         numbers = [_gathers_numbers(node) for node in nodes if node.op_type == "Mul"]
-        return "sparse" if any(numbers) else "tunstall"
+        levels = any(node.op_type == "Where" for node in nodes)
+        return "sparse" if any(numbers) else "huffman" if levels else "tunstall"
     if kinds & {ir.DataType.UINT4, ir.DataType.UINT2}:
         return "uint4" if ir.DataType.UINT4 in kinds else "uint2"
     tables = {node.inputs[0] for node in nodes if node.op_type == "Gather"}

@@ -7,12 +7,16 @@ With one book the form looks up entries itself, in a table of what a byte stands
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.weights import pools
 from onnxcompress.weights.coded import Coded
-from onnxcompress.weights.pen import NODE_BYTES, Form, Pen, halved
+from onnxcompress.weights.pen import NODE_BYTES, Form, Lookup, Pen, halved
 from onnxcompress.weights.plain import PLAIN
+from onnxcompress.weights.pools import POOLED
 from onnxcompress.weights.runs import RUNS
 
 FORMS: dict[str, Form] = {**PLAIN, **RUNS}
@@ -31,13 +35,14 @@ def bytes_of(coded: Coded, form: str) -> float | None:
     return None if symbols is None else symbols + stored + several + 5 * NODE_BYTES
 
 
-def chosen(coded: Coded, opset: int = 17) -> str | None:
+def chosen(coded: Coded, opset: int = 17, *, without: tuple[str, ...] = ()) -> str | None:
     """The form that a tensor gets: as wanted where that can hold it, else the smallest; None where dense is no larger."""
     dense = WORTH * coded.size * coded.dtype.itemsize
     sizes = {
         name: size
         for name, form in FORMS.items()
-        if form.opset <= opset and (form.auto or name == coded.form) and (size := bytes_of(coded, name)) is not None
+        if form.opset <= opset and name not in without
+        if (form.auto or name == coded.form) and (size := bytes_of(coded, name)) is not None
     }
     if coded.form in sizes:
         return coded.form if sizes[coded.form] < dense else None
@@ -48,16 +53,51 @@ def chosen(coded: Coded, opset: int = 17) -> str | None:
     return best
 
 
+def chosen_together(tensors: Mapping[str, Coded], opset: int = 17) -> dict[str, str]:
+    """The form of each tensor of a file that is not dense; forms of POOLED only where they save, together, more than a stream takes."""
+    found = {name: chosen(coded, opset) for name, coded in tensors.items()}
+    for pooled in POOLED:
+        names = [name for name, form in found.items() if form == pooled]
+        others = {name: chosen(tensors[name], opset, without=(pooled,)) for name in names}
+        saved = sum(_bytes(tensors[name], form) - _bytes(tensors[name], pooled) for name, form in others.items())
+        if saved < pools.SHARED_BYTES and not any(tensors[name].form == pooled for name in names):
+            found |= others
+    return {name: form for name, form in found.items() if form is not None}
+
+
+def _bytes(coded: Coded, form: str | None) -> float:
+    size = None if form is None else bytes_of(coded, form)
+    return coded.size * coded.dtype.itemsize if size is None else size
+
+
 def write(pen: Pen, coded: Coded, form: str) -> ir.Value:
     """The value of a tensor, computed from its symbols."""
     coded = FORMS[form].arranged(coded)
+    return _looked_up(pen, coded, form, lambda look: FORMS[form].write(pen, coded, look))
+
+
+def write_all(pen: Pen, tensors: Mapping[str, Coded], forms: Mapping[str, str]) -> dict[str, ir.Value]:
+    """The values of all tensors that have a form; those in a form of POOLED share streams."""
+    made = {name: write(pen, tensors[name], form) for name, form in forms.items() if form not in POOLED}
+    for pooled in POOLED:
+        names = [name for name, form in forms.items() if form == pooled]
+        arranged = [FORMS[pooled].arranged(tensors[name]) for name in names]
+        for pool in pools.pools(arranged, pooled):
+            numbers = pools.numbers(pen, [arranged[each] for each in pool], pooled)
+            for each, found in zip(pool, numbers, strict=True):
+                made[names[each]] = _looked_up(pen, arranged[each], pooled, lambda look, found=found: look(found))  # type: ignore[misc]
+    return made
+
+
+def _looked_up(pen: Pen, coded: Coded, form: str, symbols: Callable[[Lookup], ir.Value]) -> ir.Value:
+    """The tensor, by its books and scales."""
     count, entries, width = coded.books.shape
     if coded.groups is None:
         book = pen.floats(coded.books[0] if width > 1 else coded.books[0, :, 0])
-        made = FORMS[form].write(pen, coded, lambda numbers: pen.node("Gather", book, numbers))
+        made = symbols(lambda numbers: pen.node("Gather", book, numbers))
         made = made if form in AS_SHAPED and width == 1 else pen.shape(made, coded.shape)
     else:
-        numbers = FORMS[form].write(pen, coded, lambda numbers: numbers)
+        numbers = symbols(lambda numbers: numbers)
         shape = coded.shape if width == 1 else (coded.shape[0], len(coded.symbols) // coded.shape[0])
         numbers = numbers if form in AS_SHAPED and width == 1 else pen.shape(numbers, shape)
         offsets = (coded.groups * entries).astype(np.int32)

@@ -16,13 +16,13 @@ LONGEST = 15
 LANE = 4096
 
 
-def lengths_of(counts: np.ndarray) -> np.ndarray:
-    """uint8 [256]: bits of each symbol's code, 0 for those that do not occur; the least total with none over 15."""
+def lengths_of(counts: np.ndarray, longest: int = LONGEST) -> np.ndarray:
+    """uint8 [256]: bits of each symbol's code, 0 for those that do not occur; the least total with none over `longest`."""
     order = np.argsort(counts, kind="stable")
     order = order[counts[order] > 0]
     coins = counts[order].astype(np.int64)
     levels, packages = [], coins[:0]
-    for _ in range(LONGEST):
+    for _ in range(longest):
         both = np.concatenate([coins, packages])
         rank = np.argsort(both, kind="stable")
         levels.append(rank < len(coins))

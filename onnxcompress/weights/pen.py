@@ -49,14 +49,25 @@ class Pen:
             self._made[key] = value
         return self._made[key]
 
-    def node(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def split(self, value: ir.Value, sizes: list[int]) -> list[ir.Value]:
+        """Parts of a vector, so long each."""
+        if len(sizes) == 1:
+            return [value]
+        lengths = self.constant(np.array(sizes, np.int64))
+        made = ir.node("Split", [value, lengths], {"axis": 0}, name=self.name(), num_outputs=len(sizes))
+        for each in made.outputs:
+            each.name = self.name()
+        self.nodes.append(made)
+        return list(made.outputs)
+
+    def node(self, op: str, *inputs: ir.Value, **attributes: int | str) -> ir.Value:
         """The output of a new node."""
         made = ir.node(op, inputs, attributes, name=self.name())
         made.outputs[0].name = made.name
         self.nodes.append(made)
         return made.outputs[0]
 
-    def shared(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def shared(self, op: str, *inputs: ir.Value, **attributes: int | str) -> ir.Value:
         """The output of a node that others may have made already."""
         key = (op, *(each.name for each in inputs), *attributes.items())
         return self.once(key, lambda: self.node(op, *inputs, **attributes))

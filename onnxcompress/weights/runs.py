@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.weights import levels
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.pen import NODE_BYTES, Form, Lookup, Pen
 from onnxcompress.weights.plain import PLAIN
@@ -60,11 +61,15 @@ def _words_size(words: Dictionary) -> float:
 
 def _words(pen: Pen, words: Dictionary) -> ir.Value:
     """int32 numbers of all words, one after another; tensors that have the same words share them."""
-    every = _numbered(words.symbols, words.kinds)
+    every = numbered(words.symbols, words.kinds)
     make = PLAIN["packed" if digits(words.kinds) > 1 else "bytes"].write
-    return pen.once(
-        ("words", words.symbols.tobytes()), lambda: pen.shape(make(pen, every, lambda numbers: numbers), (-1,))
-    )
+
+    def written() -> ir.Value:
+        if words.kinds == 2:
+            return pen.node("Cast", levels.flagged(pen, [words.symbols])[0], to=ir.DataType.INT32)
+        return pen.shape(make(pen, every, lambda numbers: numbers), (-1,))
+
+    return pen.once(("words", words.symbols.tobytes()), written)
 
 
 def _tunstall(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
@@ -116,49 +121,64 @@ class Parts:
         """Of the mask."""
         return encode(self.mask.symbols, self.words)
 
+    @property
+    def bytes(self) -> float:
+        """Of mask and rest in the file, without the words and the nodes of the mask."""
+        bits = self.words.bits(np.bincount(self.mask.symbols, minlength=2))
+        rest = RESTS[self.form].size(self.rest)
+        return len(self.mask.symbols) * bits / 8 + (rest or 0.0)
 
-def common_first(coded: Coded) -> Coded:
-    """The same tensor, its most frequent entry being number 0."""
-    return coded if np.bincount(coded.symbols).argmax() == 0 else _reordered(coded)
+
+def by_rank(coded: Coded) -> Coded:
+    """The same tensor, its entries in the order of how often they occur: number 0 is the common one."""
+    counts = np.bincount(coded.symbols, minlength=coded.entries)
+    return coded if (np.diff(counts) <= 0).all() else _ranked(coded)
 
 
 @remembered
-def _reordered(coded: Coded) -> Coded:
-    common = int(np.bincount(coded.symbols).argmax())
-    order = np.r_[common, np.delete(np.arange(coded.entries), common)]
+def _ranked(coded: Coded) -> Coded:
+    order = np.argsort(-np.bincount(coded.symbols, minlength=coded.entries), kind="stable")
     return replace(coded, symbols=np.argsort(order).astype(np.uint8)[coded.symbols], books=coded.books[:, order])
+
+
+def words_for(zeros: float) -> Dictionary:
+    """Of masks with such a share of the common entry: those of the nearest of SHARES."""
+    nearest = int(np.abs(SHARES - zeros).argmin())
+    if nearest not in _WORDS:
+        words = dictionary(np.array([SHARES[nearest], 1 - SHARES[nearest]]))
+        assert words is not None
+        _WORDS[nearest] = words
+    return _WORDS[nearest]
+
+
+_WORDS: dict[int, Dictionary] = {}
 
 
 @remembered
 def parts_of(coded: Coded) -> Parts | None:
-    """Of a tensor as `common_first` has it; None where there is one entry, or all weights have it."""
-    mask = (coded.symbols > 0).astype(np.uint8)
-    if coded.entries < 2 or not mask.any():
+    """Of a tensor as `by_rank` has it; None where weights have two entries or one: of these the mask would be all."""
+    kinds = int(coded.symbols.max())
+    if kinds < 2:
         return None
-    share = SHARES[np.abs(SHARES - (1 - mask.mean())).argmin()]
-    words = dictionary(np.array([share, 1 - share]))
-    assert words is not None
-    rest = _numbered(coded.symbols[mask > 0] - 1, coded.entries - 1)
+    mask = (coded.symbols > 0).astype(np.uint8)
+    words = words_for(1 - mask.mean())
+    rest = numbered(coded.symbols[mask > 0] - np.uint8(1), kinds)
     sizes = {form: size for form, each in RESTS.items() if (size := each.size(rest)) is not None}
-    return Parts(_numbered(mask, 2), words, rest, min(sizes, key=lambda form: sizes[form]))
+    return Parts(numbered(mask, 2), words, rest, min(sizes, key=lambda form: sizes[form]))
 
 
-def _numbered(symbols: np.ndarray, entries: int) -> Coded:
+def numbered(symbols: np.ndarray, entries: int) -> Coded:
     """Symbols that stand for themselves."""
     return Coded((len(symbols),), symbols, np.arange(entries, dtype=np.float32)[None, :, None])
 
 
 def _sparse_size(coded: Coded) -> float | None:
-    parts = parts_of(common_first(coded))
-    if parts is None:
-        return None
-    rest = RESTS[parts.form].size(parts.rest)
-    assert rest is not None
-    bits = parts.words.bits(np.bincount(parts.mask.symbols, minlength=2))
-    return len(coded.symbols) * bits / 8 + _words_size(parts.words) + rest + 16 * NODE_BYTES
+    """What a tensor adds to others in this form: words and nodes are those of all (`pools.SHARED_BYTES`)."""
+    parts = parts_of(by_rank(coded))
+    return None if parts is None else parts.bytes
 
 
-def _sparse(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
+def sparse(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
     """Where the mask is set, the next number of the others; else zero: the common entry."""
     parts = parts_of(coded)
     assert parts is not None
@@ -173,7 +193,13 @@ def _sparse(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
 RESTS: dict[str, Form] = {
     **{name: PLAIN[name] for name in ("bytes", "packed", "planes")},
     "tunstall": Form(_tunstall_size, _tunstall),
+    "huffman": Form(levels.size, levels.numbers),
 }
 """How the symbols beside the common one may be stored."""
 
-RUNS: dict[str, Form] = {"tunstall": RESTS["tunstall"], "sparse": Form(_sparse_size, _sparse, arranged=common_first)}
+RUNS: dict[str, Form] = {
+    "tunstall": RESTS["tunstall"],
+    "huffman": Form(levels.bits_size, levels.numbers, arranged=by_rank, auto=False),
+    "sparse": Form(_sparse_size, sparse, arranged=by_rank),
+}
+"""Huffman's code of all symbols takes four times the memory of others while a file loads: it is never taken unasked."""
