@@ -30,6 +30,10 @@ from onnxcompress.passes.quantize.rounding import DAMPING, factored
 MOST = 255
 """Entries at most: symbols are bytes, and zero stands in the middle."""
 
+SIDE = 2000
+"""Steps on each side of zero at most, before entries are merged. With MOST as the limit one far weight made the steps of all others
+coarse: PP-OCRv4's recogniser came to 18.1 dB of its weights where 20.0 were asked for, at the same price a bit."""
+
 ROUNDS = 1
 """Of assignment, entries and code lengths, from a sketch; three gave 0.1 dB more on one model and nothing on another, in over twice
 the time."""
@@ -169,9 +173,12 @@ def stiffness(tensor: Tensor) -> float:
 
 
 def _uniform(largest: float, price: float) -> np.ndarray:
-    """Multiples of the step that a price (for squared errors) asks for, both sides of zero as far as the largest weight, 255 at most."""
+    """Multiples of the step that a price (for squared errors) asks for, both sides of zero as far as the largest weight.
+
+    They may be more than a book holds: few weights are far out, and it is their entries that are then merged.
+    """
     step = np.sqrt(6 * price / np.log(2))
-    side = min(int(np.ceil(largest / step - 0.5)) if step < largest else 0, (MOST - 1) // 2)
+    side = min(int(np.ceil(largest / step - 0.5)) if step < largest else 0, SIDE)
     if side and largest / step - 0.5 > side:
         step = largest / side
     return np.arange(-side, side + 1) * step

@@ -161,3 +161,15 @@ def test_zeros_are_coded_in_no_bits() -> None:
     found = rated(Tensor(np.zeros((3, 4))), 1.0)
     assert found.entropy == 0 and not found.books.values(found.symbols).any()
     assert for_size([Tensor(np.zeros((3, 4)))], 10)[1][0].entropy == 0
+
+
+def test_a_few_far_weights_do_not_make_all_others_coarse() -> None:
+    """A book has 255 entries; a grid of them as far as a weight of 200 deviations would have eight times this step."""
+    rows = np.random.default_rng(0).standard_normal((64, 256))
+    price = 2 * np.log(2) * 1e-2  # noise 20 dB below the power of all but the far ones
+    near = rated(Tensor(rows), price)
+    rows[3, :3] = 200, -150, 90
+    far = rated(Tensor(rows), price)
+    errors = [float(loss(rows, found.symbols, found.books, None)[4:].sum()) for found in (near, far)]
+    assert errors[1] < 1.1 * errors[0] and far.entropy < 1.05 * near.entropy
+    assert far.books.entries.shape[1] <= MOST
