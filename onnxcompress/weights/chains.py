@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import ModelError
+from onnxcompress.weights import paths
 from onnxcompress.weights.coded import MOST_ENTRIES, Coded, per_slice, per_tensor, vectors_of
 
 SMALLEST = 16
@@ -78,6 +79,14 @@ def _divided(node: ir.Node, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     return np.split(arrays[0], np.cumsum(sizes)[:-1], axis)
 
 
+def _padded(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    sides = arrays[1].reshape(2, arrays[0].ndim).T.tolist()
+    if len(arrays) > 2 or node.attributes.get_string("mode", "constant") != "constant":
+        raise ValueError("padding that no form of weights needs")
+    _fits(prod(size + sum(side) for size, side in zip(arrays[0].shape, sides, strict=True)) * arrays[0].itemsize)
+    return np.pad(arrays[0], sides)
+
+
 def _fits(size: int) -> None:
     if size > LARGEST:
         raise ModelError(
@@ -94,6 +103,7 @@ EVALUATE: dict[str, Evaluate] = {
     "Add": _spread(np.add),
     "Sub": _spread(np.subtract),
     "Mod": _spread(np.mod),
+    "Pad": _padded,
     "BitShift": _spread(np.right_shift),
     "Where": _where,
     "Split": _divided,
@@ -203,7 +213,9 @@ def _coded(value: ir.Value, memory: dict[ir.Value, np.ndarray]) -> Coded | None:
             scales = _evaluated(factors[0], memory)
             value = parts[1 - parts.index(factors[0])]
     values = _evaluated(value, memory)
-    found = next((c for node in _gathers(value) if (c := _looked_up(values, node, memory)) is not None), None)
+    found = paths.read(_chain(value), memory, values.shape)
+    if found is None:
+        found = next((c for node in _gathers(value) if (c := _looked_up(values, node, memory)) is not None), None)
     return found if found is None or scales is None else _factored(found, scales)
 
 
@@ -212,10 +224,11 @@ def _factored(coded: Coded, scales: np.ndarray) -> Coded | None:
     if scales.ndim != len(coded.shape):
         return None
     axis = next((number for number, size in enumerate(scales.shape) if size > 1), coded.axis)
-    if scales.size not in (1, coded.shape[axis]) or (coded.groups is not None and axis != coded.axis):
+    bound = coded.groups is not None or coded.states > 1
+    if scales.size not in (1, coded.shape[axis]) or (bound and axis != coded.axis):
         return None
     spread = np.broadcast_to(scales.reshape(-1), (coded.shape[axis],)).copy()
-    return Coded(coded.shape, coded.symbols, coded.books, spread, coded.groups, axis)
+    return replace(coded, scales=spread, axis=axis)
 
 
 def _form(value: ir.Value, coded: Coded) -> str:

@@ -7,6 +7,8 @@ from math import prod
 
 import numpy as np
 
+from onnxcompress.weights import trellis
+
 CODED = "onnxcompress.coded"
 """Key of a tensor's meta: its values as Coded, or those that it had before an edit; the file gets symbols where they still fit."""
 
@@ -24,9 +26,11 @@ class Coded:
     scales   [shape[axis]] in the tensor's type; None: no factor
     groups   int [shape[axis]], which book each slice along `axis` uses; None: there is one book
     axis     of books and scales
+    states   of a trellis that symbols go through, along all axes but `axis`: books have 2K entries (see trellis.py); 1: none
     form     in which the file holds the symbols, a key of `forms.FORMS`; auto: the smallest
 
-    With `width` > 1 (product quantization) several books need axis 0, and whole vectors in a slice.
+    With `width` > 1 (product quantization) several books need axis 0, and whole vectors in a slice. A trellis needs width 1, an
+    even K, and the first or last axis.
     """
 
     shape: tuple[int, ...]
@@ -36,12 +40,15 @@ class Coded:
     groups: np.ndarray | None = None
     axis: int = 0
     form: str = "auto"
+    states: int = 1
 
     def __post_init__(self) -> None:
         size, length = prod(self.shape), self.shape[self.axis] if self.shape else 1
         count, entries, width = self.books.shape
         assert self.symbols.dtype == np.uint8 and self.symbols.shape == (size // width,) and size % width == 0
         assert 0 < entries <= MOST_ENTRIES
+        ends = (0, len(self.shape) - 1)
+        assert self.states == 1 or (width == 1 and entries % 4 == 0 and self.axis % len(self.shape) in ends)
         assert self.scales is None or self.scales.shape == (length,)
         assert (count == 1) if self.groups is None else self.groups.shape == (length,)
         assert self.groups is None or width == 1 or (self.axis == 0 and (size // length) % width == 0)
@@ -53,8 +60,8 @@ class Coded:
 
     @property
     def entries(self) -> int:
-        """K, of one book."""
-        return self.books.shape[1]
+        """K: what a symbol may be; of one book, unless a trellis chooses the half of it."""
+        return self.books.shape[1] // (1 if self.states == 1 else 2)
 
     @property
     def width(self) -> int:
@@ -66,19 +73,34 @@ class Coded:
         """Of the values."""
         return self.books.dtype
 
+    @property
+    def paths(self) -> tuple[int, int, int]:
+        """The shape in which symbols go through a trellis along the second axis."""
+        length = self.shape[self.axis]
+        return (
+            (length, self.size // length, 1) if self.axis % len(self.shape) == 0 else (1, self.size // length, length)
+        )
+
+    def numbers(self) -> np.ndarray:
+        """uint8 [size / width], of entries: the symbols, or what they are in the state of the trellis."""
+        if self.states == 1:
+            return self.symbols
+        return trellis.levels_of(self.symbols.reshape(self.paths), self.states).reshape(-1)
+
     def along(self, each: np.ndarray) -> np.ndarray:
         """One number a slice along `axis`, in a shape that broadcasts over the tensor."""
         return each.reshape([-1 if axis == self.axis % len(self.shape) else 1 for axis in range(len(self.shape))])
 
     def decode(self) -> np.ndarray:
         """The values, as onnxruntime computes them: a lookup, and one multiplication in the tensor's type."""
+        numbers = self.numbers()
         if self.groups is None:
-            values = self.books[0][self.symbols].reshape(self.shape)
+            values = self.books[0][numbers].reshape(self.shape)
         elif self.width > 1:
-            groups = np.repeat(self.groups, len(self.symbols) // self.shape[0])
-            values = self.books[groups, self.symbols].reshape(self.shape)
+            groups = np.repeat(self.groups, len(numbers) // self.shape[0])
+            values = self.books[groups, numbers].reshape(self.shape)
         else:
-            values = self.books[self.along(self.groups), self.symbols.reshape(self.shape), 0]
+            values = self.books[self.along(self.groups), numbers.reshape(self.shape), 0]
         return values if self.scales is None else values * self.along(self.scales)
 
     def transposed(self) -> Coded:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.weights import pools
+from onnxcompress.weights import paths, pools
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.pen import NODE_BYTES, Form, Lookup, Pen, halved
 from onnxcompress.weights.plain import PLAIN
@@ -32,16 +32,19 @@ def bytes_of(coded: Coded, form: str) -> float | None:
     factors = [coded.books] if coded.scales is None else [coded.books, coded.scales]
     stored = sum((values if (half := halved(values)) is None else half).nbytes + NODE_BYTES for values in factors)
     several = 0 if coded.groups is None else 2 * len(coded.groups) + 3 * NODE_BYTES
-    return None if symbols is None else symbols + stored + several + 5 * NODE_BYTES
+    return None if symbols is None else symbols + stored + several + 5 * NODE_BYTES + paths.size(coded)
 
 
 def chosen(coded: Coded, opset: int = 17, *, without: tuple[str, ...] = ()) -> str | None:
-    """The form that a tensor gets: as wanted where that can hold it, else the smallest; None where dense is no larger."""
+    """The form that a tensor gets: as wanted where that can hold it, else the smallest; None where dense is no larger.
+
+    Symbols of a trellis are in forms of PLAIN only: the others number them anew.
+    """
     dense = WORTH * coded.size * coded.dtype.itemsize
     sizes = {
         name: size
         for name, form in FORMS.items()
-        if form.opset <= opset and name not in without
+        if form.opset <= opset and name not in without and (coded.states == 1 or name in PLAIN)
         if (form.auto or name == coded.form) and (size := bytes_of(coded, name)) is not None
     }
     if coded.form in sizes:
@@ -92,7 +95,9 @@ def write_all(pen: Pen, tensors: Mapping[str, Coded], forms: Mapping[str, str]) 
 def _looked_up(pen: Pen, coded: Coded, form: str, symbols: Callable[[Lookup], ir.Value]) -> ir.Value:
     """The tensor, by its books and scales."""
     count, entries, width = coded.books.shape
-    if coded.groups is None:
+    if coded.states > 1:
+        made = paths.write(pen, coded, symbols(lambda numbers: numbers))
+    elif coded.groups is None:
         book = pen.floats(coded.books[0] if width > 1 else coded.books[0, :, 0])
         made = symbols(lambda numbers: pen.node("Gather", book, numbers))
         made = made if form in AS_SHAPED and width == 1 else pen.shape(made, coded.shape)
