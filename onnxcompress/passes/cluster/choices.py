@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcompress.passes.cluster import vectors
-from onnxcompress.passes.cluster.allocation import Choice
+from onnxcompress.passes.cluster import trellis, vectors
+from onnxcompress.passes.cluster.allocation import Choice, overhead
 from onnxcompress.passes.cluster.books import Books, shrunk
 from onnxcompress.passes.cluster.rate import MOST, Sketch, Tensor, entropy, rated
 from onnxcompress.passes.cluster.sharing import pruned
+from onnxcompress.passes.cluster.trellis import STATES, Trellis
 from onnxcompress.passes.cluster.vectors import Vectors
+from onnxcompress.passes.quantize.rounding import DAMPING
+from onnxcompress.weights.coded import MOST_ENTRIES
 
 Coding = tuple[np.ndarray, Books | Vectors]
 """Symbols, and what they stand for."""
@@ -82,6 +85,46 @@ def by_vectors(positions: np.ndarray, rows: np.ndarray, entries: int, width: int
         return "vectors would not keep its pruned weights at zero"
     across = vectors.direction(positions, width)
     return across if isinstance(across, str) else ByVectors(entries, "vectors", width, across)
+
+
+@dataclass(frozen=True)
+class ByTrellis(Own):
+    """Symbols of each row follow a trellis: `entries` of them choose among twice as many values."""
+
+    states: int = STATES
+
+    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+        """From the weights alone."""
+        found = self._trained(rows, None, seed)
+        return trellis.followed(rows.astype(np.float64), found), found
+
+    def tried(self, at: Stop) -> Iterator[Coding]:
+        """Books for rows that are weighed by what they meet; paths that make up for errors."""
+        gram = shrunk(at.gram)
+        power = np.einsum("...kk->...k", gram)
+        power = power + DAMPING * power.mean(axis=-1, keepdims=True)
+        power /= max(float(power.mean()), 1e-300)
+        weights = power if power.ndim == 1 else np.repeat(power, len(at.rows) // len(power), axis=0)
+        found = self._trained(at.rows, weights, at.seed)
+        yield trellis.followed(at.rows, found, weights), found
+        yield trellis.alternated(at.rows, found, at.gram)
+
+    def _trained(self, rows: np.ndarray, weights: np.ndarray | None, seed: int) -> Trellis:
+        return trellis.trained(rows, self.entries, self.sharing, weights, states=self.states, seed=seed)
+
+
+def by_trellis(shape: tuple[int, ...], axis: int, rows: np.ndarray, choice: Choice) -> ByTrellis | None:
+    """The choice for a tensor of this shape with books along `axis`; None where a trellis would not pay, or cannot be followed."""
+    columns = rows.shape[1]
+    fits = choice.entries % 2 == 0 and 2 * choice.entries <= MOST_ENTRIES and axis in (0, len(shape) - 1)
+    more = overhead(rows.shape, Choice(2 * choice.entries, choice.sharing)) - overhead(rows.shape, choice)
+    if not fits or columns < trellis.SHORTEST or more > DEAREST * rows.size or pruned(rows):
+        return None
+    return ByTrellis(choice.entries, choice.sharing)
+
+
+DEAREST = 0.01
+"""Bytes a weight by which its books may grow: a fiftieth of four bits, of which the trellis saves a twentieth."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
 from onnxcompress.passes.cluster.books import Books
-from onnxcompress.passes.cluster.choices import ByRate, ByVectors, by_vectors
+from onnxcompress.passes.cluster.choices import ByRate, ByTrellis, ByVectors, by_trellis, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book, on_common
 from onnxcompress.passes.cluster.decisions import carry_out, decide
 from onnxcompress.passes.cluster.expected import expected, needs_of
@@ -71,6 +71,13 @@ class Cluster:
     vector: Annotated[
         Literal[1, 2, 4], Field(description="weights that share an index: neighbours in memory (product quantization)")
     ] = 1
+    trellis: Annotated[
+        bool,
+        Field(
+            description="which half of a book an index looks into follows from the indices before it (trellis-coded quantization): "
+            "1 dB or more at the same size, in more time"
+        ),
+    ] = False
     rate: Annotated[
         Literal["none", "file", "container"],
         Field(
@@ -160,6 +167,8 @@ class Cluster:
         if self.rate != "none":
             return at_one_price(how, model, evidence, found, self.rate, self._budget(model, found))
         choices = self._choices(plan, model, found, evidence)
+        if self.trellis and self.share != "model":
+            choices |= _by_trellis(model, found, choices)
         book = common_book(model, found, self.entries) if self.share == "model" else None
         start = {each.name: self._start(model, each, choices[each.name], book) for each in found}
         if self.assign != "compensated":
@@ -223,13 +232,23 @@ class Cluster:
         self, model: Model, each: Clustered, choice: Choice, book: np.ndarray | None
     ) -> tuple[Clustered, Choice, np.ndarray, Books | Vectors]:
         rows = each.rows(model.array(each.name))
-        if isinstance(choice, ByVectors):
+        if isinstance(choice, ByVectors | ByTrellis):
             return each, choice, *choice.begun(rows, self.seed)
         if book is not None:
             books = on_common(rows, book)
         else:
             books = shared(rows, choice.entries, choice.sharing, start=self.start, seed=self.seed)
         return each, choice, placed(rows, books), books
+
+
+def _by_trellis(model: Model, found: list[Clustered], choices: dict[str, Choice]) -> dict[str, Choice]:
+    """Those choices of plain books that a trellis makes better at the same size."""
+    plain = [each for each in found if type(choices[each.name]) is Choice]
+    tried = {
+        each.name: by_trellis(each.shape, each.axis, each.rows(model.array(each.name)), choices[each.name])
+        for each in plain
+    }
+    return {name: choice for name, choice in tried.items() if choice is not None}
 
 
 def _rest(model: Model, found: list[Clustered]) -> int:

@@ -35,6 +35,7 @@ def decide(plan: Plan, model: Model, each: Clustered, codes: Found, *, bits: flo
         "axis": coded.axis,
         "form": coded.form,
         "entries": coded.entries,
+        "states": coded.states,
         "bits": round(bits, 3),
         "share": sharing,
         "sqnr_db": sqnr_db(float(np.square(values).sum()), float(np.square(coded.decode() - values).sum())),

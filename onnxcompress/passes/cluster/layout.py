@@ -28,4 +28,5 @@ def arrays_of(name: str, each: Coded) -> dict[str, np.ndarray]:
 def read(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Coded:
     """The coded tensor of a decision with `weight`, `shape`, `axis` and `form`."""
     parts = {part: arrays.get(f"{part}/{decision['weight']}") for part in PARTS}
-    return Coded(shape=tuple(decision["shape"]), axis=decision["axis"], form=decision["form"], **parts)  # type: ignore[arg-type]
+    told = {"axis": decision["axis"], "form": decision["form"], "states": decision.get("states", 1)}
+    return Coded(shape=tuple(decision["shape"]), **told, **parts)  # type: ignore[arg-type]

@@ -13,11 +13,13 @@ from onnxcompress.model.twins import twins
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.layout import along
+from onnxcompress.passes.cluster.trellis import Trellis
 from onnxcompress.passes.cluster.vectors import Vectors, stored
 from onnxcompress.passes.protect import ends as outermost
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.found import Weight, weights_of
 from onnxcompress.weights.coded import Coded
+from onnxcompress.weights.trellis import symbols_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,9 @@ class Clustered:
         if isinstance(books, Vectors):
             flat = stored(symbols, books, self.positions)
             return Coded(self.shape, flat, books.entries.astype(dtype)[None], scales, None, self.axis)
+        states = books.states if isinstance(books, Trellis) else 1
+        if states > 1:
+            symbols = symbols_of(symbols.T, states).T
         moved = symbols.reshape(self.shape[self.axis], *np.delete(self.shape, self.axis))
         several = len(books.entries) > 1
         return Coded(
@@ -66,6 +71,7 @@ class Clustered:
             scales,
             books.of(len(symbols)) if several else None,
             self.axis,
+            states=states,
         )
 
 
