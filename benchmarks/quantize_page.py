@@ -26,6 +26,7 @@ class Row:
     integer           nodes that make, take or compute with integers; 0: the tool changed nothing that matters here
     sqnr_db           of the worst output, held-out samples; logits_db: with probabilities as logits; agreement: share of equal decisions
     before, after     score of the task; error_before, error_after: character error of text readers
+    items             that the task was scored on; change_error: standard error of after - before
     speed             time of fp32 / time of the file, median of paired runs; timed: runs of each
     size              bytes / bytes of fp32
     seconds           of the tool's work in a fresh process; peak, base: resident bytes, at its end and after imports
@@ -45,6 +46,8 @@ class Row:
     agreement: float | None = None
     before: float | None = None
     after: float | None = None
+    items: int | None = None
+    change_error: float | None = None
     error_before: float | None = None
     error_after: float | None = None
     speed: float | None = None
@@ -98,7 +101,9 @@ ABOUT = (
     "to opset 17 by onnx's converter where it is older, not on the clock; onnxruntime's own pre-processing is on it, "
     "NNCF gets its result for nothing (it folds no BatchNormalization itself). *SQNR*: of the worst output, dB; "
     "*logits*: likewise, probabilities as logits, so that saturated ones flatter nobody. "
-    "*Agree*: same decision. *Task*: score before → after. *Char. error*: of text readers, likewise. *Speed*: time of "
+    "*Agree*: same decision. *Task*: score before → after, on so many items, ± the standard error of the change (jackknife over "
+    "20 parts of them, both models on the same ones): of two tools less than twice that apart neither is known to be the better. "
+    "*Char. error*: of text readers, likewise. *Speed*: time of "
     "fp32 / time of the file, one thread, one sample, median of paired runs in turn. *Size*: of the file, share of "
     "fp32's. *s*, *MB*: time and largest resident memory of the tool's process (in brackets: above the imports). Ours "
     "also compares both models within that time. {emulated}Peers' versions: {versions}."
@@ -152,7 +157,18 @@ def tools(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-MODEL_HEADS = ("model", "best peer logits dB", "by", "ours", "fastest peer", "by", "ours", "best peer task", "ours")
+MODEL_HEADS = (
+    "model",
+    "best peer logits dB",
+    "by",
+    "ours",
+    "fastest peer",
+    "by",
+    "ours",
+    "best peer task",
+    "ours",
+    "items",
+)
 
 
 def models(rows: Sequence[Row]) -> list[list[str]]:
@@ -162,12 +178,14 @@ def models(rows: Sequence[Row]) -> list[list[str]]:
         mine = [row for row in rows if row.model == model and row.loads and row.integer != 0]
         peers, own = [row for row in mine if not row.tool.startswith(OURS)], [row for row in mine if row.tool == OURS]
         (faithful, its), (fastest, time) = _best(peers, "logits_db"), _best(peers, "speed")
-        right = max((row.after for row in peers if row.after is not None), default=None)
+        right = max(
+            (row for row in peers if row.after is not None), key=lambda row: row.after or 0.0, default=Row(model, "")
+        )
         our = own[0] if own else Row(model, OURS)
-        before = next((row.before for row in mine if row.before is not None), None)
+        items = dict.fromkeys(str(row.items) for row in (right, our) if row.items is not None)
         lines.append([
             model, number(its, 1), faithful, number(our.logits_db, 1), number(time, 2), fastest, number(our.speed, 2),
-            pair(before, right), pair(our.before, our.after),
+            scored(right), scored(our), " and ".join(items) or NOTHING,
         ])  # fmt: skip
     return lines
 
@@ -182,7 +200,7 @@ def shown(row: Row, emulated: bool) -> list[str]:
         NOTHING if row.peak is None or row.base is None else f"{row.peak / 1e6:.0f} ({(row.peak - row.base) / 1e6:.0f})"
     )
     cells = [
-        row.tool, loads, number(row.sqnr_db, 1), number(row.logits_db, 1), number(row.agreement, 3), pair(row.before, row.after),
+        row.tool, loads, number(row.sqnr_db, 1), number(row.logits_db, 1), number(row.agreement, 3), scored(row),
         pair(row.error_before, row.error_after, 4), number(row.speed, 2), number(row.size, 2), number(row.seconds, 1),
         memory,
     ]  # fmt: skip
@@ -196,6 +214,12 @@ def number(value: float | None, digits: int) -> str:
     if value is None or math.isnan(value):
         return NOTHING
     return "inf" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def scored(row: Row) -> str:
+    """Score before → after, ± the standard error of the change where it is known."""
+    told = pair(row.before, row.after)
+    return told if row.change_error is None or told == NOTHING else f"{told} ± {row.change_error:.3f}"
 
 
 def pair(before: float | None, after: float | None, digits: int = 3) -> str:
