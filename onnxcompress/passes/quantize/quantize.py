@@ -34,11 +34,12 @@ from onnxcompress.passes.quantize.pen import Decided, Rounded, with_constants
 from onnxcompress.passes.quantize.qoperator import as_operators
 from onnxcompress.passes.quantize.rows import row_of
 from onnxcompress.passes.quantize.shares import shares
-from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, fastest
+from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, closer, fastest
 from onnxcompress.passes.quantize.write import write
 from onnxcompress.plan import Plan, Refusal
 
 SLOWER = "int8 makes it slower on this CPU"
+WORSE = "int8 makes it no faster on this CPU, and the answers worse"
 
 Calibration = Literal["auto", "minmax", "average", "percentile", "entropy", "mse", "output"]
 
@@ -219,7 +220,16 @@ class Quantize:
         choice = fastest(trial, model.ir, written, timed, self.seconds)
         chosen = connected(model, choice.nodes | others) if choice.nodes else frozenset()
         _tell(choice, nodes, chosen, plan)
-        return chosen
+        left = {} if trial.data.synthetic else closer(trial, choice, written, timed)
+        if not left:
+            return chosen
+        kept = connected(model, (choice.nodes | others) - {name for kind in left for name in timed[kind]})
+        plan.notes.extend(
+            f"{kind} stays float: it takes {choice.cheap[kind]:.1%} more time, and answers come {gain:.1f} dB closer"
+            for kind, gain in left.items()
+        )
+        plan.refusals.extend(Refusal(name, WORSE) for name in sorted(chosen - kept))
+        return kept
 
     def _decide(
         self,

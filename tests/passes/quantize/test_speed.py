@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxcompress.passes.quantize.speed import FLOAT, Choice, fastest
+from onnxcompress.passes.quantize.speed import COST, FLOAT, WORTH_DB, Choice, closer, fastest
 
 CLASSES = {"conv": ["c1", "c2"], "depthwise": ["d"], "mul": ["m"], "sum": ["s"]}
 ALL = frozenset(name for names in CLASSES.values() for name in names)
@@ -58,3 +58,41 @@ def test_never_slower_than_float(costs: dict[str, float], float_ms: float) -> No
     choice = choose(clock)
     assert not choice.nodes or clock.of(choice.nodes) < float_ms
     assert clock.of(choice.nodes or ALL) <= clock.of(ALL) or not choice.nodes
+
+
+class Answers:
+    """dB by a formula of the nodes that are int8."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self.costs = costs
+
+    def logits_db(self, graphs: Mapping[str, Any]) -> dict[str, float]:
+        return {name: 30 - sum(self.costs.get(node, 0.0) for node in nodes) for name, nodes in graphs.items()}
+
+
+def judged(answers: Any, cheap: Mapping[str, float]) -> dict[str, float]:
+    return closer(answers, Choice(ALL, cheap=dict(cheap)), lambda nodes: nodes, CLASSES)  # type: ignore[arg-type,return-value]
+
+
+def test_what_costs_answers_and_saves_no_time_leaves() -> None:
+    answers = Answers({"c1": 9, "d": 3, "m": 1, "s": WORTH_DB / 2})
+    assert judged(answers, {"mul": 0.0, "sum": 0.0, "depthwise": COST}) == {"depthwise": 3, "mul": 1}
+    assert judged(answers, {"mul": 0.01, "depthwise": COST}) == {"depthwise": 3}
+    assert not judged(answers, {"sum": 0.0})
+    assert not judged(answers, {})
+
+
+def test_classes_that_gain_less_together_leave_one_by_one() -> None:
+    class Apart(Answers):
+        def logits_db(self, graphs: Mapping[str, Any]) -> dict[str, float]:
+            told = super().logits_db(graphs)
+            return {name: db - 5 * (not {"d", "m"} & set(graphs[name])) for name, db in told.items()}
+
+    assert judged(Apart({"d": 2, "m": 1}), {"mul": 0.0, "depthwise": 0.0}) == {"depthwise": 2}
+
+
+def test_what_the_clock_finds_cheap_is_what_is_left() -> None:
+    choice = choose(Formula(summed({"c1": -3, "c2": -3, "d": 2, "m": -0.02, "s": 0.02}), 12.0))
+    assert "depthwise" in choice.left
+    assert list(choice.cheap) == ["sum", "mul"]
+    assert choice.cheap["sum"] == 0
