@@ -217,16 +217,20 @@ class Quantize:
         def written(some: frozenset[str]) -> ir.Model:
             return _written(model, Decided(connected(model, some | others), grids, _plain(weights))).ir
 
+        def joined(some: frozenset[str]) -> frozenset[str]:
+            return connected(model, some | others) if some else frozenset()
+
         choice = fastest(trial, model.ir, written, timed, self.seconds)
-        chosen = connected(model, choice.nodes | others) if choice.nodes else frozenset()
+        chosen = joined(choice.nodes)
         _tell(choice, nodes, chosen, plan)
-        left = {} if trial.data.synthetic else closer(trial, choice, written, timed)
-        if not left:
+        choice.cheap = {kind: share for kind, share in choice.cheap.items() if joined(choice.nodes - set(timed[kind]))}
+        if not chosen or trial.data.synthetic:
             return chosen
-        kept = connected(model, (choice.nodes | others) - {name for kind in left for name in timed[kind]})
+        choice = closer(trial, choice, written, timed, self.seconds / 2)
+        kept = joined(choice.nodes)
         plan.notes.extend(
             f"{kind} stays float: it takes {choice.cheap[kind]:.1%} more time, and answers come {gain:.1f} dB closer"
-            for kind, gain in left.items()
+            for kind, gain in choice.nearer.items()
         )
         plan.refusals.extend(Refusal(name, WORSE) for name in sorted(chosen - kept))
         return kept

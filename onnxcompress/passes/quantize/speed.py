@@ -10,7 +10,7 @@ slower than it. Then a class whose integers save next to no time leaves as well 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import onnx_ir as ir
@@ -31,7 +31,7 @@ for less time than two runs differ by. Of what was as cheap on two other text mo
 MOST_JUDGED = 6
 """Classes that are judged by their answers, the cheapest ones: each is a session, which is what the time goes into."""
 
-FLOAT, INT8 = "float", "int8"
+FLOAT, INT8, TOGETHER = "float", "int8", "together"
 
 
 class Stopwatch(Protocol):
@@ -42,8 +42,8 @@ class Stopwatch(Protocol):
         ...
 
 
-class Judge(Protocol):
-    """What is asked of the same evidence about answers."""
+class Trying(Stopwatch, Protocol):
+    """What else is asked of the same evidence."""
 
     def logits_db(self, graphs: Mapping[str, ir.Model]) -> dict[str, float]:
         """Name -> how near the answers are to the original's."""
@@ -54,12 +54,14 @@ class Judge(Protocol):
 class Choice:
     """nodes  that are int8            milliseconds  of the float model and of the chosen one
     left     class -> how much faster the whole is once it is float too, in the order in which they were taken out
-    cheap    class -> share of its time that the whole takes longer once it is float too, up to COST, the cheapest first"""
+    cheap    class -> share of its time that the whole takes longer once it is float too, up to COST, the cheapest first
+    nearer   class that left although it is cheap in int8 -> dB that the answers come closer by it alone"""
 
     nodes: frozenset[str]
     milliseconds: dict[str, float] = field(default_factory=dict)
     left: dict[str, float] = field(default_factory=dict)
     cheap: dict[str, float] = field(default_factory=dict)
+    nearer: dict[str, float] = field(default_factory=dict)
 
 
 def fastest(
@@ -120,31 +122,40 @@ def _cheap(alone: Mapping[str, float], rest: Mapping[str, Sequence[str]]) -> dic
 
 
 def closer(
-    judge: Judge,
+    trial: Trying,
     choice: Choice,
     written: Callable[[frozenset[str]], ir.Model],
     classes: Mapping[str, Sequence[str]],
-) -> dict[str, float]:
-    """Classes of `choice.cheap` to leave in float too -> dB that the answers come closer by each alone.
+    seconds: float,
+) -> Choice:
+    """What is chosen when classes of `choice.cheap` are float too, where the answers come closer by it.
 
-    Those of the largest gain first, as long as all of them cost no more than COST; one alone where together they gain no more.
-    Only classes whose absence leaves products in int8 are asked about.
+    Those of the largest gain first, as long as all of them cost no more than COST. They are timed again, alone and together, as
+    few graphs in the same rounds tell small differences better. `cheap` of what is returned: class -> that cost; `nearer`: dB
     """
     without = {kind: choice.nodes - set(classes[kind]) for kind in list(choice.cheap)[:MOST_JUDGED]}
-    without = {kind: nodes for kind, nodes in without.items() if nodes}
-    if not choice.nodes or not without:
-        return {}
-    told = judge.logits_db({INT8: written(choice.nodes), **{kind: written(nodes) for kind, nodes in without.items()}})
-    gains = {kind: told[kind] - told[INT8] for kind in without if told[kind] >= told[INT8] + WORTH_DB}
-    found: dict[str, float] = {}
-    spent = 0.0
+    if not without:
+        return choice
+    told = trial.logits_db({INT8: written(choice.nodes), **{kind: written(nodes) for kind, nodes in without.items()}})
+    gains = {kind: db - told[INT8] for kind, db in told.items() if db >= told[INT8] + WORTH_DB}
+    taken: list[str] = []
     for kind in sorted(gains, key=lambda each: -gains[each]):
-        if spent + choice.cheap[kind] <= COST:
-            spent += choice.cheap[kind]
-            found[kind] = gains[kind]
-    if len(found) > 1:
-        whole = choice.nodes - {name for kind in found for name in classes[kind]}
-        best = next(iter(found))
-        if not whole or judge.logits_db({INT8: written(whole)})[INT8] <= told[best]:
-            return {best: found[best]}
-    return found
+        if sum(choice.cheap[each] for each in (*taken, kind)) <= COST:
+            taken.append(kind)
+    sets = {kind: [kind] for kind in taken}
+    if len(taken) > 1:
+        together = choice.nodes.intersection(*(without[kind] for kind in taken))
+        told[TOGETHER] = trial.logits_db({TOGETHER: written(together)})[TOGETHER]
+        sets, without[TOGETHER] = {**sets, TOGETHER: taken}, together
+    if not sets:
+        return choice
+    times = trial.milliseconds({INT8: written(choice.nodes), **{key: written(without[key]) for key in sets}}, seconds)
+    best = max((key for key in sets if times[key] <= (1 + COST) * times[INT8]), key=told.__getitem__, default=None)
+    if best is None:
+        return choice
+    return replace(
+        choice,
+        nodes=without[best],
+        cheap={kind: max(times[kind] / times[INT8] - 1, 0.0) for kind in sets[best]},
+        nearer={kind: gains[kind] for kind in sets[best]},
+    )

@@ -60,26 +60,35 @@ def test_never_slower_than_float(costs: dict[str, float], float_ms: float) -> No
     assert clock.of(choice.nodes or ALL) <= clock.of(ALL) or not choice.nodes
 
 
-class Answers:
-    """dB by a formula of the nodes that are int8."""
+class Answers(Formula):
+    """Times, and dB, by formulas of the nodes that are int8."""
 
-    def __init__(self, costs: Mapping[str, float]) -> None:
-        self.costs = costs
+    def __init__(self, lost: Mapping[str, float], saved: Mapping[str, float] | None = None) -> None:
+        super().__init__(summed({name: -ms for name, ms in (saved or {}).items()}), 99.0)
+        self.lost = lost
 
     def logits_db(self, graphs: Mapping[str, Any]) -> dict[str, float]:
-        return {name: 30 - sum(self.costs.get(node, 0.0) for node in nodes) for name, nodes in graphs.items()}
+        return {name: 30 - sum(self.lost.get(node, 0.0) for node in nodes) for name, nodes in graphs.items()}
 
 
-def judged(answers: Any, cheap: Mapping[str, float]) -> dict[str, float]:
-    return closer(answers, Choice(ALL, cheap=dict(cheap)), lambda nodes: nodes, CLASSES)  # type: ignore[arg-type,return-value]
+def left(answers: Answers, cheap: Mapping[str, float]) -> dict[str, float]:
+    choice = closer(answers, Choice(ALL, cheap=dict(cheap)), lambda nodes: nodes, CLASSES, 1.0)  # type: ignore[arg-type,return-value]
+    assert choice.nodes == ALL - {name for kind in choice.nearer for name in CLASSES[kind]}
+    return choice.nearer
 
 
 def test_what_costs_answers_and_saves_no_time_leaves() -> None:
-    answers = Answers({"c1": 9, "d": 3, "m": 1, "s": WORTH_DB / 2})
-    assert judged(answers, {"mul": 0.0, "sum": 0.0, "depthwise": COST}) == {"depthwise": 3, "mul": 1}
-    assert judged(answers, {"mul": 0.01, "depthwise": COST}) == {"depthwise": 3}
-    assert not judged(answers, {"sum": 0.0})
-    assert not judged(answers, {})
+    lost = {"c1": 9, "d": 3, "m": 1, "s": WORTH_DB / 2}
+    assert left(Answers(lost), {"mul": 0.0, "sum": 0.0, "depthwise": COST}) == {"depthwise": 3, "mul": 1}
+    assert left(Answers(lost), {"mul": 0.01, "depthwise": COST}) == {"depthwise": 3}
+    assert not left(Answers(lost), {"sum": 0.0})
+    assert not left(Answers(lost), {})
+
+
+def test_what_is_no_longer_cheap_when_timed_again_stays() -> None:
+    lost = {"d": 3, "m": 1}
+    assert left(Answers(lost, {"d": 5}), {"mul": 0.0, "depthwise": 0.0}) == {"mul": 1}
+    assert not left(Answers(lost, {"d": 5, "m": 5}), {"mul": 0.0, "depthwise": 0.0})
 
 
 def test_classes_that_gain_less_together_leave_one_by_one() -> None:
@@ -88,7 +97,7 @@ def test_classes_that_gain_less_together_leave_one_by_one() -> None:
             told = super().logits_db(graphs)
             return {name: db - 5 * (not {"d", "m"} & set(graphs[name])) for name, db in told.items()}
 
-    assert judged(Apart({"d": 2, "m": 1}), {"mul": 0.0, "depthwise": 0.0}) == {"depthwise": 2}
+    assert left(Apart({"d": 2, "m": 1}), {"mul": 0.0, "depthwise": 0.0}) == {"depthwise": 2}
 
 
 def test_what_the_clock_finds_cheap_is_what_is_left() -> None:
