@@ -1,14 +1,13 @@
 """The packed file beside what theory allows and what other tools write: bits a weight, speed, memory.
 
-    python -m benchmarks.pack [--models NAME ...] [--ways NAME ...] [--nncodec-python PYTHON]
+    python -m benchmarks.pack [--models NAME ...] [--ways NAME ...]
 
 Every model as it is, and with its weights coded from themselves: clustered to 16 values a tensor (optimal k-means, values of float16 as
 `cluster` writes them), the smallest 80 or 90 % set to zero first, or rounded to 15 even steps a channel. Each is packed with ANS and with
 Huffman, unpacked and compared byte for byte. Speed is of the processor's time in a fresh process, in MB of the fp32 file; memory is the
 peak of that process above what it holds after its imports.
 
-nncodec (ISO/IEC 15938-17) has a Python of its own: it codes the same weights at several steps, with and without its trellis, and what it
-decodes is then packed here, so that both files hold exactly the same numbers.
+nncodec (ISO/IEC 15938-17) at equal error: benchmarks/nncodec.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 import zstandard
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from benchmarks.coverage import RESNET, peak_memory, resnet
 from benchmarks.written import table, write
@@ -41,10 +40,6 @@ CODES = ("ans", "huffman")
 SMALLEST = 4096
 """Bytes of a weight below which it stays as it is."""
 
-STEPS = (-12, -16, -20)
-"""nncodec's quantization parameters: about 1, 2 and 3 bits a weight."""
-
-PEER_MODELS = ("ppocr-rec", "open-nsfw")
 DIGITS = Path(__file__).parents[1] / "sample_models" / "digits.onnx"
 
 Row = dict[str, Any]
@@ -55,24 +50,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS, help="names of the manifest, digits, or resnet50's")
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
-    parser.add_argument("--nncodec-python", help="a Python where nncodec 2.1 is installed")
     parser.add_argument("--worker", nargs=4, metavar=("VERB", "CODE", "FROM", "TO"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         print(json.dumps(worker(*asked.worker)))
         return 0
     rows: list[Row] = []
-    peers: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.models:
             path = _path(name, Path(folder))
             for way in asked.ways:
                 rows.append({"model": name, "way": way, **measured(made(path, way, Path(folder)), Path(folder))})
                 print(rows[-1], flush=True)
-            if asked.nncodec_python and name in PEER_MODELS:
-                peers += [{"model": name, **row} for row in beside_nncodec(path, asked.nncodec_python, Path(folder))]
-                print(peers[-1], flush=True)
-            _report(rows, peers)
+            _report(rows)
     return 0
 
 
@@ -176,56 +166,6 @@ def ideal_huffman(path: Path) -> float | None:
     return bits / total if total else None
 
 
-NNCODEC = """
-import json, sys, time
-import numpy as np
-import nncodec.nnc as nnc
-source, target, step, trellis = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1"
-weights = dict(np.load(source))
-begin = time.process_time()
-data = nnc.compress(weights, bitstream_path=target + ".nnc", qp=step, nonweight_qp=step, use_dq=trellis, return_bitstream=True)
-data = data[0] if isinstance(data, tuple) else data
-middle = time.process_time()
-found = nnc.decompress(bytearray(data))
-end = time.process_time()
-found = found[0] if isinstance(found, tuple) else found
-np.savez(target, **{name: np.asarray(found[name]).reshape(each.shape) for name, each in weights.items()})
-print(json.dumps({"bytes": len(data), "encode": middle - begin, "decode": end - middle}))
-"""
-
-
-def beside_nncodec(path: Path, python: str, folder: Path) -> list[Row]:
-    """nncodec's bitstream of all weights, and ours of exactly what it decodes to."""
-    given = {f"w{n}.weight": numpy_helper.to_array(tensor) for n, tensor in enumerate(weights(onnx.load(path)))}
-    source, target = folder / "weights.npz", folder / "decoded.npz"
-    np.savez(source, allow_pickle=False, **given)
-    size, power = (
-        sum(each.size for each in given.values()),
-        sum(np.square(each, dtype=float).sum() for each in given.values()),
-    )
-    rows = []
-    for step in STEPS:
-        for trellis in (True, False):
-            command = [python, "-c", NNCODEC, str(source), str(target), str(step), str(int(trellis))]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            told = json.loads(done.stdout.splitlines()[-1])
-            with np.load(target) as decoded:
-                values = {name: decoded[name].astype(np.float32) for name in decoded.files}
-            noise = sum(np.square(given[name] - each, dtype=float).sum() for name, each in values.items())
-            graph = helper.make_graph(
-                [], "g", [], [], [numpy_helper.from_array(each, name) for name, each in values.items()]
-            )
-            onnx.save(helper.make_model(graph), folder / "decoded.onnx")
-            ours = _fresh("pack", "ans", folder / "decoded.onnx", folder / "decoded.onnxz")
-            rows.append(
-                {
-                    "step": step, "trellis": trellis, "sqnr_db": 10 * np.log10(power / noise), "nncodec": 8 * told["bytes"] / size,
-                    "ours": 8 * ours["bytes"] / size, "entropy": ours["entropy"], "ours seconds": ours["seconds"], **told,
-                }
-            )  # fmt: skip
-    return rows
-
-
 HEADS = (
     *(
         "model",
@@ -244,17 +184,6 @@ HEADS = (
     ),
     *("pack MB/s", "unpack MB/s", "peak of pack", "of unpack"),
 )
-PEER_HEADS = (
-    "model",
-    "step",
-    "trellis",
-    "SQNR of weights dB",
-    "nncodec bits",
-    "packed bits",
-    "ratio",
-    "encode s",
-    "pack s",
-)
 ABOUT = (
     "*zstd*, *gzip*, *ANS*, *Huffman*: share of the fp32 file. *Bits a symbol*: of tensors that are symbols, frequencies, books, "
     "scales, gaps and their part of the table included; *entropy*: Shannon's of the symbols of each tensor, without anything beside "
@@ -262,17 +191,10 @@ ABOUT = (
     "weight, tables not counted. *MB/s*: of the fp32 file by the processor's time, one core, ANS; *peak*: above the imports, as a "
     "share of the fp32 file."
 )
-ABOUT_PEER = (
-    "nncodec codes the large weights of the model; what it decodes to is packed: the same numbers in both. *Bits*: of the whole file "
-    "a weight. With its trellis the grid of a value depends on the values before it, which an order-free code cannot follow."
-)
 
 
-def _report(rows: Sequence[Row], peers: Sequence[Row]) -> None:
-    parts = [ABOUT, table(HEADS, [_shown(row) for row in rows])]
-    if peers:
-        parts += ["## Beside nncodec", ABOUT_PEER, table(PEER_HEADS, [_peer(row) for row in peers])]
-    write("pack", "The packed file", parts, {"rows": rows, "nncodec": peers})
+def _report(rows: Sequence[Row]) -> None:
+    write("pack", "The packed file", [ABOUT, table(HEADS, [_shown(row) for row in rows])], {"rows": rows})
 
 
 def _shown(row: Row) -> list[str]:
@@ -293,12 +215,6 @@ def _number(value: float | None) -> str:
 
 def _ratio(value: float | None, of: float | None) -> str:
     return "-" if not value or not of else f"{value / of:.4f}"
-
-
-def _peer(row: Row) -> list[str]:
-    cells = [row["model"], str(row["step"]), "yes" if row["trellis"] else "no", f"{row['sqnr_db']:.1f}"]
-    cells += [_number(row["nncodec"]), _number(row["ours"]), _ratio(row["ours"], row["nncodec"])]
-    return [*cells, f"{row['encode']:.2f}", f"{row['ours seconds']:.2f}"]
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def network() -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32), name)
-        for name, shape in (("c", (48, 8, 3, 3)), ("m", (48, 96)))
+        for name, shape in (("c", (128, 8, 3, 3)), ("m", (128, 96)))
     ]
     nodes = [
         helper.make_node("Conv", ["x", "c"], ["a"], pads=[1, 1, 1, 1]),
@@ -159,4 +159,4 @@ def test_the_file_computes_with_the_decoded_weights(with_data: bool, tmp_path: P
     biased = any(name not in "cm" for name in again.initializers if again.array(name).dtype == np.float32)
     if not biased:
         assert np.array_equal(onnxruntime.InferenceSession(path).run(None, {"x": x})[0], plain)
-    assert path.stat().st_size < 48 * (8 * 9 + 96) / 2 + 6000
+    assert path.stat().st_size < 128 * (8 * 9 + 96) / 2 + 6000
