@@ -15,7 +15,7 @@ MOST = 256
 SAMPLE = 1 << 12
 """Values that are looked at first: of most dense tensors all of them differ."""
 
-PIECE = 1 << 20
+PIECE = 1 << 16
 FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0xD6E8FEB86659FD93)
 """Odd numbers by which a hash multiplies: the first that keeps the entries of a book apart is used."""
 
@@ -37,7 +37,8 @@ def ordered(values: np.ndarray, floats: bool) -> np.ndarray:
 def _keys(values: np.ndarray) -> np.ndarray:
     """Unsigned numbers in the order of the floats that these are the bits of."""
     top = values.dtype.type(1 << (8 * values.itemsize - 1))
-    return np.where(values & top, ~values, values | top)
+    signs = (values.view(f"i{values.itemsize}") >> (8 * values.itemsize - 1)).view(values.dtype)
+    return values ^ (signs | top)
 
 
 def _unkeyed(keys: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ def per_tensor(values: np.ndarray, floats: bool) -> tuple[np.ndarray, np.ndarray
         symbols, more = _looked_up(values, book)
         if symbols is not None:
             return book, symbols
-        seen = np.union1d(seen, more)
+        seen = distinct(np.concatenate([seen, more]))
     return None
 
 
@@ -106,16 +107,17 @@ def per_slice(
 ) -> tuple[np.ndarray, np.ndarray, int, int] | None:
     """(books [count, K], symbols uint8 [n], stride, count): element i is in slice (i // stride) % count.
 
-    The first axis along which a few slices have at most 256 values, each of them four times or more; shorter books are
-    filled up with their last entry.
+    The first axis along which slices have at most 256 values, each of them four times or more, or as few as a grid of 4 bits has
+    (a depthwise kernel's); shorter books are filled up with their last entry.
     """
     for axis in dict.fromkeys((0, len(dims) - 1, *range(1, len(dims) - 1))):
         count, stride = dims[axis], prod(dims[axis + 1 :])
-        most = min(MOST, len(values) // max(count, 1) // 4)
-        if count < 2 or most < 2:
+        length = len(values) // max(count, 1)
+        if count < 2 or length < 4:
             continue
         slices = values.reshape(-1, count, stride)
-        if any(len(distinct(_some(slices[:, which]))) > most for which in {0, count // 2, count - 1}):
+        most = min(MOST, max(length // 4, SHORT))
+        if any(len(distinct(_some(slices[:, which]))) > most for which in {0, count // 4, count // 2, count - 1}):
             continue
         found = _books(slices, most, floats)
         if found is not None:
@@ -130,21 +132,54 @@ def _some(values: np.ndarray) -> np.ndarray:
 
 
 def _books(slices: np.ndarray, most: int, floats: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    rows = np.ascontiguousarray(np.moveaxis(slices, 1, 0)).reshape(slices.shape[1], -1)
-    rows = _keys(rows) if floats else rows
+    """Slice by slice, many at a time: [outer, count, stride] -> books [count, K], symbols [n]; None where one has too many values."""
+    outer, count, stride = slices.shape
+    symbols = np.empty(slices.shape, np.uint8)
+    step = max(1, ROWS // (outer * stride))
+    each = []
+    for start in range(0, count, step):
+        rows = np.ascontiguousarray(np.moveaxis(slices[:, start : start + step], 1, 0)).reshape(-1, outer * stride)
+        rows = _keys(rows) if floats else rows
+        table = _distinct(rows)
+        if table.shape[1] > most:
+            return None
+        each.append(_unkeyed(table) if floats else table)
+        own = _placed(rows, table).reshape(-1, outer, stride)
+        symbols[:, start : start + step] = np.moveaxis(own, 0, 1)
+    longest = max(table.shape[1] for table in each)
+    books = np.concatenate([np.pad(table, ((0, 0), (0, longest - table.shape[1])), mode="edge") for table in each])
+    return books, symbols.reshape(-1)
+
+
+SHORT = 17
+"""Values of a slice however short it is: 16 levels, and zero with either sign."""
+
+ROWS = 1 << 16
+"""Elements whose slices are looked at together."""
+
+
+def _distinct(rows: np.ndarray) -> np.ndarray:
+    """Sorted distinct numbers of each row, filled up with the last one."""
     placed = np.sort(rows, axis=1)
     new = np.ones(placed.shape, bool)
     np.not_equal(placed[:, 1:], placed[:, :-1], out=new[:, 1:])
     lengths = new.sum(axis=1)
-    longest = int(lengths.max())
-    if longest > most:
-        return None
-    found = np.repeat(placed[:, -1:], longest, axis=1)
-    which, _ = np.nonzero(new)
+    found = np.repeat(placed[:, -1:], int(lengths.max()), axis=1)
+    which = np.repeat(np.arange(len(rows)), lengths)
     rank = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     found[which, rank] = placed[new]
-    symbols = np.empty(rows.shape, np.uint8)
-    for number, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
-        symbols[number] = found[number, :length].searchsorted(row)
-    moved = np.moveaxis(symbols.reshape(len(rows), len(slices), -1), 0, 1)
-    return _unkeyed(found) if floats else found, np.ascontiguousarray(moved).reshape(-1)
+    return found
+
+
+def _placed(rows: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """uint8: the place of each number in the table of its row."""
+    if table.shape[1] > FEW:
+        return np.stack([own.searchsorted(row) for own, row in zip(table, rows, strict=True)]).astype(np.uint8)
+    found = np.zeros(rows.shape, np.uint8)
+    for entry in range(table.shape[1] - 1):
+        found += rows > table[:, entry, None]
+    return found
+
+
+FEW = 48
+"""Entries of a row that are compared with all its numbers, one after another, which is faster than bisection."""

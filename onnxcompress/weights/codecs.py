@@ -1,27 +1,28 @@
-"""How the bytes of one tensor become streams of byte symbols, and come back: a row of FORMS a way, the smallest wins.
+"""How the bytes of one tensor become streams of byte symbols, and come back: a row of FORMS a way.
 
-bytes -> values (unsigned, as wide as the type) -> elements (form: themselves, symbols of a book, nibbles, bits)
-      -> optionally gaps and the elements that are left -> one stream for each byte of an element -> a coder each
+bytes -> values (unsigned, as wide as the type) -> elements (form: themselves, symbols of a book, digits, symbols of Tunstall words)
+      -> by kinds of slices, each apart -> optionally gaps and the elements that are left -> one stream for each byte of an element
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcompress.weights import books, gaps, scales, streams
+from onnxcompress.weights import gaps, scales, streams, tunstall
 
-BLOCK = 1 << 20
-"""Elements that are coded together: each block has frequencies, coders and a checksum of its own."""
+BLOCK = 1 << 18
+"""Elements that are coded together: each block has frequencies and coders of its own."""
 
-PLAIN, BOOK, SLICES, NIBBLES, PAIRS, BITS, SCALED = range(7)
-SPLITS = {NIBBLES: 4, PAIRS: 2, BITS: 1}
-"""Form -> bits of each element that a byte is split into, the lowest first."""
+PLAIN, BOOK, SLICES, DIGITS, WORDS, SCALED = range(6)
 
 MOST_ENTRIES = 1 << 22
-"""Of all books of a tensor together: what is decoded before the first block."""
+"""Of all books of a tensor together, and slices that have a kind: what is decoded before the first block."""
+
+MOST_KINDS = 8
+"""Of slices."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Spec:
     form     a row of FORMS                     width   bytes of a value: 1, 2, 4 or 8
     rotate   1: floats, whose sign goes to the lowest bit, so that the highest byte is all exponent
     gaps     bits of a gap, 0: none             common  the element that gaps leave out
-    stride, count   of slices (SLICES, SCALED)  entries of each book (BOOK, SLICES, SCALED)
-    size     in bytes
+    stride, count   of slices (SLICES, SCALED); count: words (WORDS)
+    entries  of each book (BOOK, SLICES, SCALED), of a digit (DIGITS), kinds of symbols (WORDS)
+    kinds    of slices, each with streams of its own: element i is in slice (i // run) % runs
+    symbols  elements (WORDS)                   size    in bytes
     """
 
     form: int
@@ -44,11 +47,20 @@ class Spec:
     stride: int = 1
     count: int = 1
     entries: int = 0
+    kinds: int = 1
+    run: int = 1
+    runs: int = 1
+    symbols: int = 0
+
+    @property
+    def digits(self) -> int:
+        """Of a byte."""
+        return tunstall.digits(self.entries) if self.form == DIGITS else 1
 
     @property
     def elements(self) -> int:
         """In all blocks."""
-        return self.size // self.width * (8 // SPLITS[self.form] if self.form in SPLITS else 1)
+        return self.symbols if self.form == WORDS else self.size // self.width * self.digits
 
     @property
     def element_width(self) -> int:
@@ -58,38 +70,55 @@ class Spec:
     @property
     def streams(self) -> int:
         """Of a block."""
-        return self.element_width + (1 if self.gaps else 0)
+        return self.kinds * (self.element_width + (1 if self.gaps else 0))
 
     @property
     def sides(self) -> list[tuple[int, int]]:
-        """(bytes of a value, values) of each array that comes before the blocks: books; or the base, scales and what they miss."""
+        """(bytes of a value, values) of each array that comes before the blocks.
+
+        Books; or the base, scales and what they miss; or lengths of words; and the kind of each slice.
+        """
+        own: list[tuple[int, int]] = []
         if self.form == SCALED:
-            return [(self.width, self.entries), (self.width, self.count), (1, self.count * self.entries)]
-        return [(self.width, self.count * self.entries)] if self.form in (BOOK, SLICES) else []
+            own = [(self.width, self.entries), (self.width, self.count), (1, self.count * self.entries)]
+        elif self.form in (BOOK, SLICES):
+            own = [(self.width, self.count * self.entries)]
+        elif self.form == WORDS:
+            own = [(1, self.count)]
+        return [*own, *([(1, self.runs)] if self.kinds > 1 else [])]
+
+    @property
+    def block(self) -> int:
+        """Elements of a block: whole bytes."""
+        return BLOCK - BLOCK % self.digits
 
     @property
     def blocks(self) -> int:
         """How many there are."""
-        return -(-self.elements // BLOCK)
+        return -(-self.elements // self.block)
 
     def check(self) -> None:
         """ValueError for what no writer says."""
         fits = (
             self.form in FORMS and self.width in (1, 2, 4, 8) and self.rotate in (0, 1) and self.size % self.width == 0
         )
-        coded = self.form in (BOOK, SLICES, SCALED)
-        if not fits or self.gaps not in (0, *gaps.BITS) or (self.form in SPLITS and self.width > 1):
+        if not fits or self.gaps not in (0, *gaps.BITS) or (self.form in (DIGITS, WORDS) and self.width > 1):
             raise ValueError("a form that is not known")
         if self.form == SCALED and self.width != 4:
             raise ValueError("a form that is not known")
-        if self.common >> (8 * self.element_width) or (coded and not 0 < self.entries <= books.MOST):
+        least, most = ENTRIES[self.form]
+        if self.common >> (8 * self.element_width) or not least <= self.entries <= most:
             raise ValueError("values that do not fit their type")
         if not 0 < self.stride <= max(self.size, 1) or self.count < 1 or self.count * self.entries > MOST_ENTRIES:
             raise ValueError("more books than a tensor has")
+        if not 0 < self.kinds <= MOST_KINDS or self.run < 1 or not 0 < self.runs <= MOST_ENTRIES:
+            raise ValueError("more kinds than there can be")
+        if self.form == WORDS and not (self.count <= tunstall.WORDS and self.size <= self.symbols <= 255 * self.size):
+            raise ValueError("more symbols than words hold")
 
     def length(self, block: int) -> int:
         """Elements of a block."""
-        return min(BLOCK, self.elements - block * BLOCK)
+        return min(self.block, self.elements - block * self.block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,52 +129,93 @@ class Fitted:
     elements: np.ndarray
     sides: tuple[np.ndarray, ...] = ()
 
-    def streams(self, block: int) -> tuple[int, list[np.ndarray]]:
-        """Entries of the block's arrays, and its streams: gaps first."""
-        return split(self.spec, self.elements[block * BLOCK : (block + 1) * BLOCK])
+    def streams(self, block: int) -> tuple[list[int], list[np.ndarray]]:
+        """Entries of the block's arrays, one a kind, and its streams: gaps first."""
+        start = block * self.spec.block
+        return split(self.spec, self.sides, self.elements[start : start + self.spec.block], start)
 
 
 @dataclass(frozen=True)
 class Form:
-    """restore(spec, books, elements [n], number of the first) -> values."""
+    """restore(spec, table of `unfolded`, elements [n], number of the first) -> values."""
 
     name: str
-    restore: Callable[[Spec, np.ndarray, np.ndarray, int], np.ndarray]
+    restore: Callable[[Spec, np.ndarray | Words, np.ndarray, int], np.ndarray]
 
 
-def _plain(spec: Spec, table: np.ndarray, elements: np.ndarray, start: int) -> np.ndarray:
+def _plain(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
     return elements
 
 
-def _book(spec: Spec, table: np.ndarray, elements: np.ndarray, start: int) -> np.ndarray:
+def _book(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+    assert isinstance(table, np.ndarray)
     if elements.max(initial=0) >= len(table):
         raise ValueError("a symbol beyond its book")
     return table.take(elements)
 
 
-def unfolded(spec: Spec, sides: list[np.ndarray]) -> np.ndarray:
-    """All books, one after another."""
+def unfolded(spec: Spec, sides: Sequence[np.ndarray]) -> np.ndarray | Words:
+    """All books, one after another; or the words."""
     if spec.form == SCALED:
-        return scales.books_of(*sides).reshape(-1)
-    return sides[0] if sides else np.zeros(0, typed(spec.width))
+        return scales.books_of(*sides[:3]).reshape(-1)
+    if spec.form == WORDS:
+        return Words(tunstall.words_of(sides[0], spec.entries))
+    return sides[0] if spec.form in (BOOK, SLICES) else np.zeros(0, typed(spec.width))
 
 
-def _slices(spec: Spec, table: np.ndarray, elements: np.ndarray, start: int) -> np.ndarray:
+def _slices(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+    assert isinstance(table, np.ndarray)
     if elements.max(initial=0) >= spec.entries:
         raise ValueError("a symbol beyond its book")
-    which = np.arange(start, start + len(elements)) // spec.stride % spec.count
-    return table.take(which * spec.entries + elements)
+    which = spread(start, len(elements), spec.stride, spec.count)
+    which *= spec.entries
+    which += elements
+    return table.take(which)
 
 
-def _joined(spec: Spec, table: np.ndarray, elements: np.ndarray, start: int) -> np.ndarray:
-    bits = SPLITS[spec.form]
-    parts = elements.reshape(-1, 8 // bits)
-    if elements.max(initial=0) >> bits:
-        raise ValueError("a symbol with too many bits")
+def spread(start: int, length: int, run: int, runs: int) -> np.ndarray:
+    """int32 [length]: the slice of each element from `start` on."""
+    first, last = start // run, (start + length - 1) // run
+    slices = (np.arange(first, last + 1) % runs).astype(np.int32)
+    if last == first:
+        return np.repeat(slices, length)
+    counts = np.full(len(slices), run)
+    counts[[0, -1]] = run - start % run, start + length - last * run
+    return np.repeat(slices, counts) if run > 1 else slices
+
+
+def _joined(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+    parts = elements.reshape(-1, spec.digits)
+    if elements.max(initial=0) >= spec.entries:
+        raise ValueError("a digit that is too large")
     whole = parts[:, 0].copy()
     for number in range(1, parts.shape[1]):
-        whole |= parts[:, number] << np.uint8(bits * number)
+        whole *= np.uint8(spec.entries)
+        whole += parts[:, number]
     return whole
+
+
+@dataclass(eq=False)
+class Words:
+    """Tunstall's words, and the symbols of a word that goes on in the next block."""
+
+    words: tunstall.Dictionary
+    left: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+
+def _worded(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+    assert isinstance(table, Words)
+    if elements.max(initial=0) >= spec.entries:
+        raise ValueError("a symbol beyond its words")
+    symbols = np.concatenate([table.left, elements])
+    codes = tunstall.encode(symbols, table.words)
+    reached = int(table.words.lengths[codes].sum(dtype=np.int64))
+    if reached > len(symbols):
+        reached, codes = reached - int(table.words.lengths[codes[-1]]), codes[:-1]
+    table.left = symbols[reached:].copy()
+    if start + len(elements) == spec.elements and len(table.left):
+        raise ValueError("symbols that are no word")
+    return codes
 
 
 FORMS = {
@@ -153,10 +223,12 @@ FORMS = {
     BOOK: Form("book", _book),
     SLICES: Form("book a slice", _slices),
     SCALED: Form("book, scale a slice", _slices),
-    NIBBLES: Form("4-bit symbols", _joined),
-    PAIRS: Form("2-bit symbols", _joined),
-    BITS: Form("bits", _joined),
+    DIGITS: Form("digits of bytes", _joined),
+    WORDS: Form("words of symbols", _worded),
 }
+
+ENTRIES = {PLAIN: (0, 0), BOOK: (1, 256), SLICES: (1, 256), SCALED: (1, 256), DIGITS: (2, 16), WORDS: (2, 128)}
+"""Least and most that `Spec.entries` may be."""
 
 
 def typed(width: int) -> np.dtype:
@@ -164,104 +236,49 @@ def typed(width: int) -> np.dtype:
     return np.dtype(f"<u{width}")
 
 
-def fit(values: np.ndarray, dims: tuple[int, ...], floats: bool, entropy: str) -> Fitted:
-    """The form and gaps that take the fewest bytes, by the counts of a piece in the middle.
-
-    values   flat, unsigned     dims  of the tensor, of which only books a slice make use; () where they are not known
-    """
-    best: tuple[float, Fitted] | None = None
-    for fitted in _candidates(values, dims, floats):
-        for each in (fitted, *_with_gaps(fitted)):
-            size = cost(each, entropy)
-            if best is None or size < best[0]:
-                best = size, each
-    assert best is not None
-    return best[1]
+def split(
+    spec: Spec, sides: Sequence[np.ndarray], elements: np.ndarray, start: int
+) -> tuple[list[int], list[np.ndarray]]:
+    """Entries of each kind, and the streams of one block, kind by kind."""
+    if spec.kinds == 1:
+        count, found = _split(spec, elements)
+        return [count], found
+    kind = kinds_of(spec, sides[-1], start, len(elements))
+    each = [_split(spec, elements[kind == number]) for number in range(spec.kinds)]
+    return [count for count, _ in each], [part for _, parts in each for part in parts]
 
 
-def _candidates(values: np.ndarray, dims: tuple[int, ...], floats: bool) -> Iterator[Fitted]:
-    spec = Spec(PLAIN, values.itemsize, int(floats and values.itemsize > 1), values.nbytes)
-    yield Fitted(spec, values)
-    if spec.width == 1:
-        for form, bits in SPLITS.items():
-            yield Fitted(replace(spec, form=form), _split(values, bits))
-        return
-    found = books.per_tensor(values, floats)
-    if found is not None:
-        yield Fitted(replace(spec, form=BOOK, entries=len(found[0])), found[1], (found[0],))
-        if len(found[0]) <= FEW:
-            return
-    sliced = books.per_slice(values, dims, floats) if len(dims) > 1 else None
-    if sliced is not None and sliced[0].size <= MOST_ENTRIES:
-        table, symbols, stride, count = sliced
-        own = replace(spec, form=SLICES, stride=stride, count=count, entries=table.shape[1])
-        yield Fitted(own, symbols, (table.reshape(-1),))
-        if (product := scales.scaled(table) if floats and spec.width == 4 else None) is not None:
-            scaled = replace(own, form=SCALED, entries=len(product.base))
-            which = np.arange(len(symbols)) // stride % count
-            sides = (product.base, product.scales, product.missed.reshape(-1))
-            yield Fitted(scaled, product.place[which, symbols], sides)
-
-
-FEW = 32
-"""Distinct values of a tensor up to which its slices are not looked at one by one."""
-
-
-def _split(values: np.ndarray, bits: int) -> np.ndarray:
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return (values[:, None] >> shifts & np.uint8((1 << bits) - 1)).reshape(-1)
-
-
-LEAST_COMMON = 0.3
-"""Share of one element from which gaps are tried."""
-
-
-def _with_gaps(fitted: Fitted) -> Iterator[Fitted]:
-    """The same with the most common element left out, where there is one."""
-    sample = fitted.elements[:: max(1, len(fitted.elements) // books.SAMPLE)]
-    if not len(sample) or fitted.spec.form in SPLITS:
-        return
-    middle = np.sort(sample)
-    found = books.distinct(sample)
-    counts = np.searchsorted(middle, found, side="right") - np.searchsorted(middle, found)
-    if counts.max() >= LEAST_COMMON * len(sample):
-        for bits in gaps.BITS:
-            yield replace(fitted, spec=replace(fitted.spec, gaps=bits, common=int(found[counts.argmax()])))
-
-
-def cost(fitted: Fitted, entropy: str) -> float:
-    """Bytes of the whole, nearly: by a piece in the middle."""
-    spec = fitted.spec
-    if not spec.blocks:
-        return 0.0
-    start = max(0, (len(fitted.elements) - PIECE) // 2)
-    _, parts = split(spec, fitted.elements[start : start + PIECE])
-    size = sum(streams.expected(part, entropy) for part in parts) / min(PIECE, len(fitted.elements))
-    aside = sum(streams.expected(part, entropy) for side in fitted.sides for part in planes(side, spec.rotate))
-    return size * spec.elements + STREAM_BYTES * spec.blocks * len(parts) + aside
-
-
-PIECE = 1 << 17
-"""Elements by which forms are compared."""
-
-STREAM_BYTES = 5
-"""Of the container's table, for a stream."""
-
-
-def split(spec: Spec, elements: np.ndarray) -> tuple[int, list[np.ndarray]]:
-    """Entries, and the streams of one block."""
+def _split(spec: Spec, elements: np.ndarray) -> tuple[int, list[np.ndarray]]:
     if not spec.gaps:
         return len(elements), planes(elements, spec.rotate if spec.form == PLAIN else 0)
     steps, left = gaps.split(elements, spec.common, spec.gaps)
     return len(steps), [steps, *planes(left, spec.rotate if spec.form == PLAIN else 0)]
 
 
-def join(spec: Spec, table: np.ndarray, parts: list[np.ndarray], block: int) -> np.ndarray:
+def kinds_of(spec: Spec, own: np.ndarray, start: int, length: int) -> np.ndarray:
+    """uint8: the kind of each element from `start` on; own [runs]: of each slice."""
+    return own.take(spread(start, length, spec.run, spec.runs))
+
+
+def join(
+    spec: Spec, sides: Sequence[np.ndarray], table: np.ndarray | Words, parts: Sequence[np.ndarray], block: int
+) -> np.ndarray:
     """Values of one block from its streams; ValueError where they do not fit each other."""
+    start, length = block * spec.block, spec.length(block)
+    each = len(parts) // spec.kinds
+    if spec.kinds == 1:
+        return FORMS[spec.form].restore(spec, table, _merged(spec, parts, length), start)
+    kind = kinds_of(spec, sides[-1], start, length)
+    elements = np.empty(length, typed(spec.element_width))
+    for number in range(spec.kinds):
+        where = kind == number
+        elements[where] = _merged(spec, parts[number * each : (number + 1) * each], int(np.count_nonzero(where)))
+    return FORMS[spec.form].restore(spec, table, elements, start)
+
+
+def _merged(spec: Spec, parts: Sequence[np.ndarray], length: int) -> np.ndarray:
     elements = merged(parts[1:] if spec.gaps else parts, spec.rotate if spec.form == PLAIN else 0)
-    if spec.gaps:
-        elements = gaps.join(parts[0], elements, spec.common, spec.length(block))
-    return FORMS[spec.form].restore(spec, table, elements, block * BLOCK)
+    return gaps.join(parts[0], elements, spec.common, length) if spec.gaps else elements
 
 
 def planes(values: np.ndarray, rotate: int) -> list[np.ndarray]:
@@ -276,7 +293,7 @@ def planes(values: np.ndarray, rotate: int) -> list[np.ndarray]:
     return [np.ascontiguousarray(octets[:, place]) for place in range(width)]
 
 
-def merged(parts: list[np.ndarray], rotate: int) -> np.ndarray:
+def merged(parts: Sequence[np.ndarray], rotate: int) -> np.ndarray:
     """Values again."""
     width = len(parts)
     if width == 1:

@@ -23,7 +23,7 @@ from onnxcompress.weights.codecs import Fitted
 from onnxcompress.weights.table import COUNTS, Member, Segment, Table
 
 MAGIC, END = b"\x89ONNXZ\r\n", b"\x1aZXNNO\r\n"
-VERSION = 1
+VERSION = 2
 HEAD = struct.Struct("<8sHHI")
 TRAILER = struct.Struct("<IIIQ4x8s")
 LARGEST_TABLE = 1 << 26
@@ -57,29 +57,31 @@ class Writer:
 
     def add(self, fitted: Fitted, crc: int) -> Iterator[bytes]:
         """The stored bytes of one segment; it is `segments[-1]` when they are all taken. crc: of what it stands for."""
-        spec, at, book = fitted.spec, self._at, None
+        spec, at, sides = fitted.spec, self._at, None
         if fitted.sides:
             coders, payloads = self._coded([part for side in fitted.sides for part in codecs.planes(side, spec.rotate)])
-            yield (whole := b"".join(payloads))
-            book = (coders, np.array([len(each) for each in payloads], np.uint32), zlib.crc32(whole))
-            self._at += len(whole)
-        rows: list[tuple[int, np.ndarray, list[int], int]] = []
+            sides = (coders, np.array([len(each) for each in payloads], np.uint32))
+            yield from self._placed(payloads)
+        rows: list[tuple[list[int], np.ndarray, list[int]]] = []
         for block in range(spec.blocks):
             entries, parts = fitted.streams(block)
             coders, payloads = self._coded(parts)
-            yield (whole := b"".join(payloads))
-            rows.append((entries, coders, [len(each) for each in payloads], zlib.crc32(whole)))
-            self._at += len(whole)
+            rows.append((entries, coders, [len(each) for each in payloads]))
+            yield from self._placed(payloads)
         shape = (spec.blocks, spec.streams)
         self.segments.append(
             Segment(
-                *(spec, crc, at, book),
+                *(spec, crc, at, sides),
                 np.array([row[0] for row in rows] if spec.gaps else [], np.uint32),
                 np.array([row[1] for row in rows], np.uint8).reshape(shape),
                 np.array([row[2] for row in rows], np.uint32).reshape(shape),
-                np.array([row[3] for row in rows], np.uint32),
             )
         )
+
+    def _placed(self, payloads: Sequence[bytes]) -> Iterator[bytes]:
+        whole = b"".join(payloads)
+        self._at += len(whole)
+        yield whole
 
     def _coded(self, parts: Sequence[np.ndarray]) -> tuple[np.ndarray, list[bytes]]:
         found = [streams.coded(part, self.entropy) for part in parts]
@@ -148,18 +150,22 @@ class Container:
     def blocks(self, segment: Segment) -> Iterator[np.ndarray]:
         """What a segment stands for, as uint8 arrays of at most a block each; its checksum is checked behind the last."""
         try:
-            table = self._book(segment)
-            crc, at = 0, segment.at + segment.book_bytes
-            for block in range(segment.spec.blocks):
-                whole = self._stored(at, segment.lengths[block], int(segment.sums[block]))
-                at += len(whole)
-                parts = self._parts(segment, block, whole)
-                octets = codecs.join(segment.spec, table, parts, block).astype(
-                    codecs.typed(segment.spec.width), copy=False
-                )
+            spec = segment.spec
+            sides = self._sides(segment)
+            table = codecs.unfolded(spec, sides)
+            crc, at, made = 0, segment.at + segment.side_bytes, 0
+            for block in range(spec.blocks):
+                parts = self._parts(segment, sides, block, at)
+                at += int(segment.lengths[block].sum(dtype=np.int64))
+                octets = codecs.join(spec, sides, table, parts, block).astype(codecs.typed(spec.width), copy=False)
                 piece = np.ascontiguousarray(octets).view(np.uint8)
+                made += len(piece)
+                if made > spec.size:
+                    raise ValueError("more bytes than it says")
                 crc = zlib.crc32(piece.data, crc)
                 yield piece
+            if made != spec.size:
+                raise ValueError("fewer bytes than it says")
             if crc != segment.crc:
                 raise ValueError("a checksum does not fit")
         except OSError as error:
@@ -167,36 +173,37 @@ class Container:
         except ValueError as error:
             raise self._damaged(error) from error
 
-    def _book(self, segment: Segment) -> np.ndarray:
+    def _sides(self, segment: Segment) -> list[np.ndarray]:
+        """The arrays before the blocks."""
         spec = segment.spec
-        if segment.book is None:
-            return codecs.unfolded(spec, [])
-        coders, lengths, crc = segment.book
-        whole = memoryview(self._stored(segment.at, lengths, crc))
-        sides, place, number = [], 0, 0
-        for width, count in spec.sides:
-            parts = []
-            for stream in range(number, number + width):
-                length = int(lengths[stream])
-                parts.append(streams.decoded(int(coders[stream]), whole[place : place + length], count))
-                place += length
-            number += width
-            sides.append(codecs.merged(parts, spec.rotate))
-        return codecs.unfolded(spec, sides)
+        if segment.sides is None:
+            return []
+        coders, lengths = segment.sides
+        counts = [count for width, count in spec.sides for _ in range(width)]
+        parts = iter(self._decoded(segment.at, coders, lengths, counts))
+        sides = [codecs.merged([next(parts) for _ in range(width)], spec.rotate) for width, _ in spec.sides]
+        if spec.kinds > 1 and sides[-1].max() >= spec.kinds:
+            raise ValueError("a kind that there is not")
+        return sides
 
-    def _parts(self, segment: Segment, block: int, whole: bytes) -> list[np.ndarray]:
-        view, parts, place = memoryview(whole), [], 0
-        count = int(segment.entries[block]) if segment.spec.gaps else segment.spec.length(block)
-        for coder, length in zip(segment.coders[block].tolist(), segment.lengths[block].tolist(), strict=True):
-            parts.append(streams.decoded(coder, view[place : place + length], count))
+    def _parts(self, segment: Segment, sides: list[np.ndarray], block: int, at: int) -> list[np.ndarray]:
+        spec = segment.spec
+        if spec.gaps:
+            counts = segment.entries[block].tolist()
+        elif spec.kinds > 1:
+            kind = codecs.kinds_of(spec, sides[-1], block * spec.block, spec.length(block))
+            counts = np.bincount(kind, minlength=spec.kinds).tolist()
+        else:
+            counts = [spec.length(block)]
+        counts = [count for count in counts for _ in range(spec.streams // spec.kinds)]
+        return self._decoded(at, segment.coders[block], segment.lengths[block], counts)
+
+    def _decoded(self, at: int, coders: np.ndarray, lengths: np.ndarray, counts: list[int]) -> list[np.ndarray]:
+        whole, parts, place = memoryview(self.read(at, int(lengths.sum(dtype=np.int64)))), [], 0
+        for coder, length, count in zip(coders.tolist(), lengths.tolist(), counts, strict=True):
+            parts.append(streams.decoded(coder, whole[place : place + length], count))
             place += length
         return parts
-
-    def _stored(self, at: int, lengths: np.ndarray, crc: int) -> bytes:
-        whole = self.read(at, int(lengths.sum(dtype=np.int64)))
-        if zlib.crc32(whole) != crc:
-            raise ValueError("a checksum does not fit")
-        return whole
 
     def _table(self) -> tuple[list[Member], list[Segment]]:
         if self.size < HEAD.size or self.read(0, len(MAGIC)) != MAGIC:

@@ -25,6 +25,15 @@ def split(elements: np.ndarray, common: int, bits: int) -> tuple[np.ndarray, np.
     return gaps, entries
 
 
+def counted(places: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
+    """Counts of the gaps before entries at these places [2**bits], and how many common entries stand between."""
+    runs = np.diff(places, prepend=-1) - 1
+    counts = np.bincount(runs & ((1 << bits) - 1), minlength=1 << bits)
+    between = int((runs >> bits).sum())
+    counts[-1] += between
+    return counts, between
+
+
 def join(gaps: np.ndarray, entries: np.ndarray, common: int, count: int) -> np.ndarray:
     """The array of `count` elements again; ValueError where the gaps lead out of it."""
     elements = np.full(count, common, entries.dtype)

@@ -18,10 +18,13 @@ import numpy as np
 from onnxcompress.errors import ModelError
 from onnxcompress.files import inside
 from onnxcompress.weights import codecs, wire
+from onnxcompress.weights.choice import fit
 from onnxcompress.weights.codecs import Fitted
 from onnxcompress.weights.container import Container, Member, Pieces, Writer
 from onnxcompress.weights.streams import zipped
+from onnxcompress.weights.tunstall import Dictionary
 from onnxcompress.weights.wire import Stored
+from onnxcompress.weights.worded import words_in
 
 WIDTHS = {
     **{1: 4, 6: 4, 12: 4, 14: 4},  # FLOAT, INT32, UINT32, COMPLEX64
@@ -104,6 +107,7 @@ class Packer:
         self._done = self._total = 0
         self._twins: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         self._pools: dict[tuple[int, bool], _Pool] = {}
+        self._words: dict[str, Dictionary] = {}
         self.report: list[Packed] = []
         self.repeated = 0
 
@@ -113,6 +117,7 @@ class Packer:
         files = _layout(
             data, str(model) if isinstance(model, Path) else "bytes", model.parent if isinstance(model, Path) else None
         )
+        self._words = words_in(data, files[0].holes)
         yield self._writer.begin()
         yield from self._files(files)
 
@@ -155,7 +160,7 @@ class Packer:
             return number, hole.size
         values = octets.view(codecs.typed(width))
         dims = hole.dims if int(np.prod(hole.dims, dtype=object)) * width == hole.size else ()
-        fitted = codecs.fit(values, dims, floats, self._writer.entropy)
+        fitted = fit(values, dims, floats, self._writer.entropy, self._words.get(hole.name))
         yield from self._add(fitted, octets, crc, Packed(hole.name, hole.dtype, hole.dims, 1, width, hole.size, 0, ""))
         self._twins[hole.size, crc] = len(self._writer.segments) - 1, octets
         _forget(data, hole)
@@ -176,11 +181,13 @@ class Packer:
         spec = fitted.spec
         known: dict[str, Any] = {
             "stored": self._writer.segments[-1].stored,
-            "form": codecs.FORMS[spec.form].name + (f", gaps of {spec.gaps} bits" if spec.gaps else ""),
+            "form": codecs.FORMS[spec.form].name
+            + (f", gaps of {spec.gaps} bits" if spec.gaps else "")
+            + (f", {spec.kinds} kinds of slices" if spec.kinds > 1 else ""),
             "entropy": codecs.entropy_bits(fitted) if line.dtype else None,
         }
         if self._peers:
-            known |= {"gzip": len(zlib.compress(octets.data, 9)), "zstd": len(zipped(octets.data))}
+            known |= {"gzip": len(zlib.compress(octets.data, 9)), "zstd": len(zipped(octets.data, 19))}
         self.report.append(replace(line, **known))
 
     def _share(self, table: int, total: int) -> None:

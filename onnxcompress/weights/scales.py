@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcompress.weights.books import distinct
+
 TOLERANCE = 1e-6
 """Relative; the product of two float32 is nearer."""
 
 ANCHORS = 24
 """Entries of the base that a slice's largest value is taken for, before it is given up."""
+
+FIRST = 8
+"""Slices that are looked at before all are."""
 
 NUDGES = (0, 1, -1, 2, -2)
 """Steps of a scale's last bit that are tried."""
@@ -43,12 +48,14 @@ def scaled(books: np.ndarray) -> Scaled | None:
     values = books.view(np.float32).astype(np.float64)
     if not np.isfinite(values).all():
         return None
-    fullest = np.unique(values[np.argmax((np.diff(np.sort(values, axis=1), axis=1) > 0).sum(axis=1))])
+    fullest = distinct(values[np.argmax((np.diff(values, axis=1) != 0).sum(axis=1))])
     base = _base(fullest[fullest != 0])
-    steps = None if base is None else _steps(values, base)
-    if base is None or steps is None:
+    if base is None or _steps(values[:: max(1, len(values) // FIRST)], base) is None:
         return None
-    zeros = np.unique(books[values == 0])[::-1]  # -0.0 first
+    steps = _steps(values, base)
+    if steps is None:
+        return None
+    zeros = distinct(books[values == 0])[::-1]  # -0.0 first
     base = np.concatenate([base[base < 0], zeros.view(np.float32).astype(np.float64), base[base > 0]])
     return _exact(books, values, base.astype(np.float32), steps)
 
@@ -81,6 +88,8 @@ def _steps(values: np.ndarray, base: np.ndarray) -> np.ndarray | None:
     for sign in (1, -1):
         for entry in base[order[np.sign(base[order]) == sign]][:ANCHORS]:
             open_ = rows[np.isnan(steps) & (np.sign(anchors) == sign)]
+            if not len(open_):
+                break
             tried = anchors[open_] / entry
             wanted = values[open_]
             near = base[_nearest(wanted / tried[:, None], base)] * tried[:, None]
@@ -91,7 +100,7 @@ def _steps(values: np.ndarray, base: np.ndarray) -> np.ndarray | None:
 
 def _nearest(wanted: np.ndarray, base: np.ndarray) -> np.ndarray:
     """Index of the entry of a sorted base that is nearest to each."""
-    right = np.clip(np.searchsorted(base, wanted), 1, len(base) - 1)
+    right = np.maximum(np.minimum(np.searchsorted(base, wanted), len(base) - 1), 1)
     left = right - 1
     return np.where(np.abs(base[left] - wanted) <= np.abs(base[right] - wanted), left, right)
 
@@ -103,21 +112,25 @@ def _exact(books: np.ndarray, values: np.ndarray, base: np.ndarray, steps: np.nd
     place = _nearest(values / steps[:, None], base.astype(np.float64))
     for zero in np.flatnonzero(base == 0):
         place[books == base[zero : zero + 1].view(np.uint32)] = zero
-    rows = np.arange(len(books))[:, None]
-    best = np.full(len(books), -1)
-    scales = steps.astype(np.float32).view(np.uint32)
-    found = scales.copy()
+    bits, found = base.view(np.uint32), steps.astype(np.float32).view(np.uint32)
+    best, open_ = np.full(len(books), -1), np.arange(len(books))
+    scales = found.copy()
     for nudge in NUDGES:
-        tried = (scales.astype(np.int64) + nudge).astype(np.uint32)
-        hits = (
-            books_of(base.view(np.uint32), tried, np.zeros((len(books), len(base)), np.uint8))[rows, place] == books
-        ).sum(axis=1)
-        found, best = np.where(hits > best, tried, found), np.maximum(hits, best)
-    exact = books_of(base.view(np.uint32), found, np.zeros((len(books), len(base)), np.uint8))
+        tried = (scales[open_].astype(np.int64) + nudge).astype(np.uint32)
+        with np.errstate(all="ignore"):
+            products = tried.view(np.float32)[:, None] * base.take(place[open_])
+        hits = (products.view(np.uint32) == books[open_]).sum(axis=1)
+        better = hits > best[open_]
+        found[open_[better]], best[open_[better]] = tried[better], hits[better]
+        open_ = open_[best[open_] < books.shape[1]]
+        if not len(open_):
+            break
+    rows = np.arange(len(books))[:, None]
+    exact = books_of(bits, found, np.zeros((len(books), len(base)), np.uint8))
     wrong = books.astype(np.int64) - exact[rows, place].astype(np.int64)
     if np.abs(wrong).max() > 127:
         return None
     missed = np.zeros(exact.shape, np.int8)
     missed[np.broadcast_to(rows, place.shape), place] = wrong
-    made = Scaled(base.view(np.uint32), found.astype(np.uint32), missed.view(np.uint8), place.astype(np.uint8))
+    made = Scaled(bits, found.astype(np.uint32), missed.view(np.uint8), place.astype(np.uint8))
     return made if np.array_equal(books_of(made.base, made.scales, made.missed)[rows, place], books) else None

@@ -15,11 +15,17 @@ from onnxcompress.errors import SettingError, nearest
 from onnxcompress.weights import ans, huffman
 
 RAW, CONSTANT, ZSTD, ANS, HUFFMAN = range(5)
-LEVEL, LONG_LEVEL, LONG = 19, 12, 1 << 17
-"""Of zstd, and of streams from LONG bytes on, where level 19 does a few MB a second for less than a hundredth."""
+LEVEL, LONG_LEVEL, LONG = 15, 9, 1 << 14
+"""Of zstd; the second of streams of more than LONG bytes whose repetitions save little, where level 15 does a few MB a second."""
+
+CLEARLY = 0.75
+"""Share of what the entropy coder takes, below which zstd saves much."""
 
 PROBE = 1 << 16
-"""Bytes of a stream that zstd is tried on, before all of it is coded at level 19, which does a few MB a second."""
+"""Bytes of a stream that zstd is tried on at its fastest level."""
+
+SHORT = 64
+"""Bytes of a stream in which no repetitions are looked for."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,11 @@ def _constant(payload: bytes | memoryview, count: int) -> np.ndarray:
 
 def zipped(data: bytes | memoryview, level: int = LEVEL) -> bytes:
     """A zstd frame that states its size."""
-    return zstandard.ZstdCompressor(level=level).compress(data)
+    return (FASTEST if level == 1 else zstandard.ZstdCompressor(level=level)).compress(data)
+
+
+FASTEST = zstandard.ZstdCompressor(level=1)
+"""Kept, since it looks at every stream; those of higher levels hold megabytes."""
 
 
 def unzipped(payload: bytes | memoryview, count: int) -> bytes:
@@ -81,10 +91,10 @@ def counted(symbols: np.ndarray) -> np.ndarray:
     return np.bincount(symbols, minlength=256)
 
 
-def expected(symbols: np.ndarray, entropy: str) -> float:
-    """Bytes of a stream without repetitions, nearly: of the entropy coder, or as it is."""
-    counts = counted(symbols)
-    return 1.0 if counts.max(initial=0) == len(symbols) else min(ENTROPY[entropy][1](counts), float(len(symbols)))
+def expected(counts: np.ndarray, entropy: str) -> float:
+    """Bytes of a stream with these counts and without repetitions, nearly: of the entropy coder, or as it is."""
+    total = float(counts.sum())
+    return min(1.0, total) if counts.max(initial=0) == total else min(ENTROPY[entropy][1](counts), total)
 
 
 def coded(symbols: np.ndarray, entropy: str) -> tuple[int, bytes]:
@@ -99,19 +109,19 @@ def coded(symbols: np.ndarray, entropy: str) -> tuple[int, bytes]:
     best = (number, CODERS[number].encode(symbols, counts)) if guess < 0.999 * len(symbols) else (RAW, b"")
     if best[0] == RAW or len(best[1]) >= len(symbols):
         best = RAW, symbols.tobytes()
-    if _repeats(symbols, min(guess, len(symbols)) / len(symbols)):
-        frame = zipped(symbols.data, LEVEL if len(symbols) < LONG else LONG_LEVEL)
-        best = (ZSTD, frame) if len(frame) < len(best[1]) else best
+    if len(symbols) > SHORT:
+        share, wanted = _repeats(symbols), min(guess / len(symbols), 1.0)
+        if share < 0.98 * wanted:
+            frame = zipped(symbols.data, LONG_LEVEL if len(symbols) > LONG and share > CLEARLY * wanted else LEVEL)
+            best = (ZSTD, frame) if len(frame) < len(best[1]) else best
     return best
 
 
-def _repeats(symbols: np.ndarray, share: float) -> bool:
-    """Whether zstd, which finds repetitions, may take fewer bytes than a share of them: on a piece, at its fastest level."""
-    if len(symbols) <= PROBE // 4:
-        return True
+def _repeats(symbols: np.ndarray) -> float:
+    """Share of its bytes that a stream takes in zstd, which finds repetitions: by a piece, at its fastest level."""
     middle = max(0, (len(symbols) - PROBE) // 2)
     piece = symbols[middle : middle + PROBE]
-    return len(zipped(piece.data, 1)) < 0.98 * share * len(piece)
+    return len(zipped(piece.data, 1)) / len(piece)
 
 
 def decoded(coder: int, payload: bytes | memoryview, count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from onnxcompress.weights.codecs import Spec
 
 COUNTS = struct.Struct("<II")
 FILE = struct.Struct("<HQI")
-SEGMENT = struct.Struct("<BBBBQQQIHI")
+SEGMENT = struct.Struct("<BBBBBHQQQIQIQI")
 
 MOST_OPEN = 16
 """Segments that are read in parts: each holds a block in memory."""
@@ -22,50 +22,34 @@ MOST_OPEN = 16
 class Segment:
     """A segment as the table has it: place of its first byte in the container, and a column for each fact about its blocks.
 
-    book     (coders, lengths, crc) of the streams of `Spec.sides`; None where it has none
-    entries  [blocks], of arrays behind gaps       coders, lengths  [blocks, streams]       sums  [blocks] crc32 of what is stored
+    sides    (coders, lengths) of the streams of `Spec.sides`; None where it has none
+    entries  [blocks, kinds], of arrays behind gaps       coders, lengths  [blocks, streams]
     """
 
     spec: Spec
     crc: int
     at: int
-    book: tuple[np.ndarray, np.ndarray, int] | None
+    sides: tuple[np.ndarray, np.ndarray] | None
     entries: np.ndarray
     coders: np.ndarray
     lengths: np.ndarray
-    sums: np.ndarray
 
     @property
     def stored(self) -> int:
         """Bytes in the container, without the table."""
-        return self.book_bytes + int(self.lengths.sum())
+        return self.side_bytes + int(self.lengths.sum())
 
     @property
-    def book_bytes(self) -> int:
-        """Of which its books."""
-        return int(self.book[1].sum()) if self.book is not None else 0
+    def side_bytes(self) -> int:
+        """Of which its sides."""
+        return int(self.sides[1].sum()) if self.sides is not None else 0
 
     def record(self) -> bytes:
         """For the table."""
         spec = self.spec
-        head = SEGMENT.pack(
-            *(
-                spec.form,
-                spec.width,
-                spec.rotate,
-                spec.gaps,
-                spec.size,
-                spec.common,
-                spec.stride,
-                spec.count,
-                spec.entries,
-            ),
-            self.crc,
-        )
-        book = (
-            b"" if self.book is None else b"".join(_bytes(c) for c in self.book[:2]) + struct.pack("<I", self.book[2])
-        )
-        return head + book + b"".join(map(_bytes, (self.entries, self.coders, self.lengths, self.sums)))
+        facts = (spec.form, spec.width, spec.rotate, spec.gaps, spec.kinds, spec.entries, spec.size, spec.common)
+        head = SEGMENT.pack(*facts, spec.stride, spec.count, spec.run, spec.runs, spec.symbols, self.crc)
+        return head + b"".join(map(_bytes, (*(self.sides or ()), self.entries, self.coders, self.lengths)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,18 +116,19 @@ class Table:
         return Member(name, size, self._column("<u4", runs), self._column("<u8", runs))
 
     def _segment(self, at: int) -> Segment:
-        form, width, rotate, gaps, size, common, stride, count, entries, crc = self._numbers(SEGMENT)
-        spec = Spec(form, width, rotate, size, gaps, common, stride, count, entries)
+        form, width, rotate, gaps, kinds, entries, size, common, stride, count, run, runs, symbols, crc = self._numbers(
+            SEGMENT
+        )
+        spec = Spec(form, width, rotate, size, gaps, common, stride, count, entries, kinds, run, runs, symbols)
         spec.check()
-        book = None
-        if sides := sum(size for size, _ in spec.sides):
-            book = (self._column("u1", sides), self._column("<u4", sides), int(self._column("<u4", 1)[0]))
-        steps = self._column("<u4", spec.blocks if gaps else 0)
-        if gaps and any(int(each) > spec.length(block) for block, each in enumerate(steps)):
+        sides = None
+        if number := sum(size for size, _ in spec.sides):
+            sides = (self._column("u1", number), self._column("<u4", number))
+        steps = self._column("<u4", spec.blocks if gaps else 0, spec.kinds)
+        if gaps and any(int(each.sum()) > spec.length(block) for block, each in enumerate(steps)):
             raise ValueError("more entries than a block has")
         coders = self._column("u1", spec.blocks, spec.streams)
-        lengths = self._column("<u4", spec.blocks, spec.streams)
-        return Segment(spec, crc, at, book, steps, coders, lengths, self._column("<u4", spec.blocks))
+        return Segment(spec, crc, at, sides, steps, coders, self._column("<u4", spec.blocks, spec.streams))
 
 
 def _check_runs(members: Sequence[Member], segments: Sequence[Segment]) -> None:

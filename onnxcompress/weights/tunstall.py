@@ -103,6 +103,33 @@ def decode(codes: np.ndarray, words: Dictionary, size: int) -> np.ndarray:
     return words.symbols[np.cumsum(steps)]
 
 
+def kinds_of(lengths: np.ndarray) -> int | None:
+    """Of how many symbols words of such lengths are the leaves of a tree; None where they are none."""
+    inner, rest = len(lengths) - 1, [int(each) for each in lengths]
+    for kinds in (count + 1 for count in range(1, min(inner, 127) + 1) if inner % count == 0):
+        if sum(kinds ** (max(rest) - each) for each in rest) == kinds ** max(rest):
+            return kinds
+    return None
+
+
+def words_of(lengths: np.ndarray, kinds: int) -> Dictionary:
+    """The words that have these lengths, in their order; ValueError where these are no words of so many symbols."""
+    if not len(lengths) or lengths.min() < 1 or kinds < 2:
+        raise ValueError("words without symbols")
+    words, word = [], [0] * int(lengths[0])
+    for number, length in enumerate(lengths.tolist()):
+        if number:
+            while word and word[-1] == kinds - 1:
+                word.pop()
+            if not word or len(word) > length:
+                raise ValueError("lengths that are no words")
+            word = [*word[:-1], word[-1] + 1, *[0] * (length - len(word))]
+        words.append(bytes(word))
+    if any(symbol != kinds - 1 for symbol in word):
+        raise ValueError("lengths that are no words")
+    return Dictionary(np.frombuffer(b"".join(words), np.uint8), lengths.astype(np.uint8))
+
+
 def _tree(words: Dictionary) -> np.ndarray:
     """[inner node, symbol] -> the next inner node, or -1 - word at a leaf."""
     inner: list[dict[int, int]] = [{}]

@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from zoo import ZOO
 
 from onnxcompress.errors import ModelError
-from onnxcompress.weights import codecs, container, packed, streams, wire
+from onnxcompress.weights import codecs, container, packed, plain, streams, tunstall, wire
 from onnxcompress.weights.container import HEAD, TRAILER, Container
 from onnxcompress.weights.handed import loadable
 from onnxcompress.weights.packed import Packer, whole
@@ -30,6 +30,11 @@ from onnxcompress.weights.packed import Packer, whole
 DIGITS = (Path(__file__).parents[2] / "sample_models" / "digits.onnx").read_bytes()
 MEMORY = 6 << 30
 """Bytes of address space: a file that claims exabytes must be refused, not believed."""
+
+
+FOUND = tunstall.dictionary(np.array([0.8, 0.2]))
+assert FOUND is not None
+WORDS = FOUND
 
 
 def pack(data: bytes, entropy: str = "ans") -> bytes:
@@ -46,6 +51,10 @@ def every_kind() -> bytes:
     rng = np.random.default_rng(0)
     levels = np.sort(rng.standard_normal(9)).astype(np.float32)
     symbols = rng.integers(0, 9, (24, 16, 3, 3))
+    kinds = np.where(
+        rng.random((40, 300)) < np.linspace(0, 1, 40)[:, None], np.float32(0), levels[rng.integers(0, 9, (40, 300))]
+    )
+    words = tunstall.encode((rng.random(30_000) < 0.2).astype(np.uint8), WORDS)
     arrays = {
         "dense": rng.standard_normal((30, 40)).astype(np.float32),
         "book": levels[symbols],
@@ -54,6 +63,10 @@ def every_kind() -> bytes:
         "sparse": np.where(rng.random((60, 70)) < 0.9, 0, rng.standard_normal((60, 70))).astype(np.float16),
         "bytes": rng.integers(0, 9, 9000).astype(np.uint8),
         "numbers": np.arange(900, dtype=np.int64),
+        "digits": plain.packed(rng.choice(15, 6001, p=np.r_[0.44, np.full(14, 0.04)]).astype(np.uint8), 15),
+        "kinds": kinds,
+        "words": words,
+        "lengths": WORDS.lengths,
         "twin": levels[symbols],
         **{f"bias{n}": rng.standard_normal(50).astype(np.float32) for n in range(6)},
         "empty": np.zeros((0, 3), np.float32),
@@ -65,6 +78,9 @@ def every_kind() -> bytes:
     inner = helper.make_graph([], "body", [], [], [numpy_helper.from_array(arrays["book"] + 1, "inside")])
     nodes = [
         helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(arrays["dense"] + 1)),
+        helper.make_node("Cast", ["words"], ["w"], to=onnx.TensorProto.INT32),
+        helper.make_node("Cast", ["lengths"], ["l"], to=onnx.TensorProto.INT32),
+        helper.make_node("Gather", ["l", "w"], ["length"]),
         helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner),
     ]
     return helper.make_model(helper.make_graph(nodes, "g", [], [], [*tensors, typed, doubles])).SerializeToString()
@@ -98,7 +114,8 @@ def test_every_form_is_there() -> None:
     forms = {line.name: line.form for line in packer.report}
     assert forms["dense"] == forms["typed"] == "plain" and forms["book"] == "book"
     assert forms["scaled"] == "book, scale a slice" and forms["slices"] == "book a slice"
-    assert forms["sparse"].startswith("plain, gaps")
+    assert forms["sparse"].startswith("plain, gaps") and forms["digits"] == "digits of bytes"
+    assert forms["words"] == "words of symbols" and "kinds of slices" in forms["kinds"]
     assert "twin" not in forms and packer.repeated >= 24 * 16 * 9 * 4
     assert sum(line.stored for line in packer.report) == pytest.approx(len(PACKED["ans"]), rel=0.01)
 
@@ -199,25 +216,15 @@ def test_hostile_files(entropy: str, seed: int, times: int, where: str) -> None:
 
 def claimed(**facts: int) -> bytes:
     """A container of a few bytes whose table claims these facts of its one segment, with checksums that fit."""
-    told = {
-        "form": 0,
-        "width": 1,
-        "rotate": 0,
-        "gaps": 0,
-        "size": 1,
-        "common": 0,
-        "stride": 1,
-        "count": 1,
-        "entries": 0,
-        "crc": 0,
-    }
+    told = dict.fromkeys(("form", "width", "rotate", "gaps", "kinds", "entries", "size", "common"), 0)
+    told |= {"width": 1, "kinds": 1, "size": 1, "stride": 1, "count": 1, "run": 1, "runs": 1, "symbols": 0, "crc": 0}
     told |= facts
     size = told["size"]
     table = struct.pack("<II", 1, 1) + struct.pack("<HQI", 0, size, 1) + struct.pack("<IQ", 0, size)
-    table += struct.pack("<BBBBQQQIHI", *told.values()) + b"\0" * 64
+    table += struct.pack("<BBBBBHQQQIQIQI", *told.values()) + b"\0" * 64
     again = streams.zipped(table)
     return (
-        container.HEAD.pack(container.MAGIC, 1, 0, 0)
+        container.HEAD.pack(container.MAGIC, container.VERSION, 0, 0)
         + again
         + TRAILER.pack(zlib.crc32(again), len(again), len(table), HEAD.size, container.END)
     )
@@ -228,7 +235,10 @@ def claimed(**facts: int) -> bytes:
     [
         {"size": 1 << 62}, {"size": (1 << 64) - 1}, {"form": 1, "entries": 256, "width": 8, "size": 1 << 63},
         {"form": 2, "entries": 256, "count": (1 << 32) - 1, "width": 4, "size": 1 << 40}, {"stride": (1 << 64) - 1, "size": 1 << 50},
-        {"gaps": 8, "size": 1 << 50}, {"form": 6, "width": 4, "entries": 1, "count": 1 << 22, "size": 4},
+        {"gaps": 8, "size": 1 << 50}, {"form": 5, "width": 4, "entries": 1, "count": 1 << 22, "size": 4},
+        {"kinds": 8, "runs": (1 << 32) - 1}, {"kinds": 2, "runs": 1 << 22, "run": (1 << 64) - 1}, {"kinds": 255, "size": 1 << 20},
+        {"form": 3, "entries": 2, "size": 1 << 61}, {"form": 4, "entries": 2, "count": 256, "size": 1 << 50, "symbols": 1 << 57},
+        {"form": 4, "entries": 2, "count": 256, "size": 8, "symbols": 1 << 40},
     ],
 )  # fmt: skip
 def test_exabytes_are_not_believed(facts: dict[str, int]) -> None:
