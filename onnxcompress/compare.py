@@ -136,8 +136,8 @@ def compare(
     DataError where labels or the metric do not fit.
     """
     task = Task.of(metric, labels, data)
-    before = open_session(original, threads=threads, name=_name(original, "the original"))
-    after = open_session(result, threads=threads, name=_name(result, "the result"))
+    before = open_session(original, threads=threads, lean=True, name=_name(original, "the original"))
+    after = open_session(result, threads=threads, lean=True, name=_name(result, "the result"))
     check_signatures(before, after)
     running = {port.name: Differences(port) for port in before.outputs}
     for done, feeds in enumerate(data.batches(batch), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from onnxcompress.data import Data, ImageSettings, open_data
 from onnxcompress.evidence.gather import Sources, first_shapes, gather
 from onnxcompress.evidence.need import Evidence
 from onnxcompress.model import Loadable, Model, load
-from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.model.save import finished
 from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
+from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import open_session
 
 Progress = Callable[[int, int, str], None]
@@ -83,7 +86,9 @@ def run(
                 plan = each.plan(current, evidence_for(each, original, current, feed, how))
             made.append(plan)
             current = each.apply(current, plan)
+        _clear_away()
     before, after = costs(original, current, feed)
+    _clear_away()
     if dry:
         return Result(original, original, tuple(made), before, after, notes=feed.notes, seconds=clock.seconds)
     with clock("compare"):
@@ -95,8 +100,9 @@ def run(
 
 def opened(file: Path | bytes, data: Any, how: How, *, name: str) -> Data:
     """The data of a run, checked against the model that onnxruntime loads; `name` of the model, for errors."""
-    session = open_session(file, threads=how.threads, name=name)
-    return open_data(
+    # not optimised: its inputs are read, and made-up data is tried on it
+    session = open_session(file, threads=how.threads, optimise=False, name=name)
+    found = open_data(
         data,
         session.inputs,
         seed=how.seed,
@@ -105,6 +111,9 @@ def opened(file: Path | bytes, data: Any, how: How, *, name: str) -> Data:
         limit=how.limit,
         session=session,
     )
+    del session
+    give_back()
+    return found
 
 
 def evidence_for(each: Pass, original: Model, current: Model, data: Data, how: How) -> Evidence:
@@ -119,7 +128,7 @@ def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
     """Original and result on the held-out samples."""
     return compare(
         original.source.runnable,
-        to_bytes(finished(current)),
+        loose(finished(current)),
         data.held_out,
         metric=how.metric,
         labels=how.labels,
@@ -133,6 +142,12 @@ def costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:
     seen = data.calibration
     before = cost(original, first_shapes(original, seen), on_disk=original.source.size)
     return before, before if current is original else cost(current, first_shapes(current, seen, original))
+
+
+def _clear_away() -> None:
+    """Graphs are cycles, which wait for the collector with all the weights that only they hold."""
+    gc.collect()
+    give_back()
 
 
 class Clock:

@@ -23,6 +23,7 @@ from onnxcompress.evidence.need import Need
 from onnxcompress.evidence.waves import Limits, Mark, Observed, Shape, joined, planned
 from onnxcompress.model import Model
 from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import Session, open_session
 
 ROWS = 4096
@@ -140,6 +141,19 @@ def sampled_rows(count: int, limit: int, seed: int, feed: int) -> np.ndarray | N
     return np.minimum(((np.arange(limit) + within) * (count / limit)).astype(np.int64), count - 1)
 
 
+def by_sample(array: np.ndarray, shape: Shape, samples: int) -> np.ndarray:
+    """[entries, samples] of a value; [entries, 1] where none of its axes is as many times longer than one sample's.
+
+    shape  of the value of one sample
+    """
+    axes = (axis for axis, (now, one) in enumerate(zip(array.shape, shape, strict=False)) if now == samples * one > 0)
+    axis = next(axes, None)
+    if samples == 1 or axis is None:
+        return array.reshape(-1, 1)
+    split = array.reshape(*array.shape[:axis], samples, -1, *array.shape[axis + 1 :])
+    return np.moveaxis(split, axis, 0).reshape(samples, -1).T
+
+
 def _check(needs: Sequence[Need], **positive: int) -> None:
     for need in needs:
         if need.kind not in KINDS:
@@ -167,8 +181,9 @@ class Meter:
             raise DataError(f"{each.value!r} holds {array.dtype}, not numbers; nothing can be measured of it")
         for kind, axis in each.whole:
             row, key = KINDS[kind], (each.value, kind, axis)
-            moved = np.moveaxis(array, axis, -1) if row.per_channel else array.reshape(-1, 1)
-            self._same_channels(key, moved.shape[-1])
+            moved = np.moveaxis(array, axis, -1) if row.per_channel else by_sample(array, each.shape, samples)
+            if row.per_channel:
+                self._same_channels(key, moved.shape[-1])
             count, weight = prod(moved.shape[:-1]), 1.0
             chosen = sampled_rows(count, self.limits.rows * samples, self.limits.seed, feed) if row.sampled else None
             if chosen is None:
@@ -219,7 +234,8 @@ class Probe:
         if not outputs:
             return cls(None, [])
         answer(taps.graph, outputs)
-        return cls(open_session(loose(taps.graph), threads=threads, early=True, name=model.source.name), parts)
+        session = open_session(loose(taps.graph), threads=threads, early=True, lean=True, name=model.source.name)
+        return cls(session, parts)
 
     def run(self, feed: Feed) -> Iterator[tuple[Observed, Mark | None, list[np.ndarray]]]:
         """What came out, mark by mark."""
@@ -254,6 +270,7 @@ def _run_wave(
         done += samples
         report(done)
     del probe
+    give_back()
     report(data.samples)
     for each in wave:
         for (kind, axis), needs in each.marks.items():

@@ -16,6 +16,7 @@ from onnxcompress.errors import ModelError, nearest
 from onnxcompress.model import Model
 from onnxcompress.model.edit import bodies_of, walk
 from onnxcompress.runtime.loose import Loose, loose
+from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import open_session
 
 UNREADABLE = {ir.DataType.BFLOAT16, ir.DataType.STRING}
@@ -74,6 +75,8 @@ def run_shapes(
         # Not optimised: it loads faster, and folding constants would run once more what is run only once.
         session = open_session(loose(graph), optimise=False, early=True, name=model.source.name)
         shapes |= {kept[name]: tuple(map(int, shape)) for name, shape in session.run(feeds).items()}
+        del session
+        give_back()
     return {name: shape for name, shape in shapes.items() if wanted is None or name in wanted}
 
 

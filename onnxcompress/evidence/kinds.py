@@ -135,7 +135,7 @@ class Histogram:
     zeros    entries that are zero (or too small for a normal float32)
     tiny     entries below the window: less than 2^-19 of the largest magnitude
     minimum, maximum  exact; not finite where an entry was not
-    batches  how often something was read; lows, highs: sums of the minima and of the maxima of each time
+    samples  how many were read; lows, highs: sums of their minima and of their maxima
     """
 
     counts: np.ndarray
@@ -144,7 +144,7 @@ class Histogram:
     tiny: float
     minimum: float
     maximum: float
-    batches: float
+    samples: float
     lows: float
     highs: float
 
@@ -195,7 +195,7 @@ class Kind:
 
     result       the dataclass                       measure  (rows [n >= 1, channels], weight of a row) -> result
     joins        field of it -> how two are joined   bytes    channels -> memory of one result
-    per_channel  False: measure gets [n, 1], and the channel axis means nothing
+    per_channel  False: measure gets [n, samples], and the channel axis means nothing
     sampled      positions may be sampled, because it costs more than reading the tensor
     align        what two results go through before their fields are joined
     """
@@ -291,32 +291,30 @@ def value_range(rows: np.ndarray, weight: float) -> Range:
 
 
 def histogram(rows: np.ndarray, weight: float) -> Histogram:
-    """The leading bits of each entry, as float32, are counted; block by block."""
+    """The leading bits of each entry, as float32, are counted; block by block. rows [entries, samples]"""
     leading = np.zeros(2 << 8 + 6, np.int64)  # sign, 8 bits of exponent, 6 of mantissa
-    lows, highs = [], []
-    flat = rows.reshape(-1)
+    with np.errstate(over="ignore"):
+        lows, highs = (each(rows, axis=0).astype(np.float32) for each in (np.min, np.max))
+    flat = rows.T.reshape(-1)
     for start in range(0, len(flat), BLOCK):
         with np.errstate(over="ignore"):
             block = np.ascontiguousarray(flat[start : start + BLOCK], dtype=np.float32)
         leading += np.bincount(block.view(np.uint32) >> 17, minlength=len(leading))
-        lows.append(block.min())
-        highs.append(block.max())
     by_exponent = weight * leading.reshape(2, 256, STEPS)[::-1]  # the sign bit is set for negative ones
     top = int(np.flatnonzero(by_exponent[:, 1:255].any(axis=(0, 2))).max(initial=-1)) + 1
     first = max(top - OCTAVES + 1, 1)
     counts = np.zeros((2, OCTAVES, STEPS))
     counts[:, OCTAVES - (top + 1 - first) :] = by_exponent[:, first : top + 1]
-    low, high = float(np.min(lows)), float(np.max(highs))
     return Histogram(
         counts=counts.reshape(2, -1),
         top=float(top),
         zeros=float(by_exponent[:, 0].sum()),
         tiny=float(by_exponent[:, 1:first].sum()),
-        minimum=low,
-        maximum=high,
-        batches=1.0,
-        lows=low,
-        highs=high,
+        minimum=float(lows.min()),
+        maximum=float(highs.max()),
+        samples=float(len(lows)),
+        lows=float(lows.sum(dtype=np.float64)),
+        highs=float(highs.sum(dtype=np.float64)),
     )
 
 
@@ -351,7 +349,7 @@ KINDS: dict[str, Kind] = {
     "histogram": Kind(
         Histogram,
         histogram,
-        dict.fromkeys(("counts", "zeros", "tiny", "batches", "lows", "highs"), np.add)
+        dict.fromkeys(("counts", "zeros", "tiny", "samples", "lows", "highs"), np.add)
         | dict(top=np.maximum, minimum=np.minimum, maximum=np.maximum),
         bytes=lambda channels: 8 * (2 * OCTAVES * STEPS + 8),
         per_channel=False,

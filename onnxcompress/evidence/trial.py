@@ -22,6 +22,7 @@ from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
 from onnxcompress.runtime import clock
 from onnxcompress.runtime.loose import Loose, loose
+from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import Feeds, open_session
 
 SAMPLES = 32
@@ -55,17 +56,21 @@ class Trial:
         feeds  batches to run; by default those of the first SAMPLES
         """
         runnable, name = self.original.source.runnable, self.original.source.name
-        session = open_session(runnable, threads=self.threads, name=name)
+        session = open_session(runnable, threads=self.threads, lean=True, name=name)
         ports = session.outputs
         feeds = feeds or list(islice(self.data.batches(self.batch), max(1, SAMPLES // self.batch)))
         wanted = [session.run(feed) for feed in feeds]
+        del session
         running = {key: [Differences(port) for port in ports] for key in graphs}
         for key, graph in graphs.items():  # one session at a time: each takes the memory of a model
-            session = open_session(loose(graph), threads=self.threads, name=key)
+            give_back()
+            session = open_session(loose(graph), threads=self.threads, lean=True, name=key)
             for feed, right in zip(feeds, wanted, strict=True):
                 found = session.run(feed)
                 for each in running[key]:
                     each.add(right[each.port.name], found[each.port.name], feed)
+            del session
+        give_back()
         told = {
             key: Comparison(tuple(each.finished() for each in parts), 0, "").logits_db for key, parts in running.items()
         }
@@ -87,6 +92,7 @@ class Trial:
         for group in _groups(models):
             share = seconds * len(group) / len(models)
             times = clock.paired_ms(group, feeds, threads=self.threads, seconds=share)
+            give_back()
             first, before = next(iter(times)), next(iter(found.values()), None)
             scale = 1.0 if before is None else before / times[first]
             found |= {name: scale * time for name, time in times.items()}

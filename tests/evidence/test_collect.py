@@ -15,7 +15,7 @@ from zoo import ZOO
 
 from onnxcompress.data import Data, open_data
 from onnxcompress.errors import DataError, ModelError, SettingError
-from onnxcompress.evidence.collect import collect, sampled_rows
+from onnxcompress.evidence.collect import by_sample, collect, sampled_rows
 from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model, load
@@ -95,7 +95,7 @@ def test_numbers_equal_numpy(name: str) -> None:
 
 def test_waves_files_and_batches_change_nothing() -> None:
     model, data = opened("conv_bn", 32)
-    # A histogram counts batches, and the last bit of an entry may move it to the next bin: see test_kinds.py.
+    # The last bit of an entry may move it to the next bin of a histogram: see test_kinds.py.
     needs = [Need(kind, value, 1) for value in observed(model) for kind in KINDS if kind != "histogram"]
     steps: list[tuple[int, int, str]] = []
     whole = collect(model, needs, data, batch=8)
@@ -109,6 +109,28 @@ def test_waves_files_and_batches_change_nothing() -> None:
     assert steps[-1][0] == steps[-1][1] and len({total for _, total, _ in steps}) == 1
     single = collect(model, needs, data, batch=1)
     assert all(same(whole[need], single[need], need.kind, 1e-5) for need in needs)
+
+
+def test_a_histogram_knows_the_extremes_of_each_sample_whatever_the_batch() -> None:
+    model, data = opened("conv_bn", 12)
+    needs = [Need("histogram", value, 0) for value in observed(model)]
+    one, many = (collect(model, needs, data, batch=size) for size in (1, 8))
+    alone = activations(model, data, batch=1)
+    for need in needs:
+        lows = sum(float(array.min()) for array in alone[need.value])
+        for found in (one[need], many[need]):
+            assert found.samples == 12 and found.lows == pytest.approx(lows, rel=1e-5)
+
+
+def test_samples_are_told_apart_by_the_axis_that_grew() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    assert np.array_equal(by_sample(x, (1, 3, 4), 2), x.reshape(2, 12).T)
+    assert np.array_equal(by_sample(x, (2, 1, 4), 3), np.stack([x[:, i].reshape(-1) for i in range(3)], axis=1))
+    assert np.array_equal(
+        by_sample(x, (2, 3, 2), 2), np.stack([x[..., :2].reshape(-1), x[..., 2:].reshape(-1)], axis=1)
+    )
+    for shape, samples in (((2, 3, 4), 2), ((1, 3, 4), 1)):  # no axis grew; one sample
+        assert by_sample(x, shape, samples).shape == (24, 1)
 
 
 def test_results_of_several_waves_lie_in_a_folder_that_goes() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import onnxcompress.evidence.kinds as kinds
 from onnxcompress.evidence.kinds import KINDS
 
-ONE_A_BATCH = {"histogram": {"batches", "lows", "highs"}}
+ONE_A_BATCH = {"histogram": {"samples", "lows", "highs"}}
 """Fields that add up what each update saw: parts give more of them than the whole."""
 
 ROWS = (np.random.default_rng(0).standard_normal((500, 7)) + 3).astype(np.float32) * (np.arange(7) > 0)
@@ -113,7 +113,7 @@ def test_histograms_join_alike_in_any_order(parts: list[list[float]], seed: int)
         pending.append(MEASURE.merge(MEASURE.load(MEASURE.save(one)), other))
     whole = as_numbers(measured(np.concatenate([np.float32(part) for part in parts])))
     found = as_numbers(pending[0])
-    assert found.pop("batches") == len(parts) and whole.pop("batches") == 1
+    assert found.pop("samples") == len(parts) and whole.pop("samples") == 1
     assert found == whole
 
 
@@ -141,7 +141,7 @@ def test_a_histogram_does_not_grow_with_what_it_reads() -> None:
         state = MEASURE.update(state, rng.standard_cauchy((5000, 1)).astype(np.float32) * 10.0**batch)
         sizes.add(sum(array.nbytes for array in MEASURE.save(state).values()))
     assert len(sizes) == 1 and sizes.pop() < 21_000
-    assert state is not None and state.count == 100_000 and state.batches == 20
+    assert state is not None and state.count == 100_000 and state.samples == 20
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8, np.bool_])
@@ -159,4 +159,6 @@ def test_what_is_not_finite_shows_in_the_extremes(bad: float) -> None:
 
 def test_a_weight_counts_entries_several_times() -> None:
     double, twice = MEASURE.update(None, ROWS, 2.0), measured(np.concatenate([ROWS, ROWS]))
-    assert as_numbers(double) == as_numbers(twice)
+    assert as_numbers(double) == as_numbers(twice) | {
+        "samples": ROWS.shape[1]
+    }  # weight 2 is that of an entry, not of a sample

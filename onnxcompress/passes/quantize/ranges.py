@@ -52,12 +52,12 @@ def minmax(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
 
 
 def average(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
-    """Mean of the batches' minima, and of their maxima; all batches weigh alike, so that their order does not matter.
+    """Mean of the samples' minima, and of their maxima; all weigh alike, so that neither their order nor their batches matter.
 
-    The moving average of Krishnamoorthi 2018 (arXiv:1806.08342, section 3.1.1), without its forgetting. Depends on the
-    size of a batch; with one it is `minmax`.
+    The moving average of Krishnamoorthi 2018 (arXiv:1806.08342, section 3.1.1), without its forgetting; with one sample it is
+    `minmax`.
     """
-    return _with_zero(histogram.lows / histogram.batches, histogram.highs / histogram.batches)
+    return _with_zero(histogram.lows / histogram.samples, histogram.highs / histogram.samples)
 
 
 def percentile(histogram: Histogram, kind: Kind, symmetric: bool, percentile: float = PERCENTILE) -> Range:
@@ -193,8 +193,8 @@ def within(histogram: Histogram, low: float, high: float) -> Histogram:
         histogram,
         minimum=max(histogram.minimum, low),
         maximum=min(histogram.maximum, high),
-        lows=max(histogram.lows, low * histogram.batches),
-        highs=min(histogram.highs, high * histogram.batches),
+        lows=max(histogram.lows, low * histogram.samples),
+        highs=min(histogram.highs, high * histogram.samples),
     )
 
 
