@@ -16,7 +16,7 @@ from onnxcompress.model import Loadable, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.plan import Plan, load_plan
 from onnxcompress.result import Result
-from onnxcompress.run import How, run
+from onnxcompress.run import Clock, How, run
 from onnxcompress.settings import check_names, made, names_of
 
 CLOSER = "--min-sqnr 20 leaves in float what costs most of the accuracy, and --explain shows what does"
@@ -200,11 +200,14 @@ def quantize(
         return _run(model, [Fold(), weights], data, wanted, how, dry=dry)
     passes: list[Any] = [Fold(), *([Equalize()] if equalize else []), quantizer]
     plans: Sequence[Plan] = ()
+    clock = Clock()
     if not dry and any(name in wanted for name in ON_OUTPUTS):
-        plans = mixed_precision(model, passes, data, budgets=_unclocked(wanted), how=how).plans
+        with clock("budget search"):
+            plans = mixed_precision(model, passes, data, budgets=_unclocked(wanted), how=how).plans
     result = _run(model, [*passes, weights], data, wanted, how, plans=plans, dry=dry)
     if plans and not result.met:  # what stayed float for the budgets' sake keeps its weights too
         result = _run(model, passes, data, wanted, how, plans=plans)
+    result = dataclasses.replace(result, seconds={**clock.seconds, **result.seconds})
     if result.comparison is not None and not result.comparison.same and not plans:
         result = dataclasses.replace(result, notes=(*result.notes, CLOSER))
     mine = [plan for plan in result.plans if plan.method in (quantizer.name, weights.name)]
