@@ -12,7 +12,7 @@ import onnx.numpy_helper
 import pytest
 
 from onnxcompress.errors import DataError, ModelError
-from onnxcompress.runtime.clock import measure, size_on_disk
+from onnxcompress.runtime.clock import FEWEST_RUNS, measure, paired_ms, size_on_disk
 
 
 def chain(matmuls: int, width: int = 256) -> onnx.ModelProto:
@@ -65,6 +65,28 @@ def test_memory_is_that_of_the_model_not_of_the_caller() -> None:
 def test_a_time_budget_ends_it() -> None:
     (timing,) = measure({"m": chain(1).SerializeToString()}, [FEEDS, FEEDS], seconds=0.0, memory=False)
     assert timing.runs == 5
+
+
+def test_paired_times_run_every_model_on_every_feed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only runs move on: how much faster each is follows from the rounds alone."""
+    now, ran = [0.0], []
+    took = {"one": [4.0, 8.0], "two": [1.0, 2.0]}  # as much slower on the second feed, as on a machine that drifts
+
+    class Timed:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, feeds: dict[str, int]) -> None:
+            ran.append((self.name, feeds["x"]))
+            now[0] += took[self.name][feeds["x"]]
+
+    monkeypatch.setattr("onnxcompress.runtime.clock.open_session", lambda model, *, threads, name: Timed(name))
+    monkeypatch.setattr("onnxcompress.runtime.clock.time.perf_counter", lambda: now[0])
+    found = paired_ms({"one": b"", "two": b""}, [{"x": 0}, {"x": 1}], seconds=0.0)
+    assert ran[:2] == [("one", 0), ("two", 0)]  # warm, not timed
+    rounds = [(name, number % 2) for number in range(FEWEST_RUNS) for name in took]
+    assert ran[2:] == rounds
+    assert found == {"one": 4000.0, "two": 1000.0}  # the first one's median, by the paired ratios
 
 
 def test_external_data_counts(tmp_path: Path) -> None:
