@@ -43,9 +43,14 @@ def fit(
         for each in (fitted, *_with_gaps(*fitted, entropy))
     ]
     best = min(priced, key=lambda each: each[0])
-    whole = min((each for each in priced if not each[1].spec.gaps), key=lambda each: each[0])
-    apart = divided(whole[1], dims, entropy)
-    return apart[1] if apart is not None and whole[0] - apart[0] < best[0] else best[1]
+    whole = [each for each in priced if not each[1].spec.gaps]
+    cheapest = min(whole, key=lambda each: each[0])
+    for price, fitted in whole:
+        if fitted is cheapest[1] or fitted.spec.form == codecs.WORDS:  # numbers of words say little of their kind
+            apart = divided(fitted, dims, entropy)
+            if apart is not None and price - apart[0] < best[0]:
+                best = price - apart[0], apart[1]
+    return best[1]
 
 
 def _candidates(
@@ -158,5 +163,7 @@ def _whole(fitted: Fitted, spec: Spec, counts: list[np.ndarray], entropy: str) -
     if not spec.blocks:
         return 0.0
     size = sum(streams.expected(each, entropy) for each in counts) / min(PIECE, len(fitted.elements))
-    aside = sum(side.nbytes if side.any() else 1 for side in fitted.sides)
+    aside = sum(
+        streams.expected(streams.counted(side), entropy) if side.itemsize == 1 else side.nbytes for side in fitted.sides
+    )
     return size * spec.elements + STREAM_BYTES * spec.blocks * len(counts) + aside

@@ -54,7 +54,8 @@ def every_kind() -> bytes:
     kinds = np.where(
         rng.random((40, 300)) < np.linspace(0, 1, 40)[:, None], np.float32(0), levels[rng.integers(0, 9, (40, 300))]
     )
-    words = tunstall.encode((rng.random(30_000) < 0.2).astype(np.uint8), WORDS)
+    denser = np.repeat([0.02, 0.4, 0.02, 0.4, 0.02, 0.4], 20_480)  # kinds of slices, which numbers of words do not show
+    words = tunstall.encode((rng.random(len(denser)) < denser).astype(np.uint8), WORDS)
     arrays = {
         "dense": rng.standard_normal((30, 40)).astype(np.float32),
         "book": levels[symbols],
@@ -115,7 +116,7 @@ def test_every_form_is_there() -> None:
     assert forms["dense"] == forms["typed"] == "plain" and forms["book"] == "book"
     assert forms["scaled"] == "book, scale a slice" and forms["slices"] == "book a slice"
     assert forms["sparse"].startswith("plain, gaps") and forms["digits"] == "digits of bytes"
-    assert forms["words"] == "words of symbols" and "kinds of slices" in forms["kinds"]
+    assert forms["words"].startswith("words of symbols") and "kinds of slices" in forms["kinds"]
     assert "twin" not in forms and packer.repeated >= 24 * 16 * 9 * 4
     assert sum(line.stored for line in packer.report) == pytest.approx(len(PACKED["ans"]), rel=0.01)
 
