@@ -24,7 +24,7 @@ from onnxcompress.difference import sqnr_db
 from onnxcompress.errors import ModelError
 from onnxcompress.evidence.gates import noise_share
 from onnxcompress.model.load import check_external, read
-from onnxcompress.operators.stored import ON_LEVELS
+from onnxcompress.operators.stored import ON_LEVELS, held, table_of
 from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
 from onnxcompress.runtime.session import open_session
 
@@ -142,10 +142,14 @@ class Examined:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was looked at, and the findings: severe ones first."""
+    """What was looked at, and the findings: severe ones first.
+
+    quantized  nodes that compute or convert integers     stored  weights that are integers in the file and floats once loaded
+    """
 
     name: str
     quantized: int
+    stored: int
     operators: dict[str, int]
     findings: tuple[Finding, ...]
 
@@ -157,10 +161,12 @@ class Checkup:
     @property
     def headline(self) -> str:
         """The first line."""
-        if not self.quantized:
+        if not self.quantized and not self.stored:
             return f"{self.name}: nothing in it is quantized"
         if not self.findings:
-            return f"{self.name}: no fault found in {self.quantized} quantized nodes"
+            if self.quantized:
+                return f"{self.name}: no fault found in {self.quantized} quantized nodes"
+            return f"{self.name}: no fault found in {self.stored} weights stored as integers; it computes in floats"
         severe = sum(finding.severe for finding in self.findings)
         slow = len(self.findings) - severe
         kinds = (("fault", "faults", severe), ("thing that costs time", "things that cost time", slow))
@@ -325,7 +331,11 @@ def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None, seed
     findings = [finding for row in FAULTS for finding in row(seen)]
     counted = Counter(node.op_type for node in seen.executed)
     quantized = sum(_is_integer(node) for node in [*seen.proto.graph.node, *seen.executed])
-    return Checkup(source.name, quantized, dict(counted), tuple(sorted(findings, key=lambda each: not each.severe)))
+    nodes = list(seen.graph.graph.all_nodes())
+    stored = sum(held(value) is not None for node in nodes for value in node.outputs)
+    stored += sum(table_of(node) is not None for node in nodes if node.op_type.startswith("Gather"))
+    worst_first = tuple(sorted(findings, key=lambda each: not each.severe))
+    return Checkup(source.name, quantized, stored, dict(counted), worst_first)
 
 
 def _made_by(made: dict[str, onnx.NodeProto], name: str) -> str:

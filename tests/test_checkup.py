@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress import ModelError, check
+from onnxcompress import ModelError, check, quantize
 
 DIGITS = Path(__file__).parents[1] / "sample_models" / "digits.onnx"
 RNG = np.random.default_rng(0)
@@ -151,5 +151,14 @@ def test_an_operator_that_onnxruntime_does_not_know() -> None:
 
 def test_a_float_model_and_a_damaged_one() -> None:
     assert "nothing in it is quantized" in check(DIGITS).headline
+
+
+def test_weights_that_are_integers_in_the_file_only(tmp_path: Path) -> None:
+    quantize(DIGITS, mode="weights").save(tmp_path / "stored.onnx")
+    found = check(tmp_path / "stored.onnx")
+    assert found.stored and "stored as integers; it computes in floats" in found.headline
+
+
+def test_a_damaged_file() -> None:
     with pytest.raises(ModelError):
         check(b"no model")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -19,17 +19,21 @@ from onnxcompress.errors import DataError, ModelError
 from onnxcompress.runtime.session import Port, Session
 
 Shape = tuple[int, ...]
-TOKENS = 100  # ids stay below: every vocabulary has that many
+TOKENS = 100
 SAMPLE_RATE = 16000  # Hz; what speech models are exported for
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What dynamic dimensions become, by role; in the order in which `probe` tries them."""
+    """What dynamic dimensions become, by role; in the order in which `probe` tries them.
+
+    tokens  made-up integers stay below: every vocabulary has a hundred, but places in another input may be 0 only
+    """
 
     height: int = 224
     width: int = 224
     sequence: int = 16
+    tokens: int = TOKENS
 
 
 # Usual classifiers and short texts; text lines (48 and 32 high); small; detectors; chunks of speech; one step.
@@ -138,8 +142,10 @@ def synthetic_feeds(ports: Sequence[Port], samples: int, seed: int, sizes: Sizes
 
 def synthetic_pieces(ports: Sequence[Port], samples: int, seed: int, sizes: Sizes) -> list[Piece]:
     """The same as pieces: made when they are asked for, so that they need no memory before."""
-    whole = {port.name for port in ports if _first_is_no_batch(port, sizes)}  # one sample, however many rows
-    shapes = {name: (1, *shape) if name in whole else shape for name, shape in feed_shapes(ports, sizes).items()}
+    shapes = feed_shapes(ports, sizes)
+    for port in ports:
+        if port.rank and not isinstance(port.shape[0], int) and shapes[port.name][0] != 1:
+            shapes[port.name] = (1, *shapes[port.name])  # one sample, however many rows
 
     def load(index: int) -> Feed:
         feed = _feed(ports, index, seed, sizes)
@@ -154,11 +160,11 @@ def synthetic_pieces(ports: Sequence[Port], samples: int, seed: int, sizes: Size
 def probe(ports: Sequence[Port], session: Session, seed: int = 0) -> Sizes:
     """The first sizes of SIZES at which the model runs and answers something; DataError that asks for data if none."""
     last, tried = "", set()
-    for sizes in SIZES:
-        shapes = tuple(feed_shapes(ports, sizes).values())
-        if shapes in tried:
+    for sizes in (*SIZES, *(replace(each, tokens=1) for each in SIZES)):
+        kind = (sizes.tokens, *feed_shapes(ports, sizes).values())
+        if kind in tried:
             continue
-        tried.add(shapes)
+        tried.add(kind)
         try:
             outputs = session.run(_feed(ports, 0, seed, sizes))
         except (DataError, ModelError) as error:
@@ -186,10 +192,6 @@ def feed_shapes(ports: Sequence[Port], sizes: Sizes) -> dict[str, Shape]:
             dims.append(FIXED[role] if role in FIXED else getattr(sizes, role))
         shapes[port.name] = tuple(dims)
     return shapes
-
-
-def _first_is_no_batch(port: Port, sizes: Sizes) -> bool:
-    return port.rank > 0 and not isinstance(port.shape[0], int) and feed_shapes([port], sizes)[port.name][0] != 1
 
 
 def _role(port: Port, axis: int) -> str:
@@ -224,8 +226,9 @@ def _feed(ports: Sequence[Port], index: int, seed: int, sizes: Sizes) -> Feed:
             raise DataError(f"input {port} cannot be made up; give real data with --data")
         if prod(shapes[port.name]) > MOST_NUMBERS:
             raise DataError(f"input {port} is too large to be made up; give real data with --data")
-        rng = np.random.default_rng([seed, index, number])
-        feed[port.name] = np.asarray(_maker(port)(rng, shapes[port.name], port)).astype(port.dtype)
+        maker, rng = _maker(port), np.random.default_rng([seed, index, number])
+        values = np.asarray(maker(rng, shapes[port.name], port))
+        feed[port.name] = (values % sizes.tokens if maker is tokens else values).astype(port.dtype)
     return feed
 
 

@@ -114,7 +114,9 @@ def new_constant(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
     while free in model.graph.initializers:
         number += 1
         free = f"{name}.{number}"
-    value = ir.val(free, const_value=ir.Tensor(values, name=free))  # ir.tensor asks protocols first, which takes longer than all else
+    value = ir.val(
+        free, const_value=ir.Tensor(values, name=free)
+    )  # ir.tensor asks protocols first, which takes longer than all else
     model.graph.register_initializer(value)
     return value
 

@@ -66,7 +66,9 @@ def raised(graph: ir.Model, version: int) -> ir.Model:
     except FAILURES as error:
         raise ModelError(f"it cannot be raised to opset {version}: {first_line(error)}; choose another form") from error
     model = give_weights(ir.from_proto(onnx.load_from_string(data)), weights)
-    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)]))
+    model.ir_version = max(
+        model.ir_version, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)])
+    )
     return model
 
 

@@ -19,4 +19,16 @@ PASSES: dict[str, type[Any]] = {
     each.name: each for each in (Prune, Sparsify, Refit, Cluster, Binarize, Fold, Equalize, Quantize, QuantizeWeights)
 }
 
-__all__ = ["PASSES", "Binarize", "Cluster", "Equalize", "Fold", "Pass", "Prune", "Quantize", "QuantizeWeights", "Refit", "Sparsify"]
+__all__ = [
+    "PASSES",
+    "Binarize",
+    "Cluster",
+    "Equalize",
+    "Fold",
+    "Pass",
+    "Prune",
+    "Quantize",
+    "QuantizeWeights",
+    "Refit",
+    "Sparsify",
+]

@@ -164,7 +164,7 @@ def checkup_page(found: Checkup) -> Page:
     ]
     operators = ", ".join(f"{count} {op}" for op, count in sorted(found.operators.items(), key=lambda o: -o[1]))
     lines = (("runs as", operators),) if operators else ()
-    grade = 2 if found.severe else 1 if found.findings or not found.quantized else 0
+    grade = 2 if found.severe else 1 if found.findings or not (found.quantized or found.stored) else 0
     columns = ("what", "grade", "found", "where", "what to do")
     cases = [
         Case(each.kind, f"{each.what}; {each.advice}" if each.severe else "", f"{each.what}; {each.advice}")

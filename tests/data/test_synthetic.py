@@ -96,6 +96,13 @@ def test_probe_finds_sizes_that_run() -> None:
     assert [feed["x"].shape for feed in data.batches()] == [(1, 3, 48, 320)] * 2
 
 
+def test_probe_picks_the_first_row_where_a_table_has_no_other() -> None:
+    graph = session("""g (float[1,4] nodes, int64[2,9] edges) => (float[2,9,4] y) { y = Gather(nodes, edges) }""")
+    assert probe(graph.inputs, graph).tokens == 1
+    (feed,) = open_data(None, graph.inputs, session=graph, samples=1).batches()
+    assert not feed["edges"].any() and feed["nodes"].any()
+
+
 def test_probe_gives_up_in_one_line() -> None:
     odd = session("""g (float[N,L] x) => (float[M] y) <int64[1] to = {12345}> { y = Reshape(x, to) }""")
     with pytest.raises(DataError, match=r"no synthetic input runs, give real data with --data \(.*Reshape") as caught:

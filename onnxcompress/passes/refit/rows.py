@@ -52,7 +52,13 @@ def folded(
 
 
 def spread(
-    parts: Sequence[Sums | Held], node: ir.Node, layer: Layer, fed: Shelf, goal: Iterable[np.ndarray], most: int, seed: int
+    parts: Sequence[Sums | Held],
+    node: ir.Node,
+    layer: Layer,
+    fed: Shelf,
+    goal: Iterable[np.ndarray],
+    most: int,
+    seed: int,
 ) -> None:
     """Add at most `most` rows to these sums in turn: a batch to each, since rows of one sample are alike; rows where there is one batch.
 

@@ -21,7 +21,12 @@ from onnxcompress.passes.cluster.kmeans import (
 
 
 def cost(values: np.ndarray, book: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
-    return float((np.square(values.reshape(-1)[:, None] - book).min(axis=1) * np.broadcast_to(weights, values.shape).reshape(-1)).sum())
+    return float(
+        (
+            np.square(values.reshape(-1)[:, None] - book).min(axis=1)
+            * np.broadcast_to(weights, values.shape).reshape(-1)
+        ).sum()
+    )
 
 
 def optimum(values: np.ndarray, entries: int) -> float:

@@ -85,7 +85,9 @@ def test_other_starts_are_no_better(start: str) -> None:
     assert lost(NORMAL, placed(NORMAL, found), found) >= 0.999 * best
 
 
-@pytest.mark.parametrize(("entries", "bits"), [(2, 1), (3, 1.6), (4, 2), (6, 8 / 3), (8, 3), (16, 4), (32, 5), (128, 7), (256, 8)])
+@pytest.mark.parametrize(
+    ("entries", "bits"), [(2, 1), (3, 1.6), (4, 2), (6, 8 / 3), (8, 3), (16, 4), (32, 5), (128, 7), (256, 8)]
+)
 def test_bits_of_a_symbol(entries: int, bits: float) -> None:
     assert bits_of(entries) == pytest.approx(bits)
 
