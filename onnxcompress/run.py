@@ -24,6 +24,7 @@ from onnxcompress.result import Result
 from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import open_session
+from onnxcompress.training.importance import GRADIENTS
 
 Progress = Callable[[int, int, str], None]
 """done, total, what."""
@@ -121,7 +122,7 @@ def evidence_for(each: Pass, original: Model, current: Model, data: Data, how: H
     sources = Sources(
         original, current, data.calibration, how.batch, how.threads, how.memory_limit, how.seed, how.progress
     )
-    return gather(sources, each.needs(current))
+    return gather(sources, each.needs(current), GRADIENTS)
 
 
 def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:

@@ -105,7 +105,9 @@ def trial(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     return dict.fromkeys(needs, Trial(sources.original, sources.data, sources.batch, sources.threads))
 
 
-PROVIDERS: dict[str, Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]] = {
+Provider = Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]
+
+PROVIDERS: dict[str, Provider] = {
     "shapes": shapes,
     "paired": paired,
     "sensitivity": sensitivity,
@@ -114,10 +116,13 @@ PROVIDERS: dict[str, Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]] = 
 }
 
 
-def gather(sources: Sources, needs: Sequence[Need]) -> Evidence:
-    """Meet the needs; those about values that no run reaches are missing, as are kinds that nobody provides (yet: gradients)."""
+def gather(sources: Sources, needs: Sequence[Need], providers: Mapping[str, Provider] | None = None) -> Evidence:
+    """Meet the needs; those about values that no run reaches are missing, as are kinds that nobody provides.
+
+    providers  more of them, by kind: those of floors above this one (gradients)
+    """
     known: dict[Need, Any] = {}
-    for kind, provide in PROVIDERS.items():
+    for kind, provide in {**PROVIDERS, **(providers or {})}.items():
         mine = [need for need in needs if need.kind == kind]
         if mine:
             known.update(provide(sources, mine))

@@ -87,7 +87,7 @@ def step_graph(
     values = {value.name or "": value for node in graph.graph for value in node.outputs}
     values |= {value.name or "": value for value in graph.graph.inputs}
     for name, axis in (gates or {}).items():
-        trained[f"{GATE}{name}"] = values[name] = _gated(op, values, name, axis)
+        trained[f"{GATE}{name}"], values[name] = _gated(op, values, name, axis)
     terms = criterion(op, values)
     loss, *others = terms.values()
     for term in others:
@@ -134,15 +134,16 @@ def _masked(op: Pen, parameter: ir.Value) -> ir.Value:
     return mask
 
 
-def _gated(op: Pen, values: Mapping[str, ir.Value], name: str, axis: int) -> ir.Value:
-    """All who read the value now read it times its gate. Returns the gate."""
+def _gated(op: Pen, values: Mapping[str, ir.Value], name: str, axis: int) -> tuple[ir.Value, ir.Value]:
+    """All who read the value now read it times its gate. Returns the gate, and the product."""
     if name not in values:
         raise ModelError(f"no value of the graph is called {name!r}; {nearest(name, values)}")
     value = values[name]
     shape, producer = shape_of(value), value.producer()
     gate = op.input(f"{GATE}{name}", [shape[axis]])
     graph = op.graph.graph
-    lined = ir.node("Reshape", [gate, op.constant(np.array([-1 if a == axis else 1 for a in range(len(shape))]))])
+    at = axis % len(shape)
+    lined = ir.node("Reshape", [gate, op.constant(np.array([-1 if a == at else 1 for a in range(len(shape))]))])
     scaled = ir.node("Mul", [value, lined.outputs[0]])
     for node, what in ((lined, "gate"), (scaled, "gated")):
         node.name = node.outputs[0].name = f"{name}~{what}"
@@ -152,7 +153,7 @@ def _gated(op: Pen, values: Mapping[str, ir.Value], name: str, axis: int) -> ir.
     graph.insert_after(lined, scaled)
     op.infer(lined)
     op.infer(scaled)
-    return gate
+    return gate, scaled.outputs[0]
 
 
 def _unnamed_outputs(graph: ir.Model) -> None:

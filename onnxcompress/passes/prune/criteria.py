@@ -26,7 +26,7 @@ class UnitEvidence:
 
     mean, mean_square   [units] of a unit's activations, over samples and positions
     zero_share          [units] share of its activations that are zero, 0 ... 1
-    gradient_slices     gradient of the loss, a list shaped like slices
+    gate_gradients      [draws, units] of the loss by a factor 1 on a unit's activations, one draw or sample a row
     hessian_slices      diagonal of the loss's Hessian, a list shaped like slices
     rng                 for criteria that draw
     aggregate           key of AGGREGATES: how the scores of a unit's slices become one
@@ -35,7 +35,7 @@ class UnitEvidence:
     mean: np.ndarray | None = None
     mean_square: np.ndarray | None = None
     zero_share: np.ndarray | None = None
-    gradient_slices: Slices | None = None
+    gate_gradients: np.ndarray | None = None
     hessian_slices: Slices | None = None
     rng: np.random.Generator | None = None
     aggregate: str = "sum"
@@ -183,28 +183,24 @@ def activation_variance(slices: Slices, evidence: UnitEvidence) -> np.ndarray:
 
 @criterion("taylor", needs=("gradient",), paper="arXiv:1906.10771")
 def taylor(slices: Slices, evidence: UnitEvidence) -> np.ndarray:
-    """(Σ g w)²: the squared first-order change of the loss if the unit were zero.
+    """E g² with g = Σ a ∂L/∂a over the unit's activations: what the loss would change, to first order, if the unit were zero.
 
-    Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv:1906.10771.
+    Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, arXiv:1906.10771, with gates; the sum over
+    activations is that of Molchanov et al., ICLR 2017, arXiv:1611.06440.
     """
-    gradients = _present(evidence.gradient_slices, "taylor", "gradients of the loss")
-    return _paired(slices, gradients, evidence, lambda w, g: (w * g).sum(axis=1) ** 2)
+    gradients = np.asarray(_present(evidence.gate_gradients, "taylor", "gradients of the outputs"), dtype=np.float64)
+    scores: np.ndarray = np.square(gradients).mean(axis=0)
+    return scores
 
 
 @criterion("hessian", needs=("hessian",), paper="LeCun, Denker, Solla 1989")
 def hessian_diagonal(slices: Slices, evidence: UnitEvidence) -> np.ndarray:
     """½ Σ h w² with h the Hessian's diagonal. Optimal Brain Damage, LeCun, Denker, Solla, NIPS 1989."""
     curvature = _present(evidence.hessian_slices, "hessian", "the Hessian's diagonal")
-    return _paired(slices, curvature, evidence, lambda w, h: 0.5 * (h * w**2).sum(axis=1))
-
-
-def _paired(
-    slices: Slices, others: Slices, evidence: UnitEvidence, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> np.ndarray:
-    if [part.shape for part in slices] != [part.shape for part in others]:
+    if [part.shape for part in slices] != [part.shape for part in curvature]:
         raise DataError("gradient evidence does not fit the weights of this group; collect it again on this model")
-    pairs = [(np.asarray(w, np.float64), np.asarray(o, np.float64)) for w, o in zip(slices, others, strict=True)]
-    return combine([score(w, other) for w, other in pairs], evidence.aggregate)
+    pairs = [(np.asarray(w, np.float64), np.asarray(h, np.float64)) for w, h in zip(slices, curvature, strict=True)]
+    return combine([0.5 * (h * w**2).sum(axis=1) for w, h in pairs], evidence.aggregate)
 
 
 def _present(value: T | None, name: str, what: str) -> T:

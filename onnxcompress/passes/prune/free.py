@@ -41,8 +41,12 @@ class FreeCuts:
 
 def slices_of(model: Model, member: Member) -> np.ndarray:
     """[units, elements]: what each unit occupies in one tensor."""
-    values = np.moveaxis(model.array(member.tensor), member.axis, 0)
-    return values[member.positions].reshape(len(member.positions), -1)
+    return slices_in(model.array(member.tensor), member)
+
+
+def slices_in(array: np.ndarray, member: Member) -> np.ndarray:
+    """The same of any array of the tensor's shape."""
+    return np.moveaxis(array, member.axis, 0)[member.positions].reshape(len(member.positions), -1)
 
 
 def free_cuts(model: Model, channels: Channels, group: Group, *, exact: bool = True) -> FreeCuts:

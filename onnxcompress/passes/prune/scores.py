@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.prune.criteria import Criterion, UnitEvidence, find_criterion
-from onnxcompress.passes.prune.free import slices_of
+from onnxcompress.passes.prune.free import slices_in, slices_of
 
 
 def readers_of(model: Model, group: Group) -> list[tuple[str, np.ndarray]]:
@@ -34,15 +35,32 @@ def channel_axis(channels: Channels, value: str, group: Group) -> int | None:
 
 
 def needs_of(model: Model, channels: Channels, groups: Sequence[Group], criterion: Criterion) -> list[Need]:
-    """One need for each value whose activations a criterion looks at."""
-    wanted = []
-    for kind in criterion.needs:
-        for group in groups:
-            for value, _ in readers_of(model, group):
-                axis = channel_axis(channels, value, group)
-                if axis is not None:
-                    wanted.append(Need(kind, value, axis))
+    """One need for each value, or weight, that a criterion looks at beside the weights themselves."""
+    wanted = [need for kind in criterion.needs for group in groups for need in NEEDS[kind](model, channels, group)]
     return list(dict.fromkeys(wanted))
+
+
+def _of_readers(kind: str) -> Callable[[Model, Channels, Group], list[Need]]:
+    """Of the values that the group's readers are fed."""
+
+    def needs(model: Model, channels: Channels, group: Group) -> list[Need]:
+        found = ((value, channel_axis(channels, value, group)) for value, _ in readers_of(model, group))
+        return [Need(kind, value, axis) for value, axis in found if axis is not None]
+
+    return needs
+
+
+def _of_writers(model: Model, channels: Channels, group: Group) -> list[Need]:
+    """Of the weights that write the group."""
+    return [Need("hessian", member.tensor, 0) for member in group.members if member.role == "write"]
+
+
+NEEDS: dict[str, Callable[[Model, Channels, Group], list[Need]]] = {
+    "moments": _of_readers("moments"),
+    "gradient": _of_readers("gradient"),
+    "hessian": _of_writers,
+}
+"""What a criterion looks at -> the needs of one group."""
 
 
 def score_groups(
@@ -75,18 +93,55 @@ def _unit_evidence(
     aggregate: str,
     rng: np.random.Generator,
 ) -> UnitEvidence | None:
-    """Activations of each unit, averaged over its positions and readers; None where a wish was not met."""
-    if "moments" not in criterion.needs:
-        return UnitEvidence(rng=rng, aggregate=aggregate)
+    """What is known of each unit; None where a wish was not met."""
+    found: dict[str, Any] = {}
+    for kind in criterion.needs:
+        known = READ[kind](model, channels, group, evidence)
+        if known is None:
+            return None
+        found |= known
+    return UnitEvidence(**found, rng=rng, aggregate=aggregate)
+
+
+def _met(model: Model, channels: Channels, group: Group, evidence: Evidence, kind: str) -> list[tuple[Any, np.ndarray]]:
+    """(evidence, positions [units, k]) for each value that the group's readers are fed and that somebody looked at."""
     found = []
     for value, positions in readers_of(model, group):
         axis = channel_axis(channels, value, group)
-        moments = evidence.get(Need("moments", value, -1 if axis is None else axis))
-        if moments is not None:
-            found.append(
-                [getattr(moments, name)[positions].mean(axis=1) for name in ("mean", "mean_square", "zero_share")]
-            )
-    if not found:
+        known = evidence.get(Need(kind, value, -1 if axis is None else axis))
+        if known is not None:
+            found.append((known, positions))
+    return found
+
+
+def _moments(model: Model, channels: Channels, group: Group, evidence: Evidence) -> dict[str, Any] | None:
+    """Averages over a unit's positions and readers."""
+    names = ("mean", "mean_square", "zero_share")
+    met = _met(model, channels, group, evidence, "moments")
+    if not met:
         return None
-    mean, mean_square, zero_share = np.mean(found, axis=0)
-    return UnitEvidence(mean=mean, mean_square=mean_square, zero_share=zero_share, rng=rng, aggregate=aggregate)
+    means = [[getattr(moments, name)[positions].mean(axis=1) for name in names] for moments, positions in met]
+    return dict(zip(names, np.mean(means, axis=0), strict=True))
+
+
+def _gate_gradients(model: Model, channels: Channels, group: Group, evidence: Evidence) -> dict[str, Any] | None:
+    """One gate a unit shuts all its positions, wherever they are read: gradients add up."""
+    met = _met(model, channels, group, evidence, "gradient")
+    return {"gate_gradients": sum(g[:, positions].sum(axis=2) for g, positions in met)} if met else None
+
+
+def _hessian_slices(model: Model, channels: Channels, group: Group, evidence: Evidence) -> dict[str, Any] | None:
+    writers = [member for member in group.members if member.role == "write"]
+    needs = [Need("hessian", member.tensor, 0) for member in writers]
+    if any(need not in evidence for need in needs):
+        return None
+    slices = [slices_in(evidence[need], member) for need, member in zip(needs, writers, strict=True)]
+    return {"hessian_slices": slices}
+
+
+READ: dict[str, Callable[[Model, Channels, Group, Evidence], dict[str, Any] | None]] = {
+    "moments": _moments,
+    "gradient": _gate_gradients,
+    "hessian": _hessian_slices,
+}
+"""What a criterion looks at -> fields of UnitEvidence; None where nobody looked."""

@@ -45,7 +45,7 @@ def score(name: str, *slices: np.ndarray, **evidence) -> np.ndarray:
             {"mean": np.array([-3.0, 1, 2, 1]), "mean_square": np.array([10.0, 1, 8, 0.9999])},
             [1, 0, 4, 0],
         ),
-        ("taylor", {"gradient_slices": [np.array([[1.0, 1], [2, 2], [3, 3], [4, 4]])]}, [1, 4, 9, 0]),
+        ("taylor", {"gate_gradients": np.array([[1.0, 2, 0, 0], [-3.0, 2, 0, 1]])}, [5, 4, 0, 0.5]),
         ("hessian", {"hessian_slices": [np.ones((4, 2))]}, [12.5, 0.5, 0.5, 0]),
     ],
 )
@@ -73,7 +73,7 @@ def test_every_row_is_complete_and_returns_float64_per_unit(name):
         mean=np.ones(4, np.float32),
         mean_square=np.ones(4, np.float32),
         zero_share=np.zeros(4, np.float32),
-        gradient_slices=[W.astype(np.float32)],
+        gate_gradients=np.ones((3, 4), np.float32),
         hessian_slices=[W.astype(np.float32)],
         rng=np.random.default_rng(0),
     )
@@ -102,7 +102,7 @@ def test_refusals_name_the_wish_and_the_nearest_name():
     with pytest.raises(SettingError, match="nearest name is 'sum'"):
         normalise(W[:, 0], "sums")
     with pytest.raises(DataError, match="does not fit"):
-        score("taylor", W, gradient_slices=[W[:2]])
+        score("hessian", W, hessian_slices=[W[:2]])
 
 
 @pytest.mark.parametrize("aggregate, expected", [("sum", 11), ("mean", 5.5), ("max", 6), ("product", 30)])
