@@ -201,7 +201,7 @@ def _facts(out: OutputComparison, many: bool) -> list[str]:
         facts.append("equal bit for bit" if out.sqnr_db == math.inf else f"SQNR {out.sqnr_db:.1f} dB")
     if out.agreement is not None:
         facts.append(f"{100 * out.agreement:.1f} % of decisions agree")
-    facts = facts or ["it is empty"]
+    facts = facts or ["it holds no finite number to compare" if 0 not in out.shape else "it is empty"]
     return [f"output {out.name!r}: {facts[0]}", *facts[1:]] if many else facts
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from onnxcompress.runtime.session import Port, Session
 
 Shape = tuple[int, ...]
 TOKENS = 100
+LIMITS = (TOKENS, 8, 2, 1)
 SAMPLE_RATE = 16000  # Hz; what speech models are exported for
 
 
@@ -27,7 +29,7 @@ SAMPLE_RATE = 16000  # Hz; what speech models are exported for
 class Sizes:
     """What dynamic dimensions become, by role; in the order in which `probe` tries them.
 
-    tokens  made-up integers stay below: every vocabulary has a hundred, but places in another input may be 0 only
+    tokens  made-up integers stay below: every vocabulary has a hundred, but places in another input may be 0 only (LIMITS)
     """
 
     height: int = 224
@@ -158,9 +160,13 @@ def synthetic_pieces(ports: Sequence[Port], samples: int, seed: int, sizes: Size
 
 
 def probe(ports: Sequence[Port], session: Session, seed: int = 0) -> Sizes:
-    """The first sizes of SIZES at which the model runs and answers something; DataError that asks for data if none."""
-    last, tried = "", set()
-    for sizes in (*SIZES, *(replace(each, tokens=1) for each in SIZES)):
+    """The first sizes of SIZES at which the model runs and answers something; DataError that asks for data if none.
+
+    Where no answer holds a finite number (a row of -Inf was picked, say), smaller integers are tried before that is accepted.
+    """
+    last, tried, doubtful = "", set(), None
+    limits = LIMITS if any(_maker(port) is tokens for port in ports) else LIMITS[:1]
+    for sizes in (replace(each, tokens=limit) for each in SIZES for limit in limits):
         kind = (sizes.tokens, *feed_shapes(ports, sizes).values())
         if kind in tried:
             continue
@@ -168,12 +174,21 @@ def probe(ports: Sequence[Port], session: Session, seed: int = 0) -> Sizes:
         try:
             outputs = session.run(_feed(ports, 0, seed, sizes))
         except (DataError, ModelError) as error:
-            last = str(error)
+            last = last or str(error)
             continue
-        if any(np.size(value) for value in outputs.values()):
+        if any(_says_something(value) for value in outputs.values()):
             return sizes
-        last = f"{session.name}: its outputs are empty"
+        if doubtful is None and any(np.size(value) for value in outputs.values()):
+            doubtful = sizes
+        last = last or f"{session.name}: its outputs are empty"
+    if doubtful is not None:
+        return doubtful
     raise DataError(f"no synthetic input runs, give real data with --data ({last})")
+
+
+def _says_something(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.size > 0 and (array.dtype.kind != "f" or bool(np.isfinite(array).any()))
 
 
 def feed_shapes(ports: Sequence[Port], sizes: Sizes) -> dict[str, Shape]:

@@ -125,3 +125,14 @@ def test_a_zero_that_copies_another_axis_is_written_out() -> None:
     weights = {**sample.weights, "split": [-1, 2, 0, 8, 8], "merge": [-1, 8, 8, 8]}
     proto = replace(sample, weights=weights)()
     check_cut(load(proto), feeds(proto, 0), 0.5, 0)
+
+
+def test_a_mask_of_minus_infinity_freezes_its_channels_only() -> None:
+    proto = ZOO["conv_chain"]()
+    tensor = next(each for each in proto.graph.initializer if len(each.dims) == 4)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0] = -np.inf
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    frozen, free = analyse(load(proto)), analyse(load(ZOO["conv_chain"]()))
+    assert any(each.why == "it holds Inf or NaN" and each.by == tensor.name for each in frozen.frozen)
+    assert 0 < sum(group.size for group in frozen.groups) < sum(group.size for group in free.groups)
