@@ -21,6 +21,10 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "MatMul": (0, 1),
     "BatchNormalization": (1, 2),
     "LayerNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "SimplifiedLayerNormalization": (1,),
     "PRelu": (1,),
     "Gather": (0,),
 }

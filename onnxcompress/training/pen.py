@@ -8,7 +8,8 @@ Shapes are fixed numbers everywhere: a training step is made for one batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnx import defs, helper, numpy_helper, shape_inference
 
 from onnxcompress.errors import ModelError
+from onnxcompress.training.shapes import ALIKE, TOLD
 
 Operand = ir.Value | np.ndarray | float | Sequence[int] | None
 
@@ -31,6 +33,7 @@ class Pen:
         self.graph, self.prefix = graph, prefix
         self.stops: set[ir.Value] = set()
         self._made: dict[tuple[Any, ...], ir.Value] = {}
+        self._records: list[list[ir.Node]] = []
         self._number = 0
         self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset_imports.items()]
         self._version = graph.opset_imports[""]
@@ -50,7 +53,19 @@ class Pen:
             value.name = f"{made.name}.{number}"
         self.infer(made)
         self.graph.graph.append(made)
+        for each in self._records:
+            each.append(made)
         return made.outputs[0] if outputs == 1 else list(made.outputs)
+
+    @contextmanager
+    def written(self) -> Iterator[list[ir.Node]]:
+        """The list of nodes that are written meanwhile."""
+        nodes: list[ir.Node] = []
+        self._records.append(nodes)
+        try:
+            yield nodes
+        finally:
+            self._records = [each for each in self._records if each is not nodes]
 
     def stopped(self, value: ir.Value) -> ir.Value:
         """The value as a constant: no gradient goes through it."""
@@ -90,7 +105,14 @@ class Pen:
 
     def infer(self, node: ir.Node) -> None:
         """Give each output of a node its type and shape; ModelError where ONNX cannot say them."""
-        schema = defs.get_schema(node.op_type, self._version, node.domain)
+        key = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        if key in TOLD:
+            _tell(node, TOLD[key](node))
+            return
+        op_type, domain = (ALIKE[key], "") if key in ALIKE else (node.op_type, node.domain)
+        if not defs.has(op_type, self._version, domain):
+            raise ModelError(f"{key} {node.name!r}: its shape cannot be found: ONNX does not know the operator")
+        schema = defs.get_schema(op_type, self._version, domain)
         inputs = {value.name or "": value for value in node.inputs if value is not None}
         types = {name: _type_proto(value) for name, value in inputs.items()}
         known = {
@@ -101,7 +123,7 @@ class Pen:
         try:
             found = shape_inference.infer_node_outputs(
                 schema,
-                ir.serde.serialize_node(node),
+                _message(node, op_type, domain),
                 types,
                 known,
                 opset_imports=self._opset,
@@ -126,6 +148,21 @@ class Pen:
             raise ModelError(
                 f"{node.op_type} {node.name!r}: ceil_mode gives windows that begin beyond the input; export it with pads"
             )
+
+
+def _message(node: ir.Node, op_type: str, domain: str) -> onnx.NodeProto:
+    """The node as a message, under the name that ONNX's inference knows."""
+    found = ir.serde.serialize_node(node)
+    found.op_type, found.domain = op_type, domain
+    return found
+
+
+def _tell(node: ir.Node, shape: list[int | None] | None) -> None:
+    """The first output has the type of the first input and this shape."""
+    first = node.inputs[0]
+    assert first is not None
+    node.outputs[0].type = first.type
+    node.outputs[0].shape = None if shape is None else ir.Shape(shape)
 
 
 def _apply(found: Mapping[str, onnx.TypeProto], node: ir.Node) -> None:

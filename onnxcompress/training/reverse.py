@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import ModelError, nearest
-from onnxcompress.training.derivatives import DERIVATIVES, FLAT, REFUSED, Site, split
+from onnxcompress.training.derivatives import COMPOSED, DERIVATIVES, FLAT, REFUSED, SEVERAL, Site, covered, key_of
 from onnxcompress.training.derivatives.site import Gradients, zeros_like
 from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
 
@@ -19,25 +19,32 @@ def differentiate(op: Pen, loss: ir.Value, by: Sequence[ir.Value]) -> dict[ir.Va
     The graph's nodes must be in order, with shapes (pen.py). ModelError for an operator without a row, by name, with what to do.
     """
     nodes = list(op.graph.graph)
-    moving = _moving(nodes, by, op.stops)
-    if loss not in moving:
+    if loss not in _moving(nodes, by, op.stops):
         raise ModelError(f"the loss does not depend on any of the {len(by)} trained parameters; train others")
-    gathered: dict[ir.Value, list[ir.Value]] = {loss: [op.constant(np.ones(shape_of(loss), element_of(loss)))]}
+    start = {loss: op.constant(np.ones(shape_of(loss), element_of(loss)))}
+    found = backward(op, nodes, start, by)
+    return {value: zeros_like(op, value) if dy is None else dy for value, dy in found.items()}
+
+
+def backward(
+    op: Pen, nodes: Sequence[ir.Node], start: Mapping[ir.Value, ir.Value], by: Sequence[ir.Value]
+) -> dict[ir.Value, ir.Value | None]:
+    """From gradients of some values back through the nodes to those in `by`; None for one that they do not depend on."""
+    moving = _moving(nodes, by, op.stops)
+    gathered = {value: [dy] for value, dy in start.items()}
     for node in reversed(nodes):
         dys = [_summed(op, gathered, y) for y in node.outputs]
         if any(dy is not None for dy in dys) and any(x in moving for x in node.inputs):
             _back(op, node, dys, moving, gathered)
-    found = {value: _summed(op, gathered, value) for value in by}
-    return {value: zeros_like(op, value) if dy is None else dy for value, dy in found.items()}
+    return {value: _summed(op, gathered, value) for value in by}
 
 
 def refusals(nodes: Iterable[ir.Node]) -> dict[str, str]:
     """Operator -> why no gradient goes through it, of those among the nodes that the table does not cover."""
     found = {}
-    for node in nodes:
-        known = node.op_type in DERIVATIVES or node.op_type in FLAT or node.op_type == "Split"
-        if node.domain not in ("", "ai.onnx") or not known:
-            found[node.op_type] = REFUSED.get(node.op_type, "it has no row in the derivative table")
+    for key in map(key_of, nodes):
+        if not covered(key):
+            found[key] = REFUSED.get(key, "it has no row in the derivative table")
     return found
 
 
@@ -84,16 +91,23 @@ def _back(
 
 
 def _gradients(op: Pen, at: Site, dys: list[ir.Value | None]) -> Gradients:
-    node = at.node
-    if node.op_type == "Split" and not node.domain:
-        return split(op, at, dys)
-    why = refusals([node]).get(node.op_type)
+    key = key_of(at.node)
+    if key in SEVERAL:
+        return SEVERAL[key](op, at, dys)
+    why = refusals([at.node]).get(key)
     if why is not None:
-        close = f"; {nearest(node.op_type, DERIVATIVES)}" if node.op_type not in REFUSED else ""
-        raise ModelError(
-            f"{node.op_type} {node.name!r}: no gradient goes through it: {why}{close}; freeze what it reads"
-        )
+        close = f"; {nearest(key, DERIVATIVES)}" if key not in REFUSED else ""
+        raise ModelError(f"{key} {at.node.name!r}: no gradient goes through it: {why}{close}; freeze what it reads")
     dy = dys[0]
     if dy is None or any(other is not None for other in dys[1:]):
         raise at.refused("another output than the first takes part in the loss")
-    return DERIVATIVES[node.op_type](op, at, dy)
+    return _through(op, at, dy) if key in COMPOSED else DERIVATIVES[key](op, at, dy)
+
+
+def _through(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+    """Back through what the node is made of. A value that it reads twice gets its whole gradient at the first place."""
+    with op.written() as nodes:
+        y = COMPOSED[key_of(at.node)](op, at)
+    by = dict.fromkeys(value for index, value in enumerate(at.node.inputs) if value is not None and at.wants(index))
+    found = backward(op, nodes, {y: dy}, list(by))
+    return [None if value is None else found.pop(value, None) for value in at.node.inputs]

@@ -97,7 +97,7 @@ def check_row(
     shape = run_stock(forward, feeds32)[0].shape
     weights = rng.normal(size=shape)
     stock, _ = with_gradients(made(np.float32)[0], weights, by)
-    assert not {node.op_type for node in stock.graph} & NEVER
+    assert not {node.op_type for node in list(stock.graph)[len(nodes) :]} & NEVER
     got = run_stock(stock, feeds32)[1:]
     if float64:
         forward, feeds, _ = made(np.float64)

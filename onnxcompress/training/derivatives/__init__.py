@@ -6,33 +6,39 @@ of its own.
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
+from onnxcompress.training.derivatives.composed import COMPOSED
 from onnxcompress.training.derivatives.elementwise import ELEMENTWISE
 from onnxcompress.training.derivatives.layout import LAYOUT, split
 from onnxcompress.training.derivatives.linear import LINEAR
+from onnxcompress.training.derivatives.lookups import LOOKUPS
 from onnxcompress.training.derivatives.normalization import NORMALIZATION
 from onnxcompress.training.derivatives.pooling import POOLING
-from onnxcompress.training.derivatives.site import Rule, Site
+from onnxcompress.training.derivatives.reductions import REDUCTIONS
+from onnxcompress.training.derivatives.site import Rule, SeveralRule, Site
 
-DERIVATIVES: dict[str, Rule] = {**ELEMENTWISE, **LINEAR, **POOLING, **NORMALIZATION, **LAYOUT}
-"""Operator -> row, for those with one output that counts. Split, with several: `split`."""
+DERIVATIVES: dict[str, Rule] = {
+    **ELEMENTWISE,
+    **LINEAR,
+    **POOLING,
+    **NORMALIZATION,
+    **LAYOUT,
+    **LOOKUPS,
+    **REDUCTIONS,
+}
+"""Operator -> row, for those with one output that counts; COMPOSED: those written out in others first."""
+
+SEVERAL: dict[str, SeveralRule] = {"Split": split}
+"""Operator -> row, for those with several outputs that count."""
 
 FLAT = frozenset(
     (
-        *("Shape", "Size", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And", "Or", "Xor"),
-        *(
-            "IsNaN",
-            "IsInf",
-            "ArgMax",
-            "ArgMin",
-            "NonZero",
-            "Range",
-            "ConstantOfShape",
-            "Floor",
-            "Ceil",
-            "Round",
-            "Sign",
-        ),
-        *("OneHot", "EyeLike", "RandomNormal", "RandomUniform"),
+        *("And", "ArgMax", "ArgMin", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
+        *("Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "IsInf"),
+        *("IsNaN", "Less", "LessOrEqual", "Multinomial", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "Round", "Shape", "Sign"),
+        *("Size", "Xor"),
     )
 )
 """Operators whose outputs do not change with small changes of any input: no gradient goes through them."""
@@ -49,4 +55,15 @@ REFUSED = {
 }
 """Operators that are known and left out, and why."""
 
-__all__ = ["DERIVATIVES", "FLAT", "REFUSED", "Rule", "Site", "split"]
+
+def key_of(node: ir.Node) -> str:
+    """Under which name the tables know it."""
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def covered(key: str) -> bool:
+    """Is there a row of any kind?"""
+    return key in DERIVATIVES or key in COMPOSED or key in SEVERAL or key in FLAT
+
+
+__all__ = ["COMPOSED", "DERIVATIVES", "FLAT", "REFUSED", "SEVERAL", "Rule", "Site", "covered", "key_of", "split"]

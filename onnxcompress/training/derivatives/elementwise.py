@@ -1,91 +1,14 @@
-"""Derivatives of operators that work element by element, with broadcasting where there are two operands."""
+"""Derivatives of operators that work element by element, with broadcasting where there are two operands or more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import pi, sqrt
-
-import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model.edit import constant_of
 from onnxcompress.training.derivatives.site import Gradients, Rule, Site, summed_to
+from onnxcompress.training.derivatives.slopes import SLOPES, unary
 from onnxcompress.training.lowering import step
-from onnxcompress.training.pen import Pen, element_of, is_float
-
-Slope = Callable[[Pen, Site, ir.Value, ir.Value], ir.Value]
-"""(op, at, x, y) -> dy/dx, elementwise."""
-
-
-def _unary(slope: Slope) -> Rule:
-    def row(op: Pen, at: Site, dy: ir.Value) -> Gradients:
-        return [op.Mul(dy, slope(op, at, at.x[0], at.y))]
-
-    return row
-
-
-def _between(op: Pen, y: ir.Value) -> ir.Value:
-    """1 where 0 < y < 1."""
-    return step(op, op.Mul(y, op.Sub(1.0, y)))
-
-
-def _hard_sigmoid(op: Pen, at: Site, x: ir.Value, y: ir.Value) -> ir.Value:
-    return op.Mul(_between(op, y), at.attribute("alpha", 0.2))  # type: ignore[no-any-return]
-
-
-def _hard_swish(op: Pen, at: Site, x: ir.Value, y: ir.Value) -> ir.Value:
-    gate = op.HardSigmoid(x, alpha=1 / 6, beta=0.5)
-    return op.Add(gate, op.Mul(op.Mul(x, 1 / 6), _between(op, gate)))  # type: ignore[no-any-return]
-
-
-def _leaky(op: Pen, at: Site, x: ir.Value, y: ir.Value) -> ir.Value:
-    alpha = at.attribute("alpha", 0.01)
-    return op.Add(op.Mul(step(op, x), 1 - alpha), alpha)  # type: ignore[no-any-return]
-
-
-def _elu(op: Pen, at: Site, x: ir.Value, y: ir.Value) -> ir.Value:
-    """1 above zero, else y + alpha."""
-    alpha, above = at.attribute("alpha", 1.0), step(op, x)
-    below = op.Mul(op.Sub(1.0, above), op.Add(y, alpha))
-    return op.Add(above, below)  # type: ignore[no-any-return]
-
-
-def _erf(op: Pen, at: Site, x: ir.Value, y: ir.Value) -> ir.Value:
-    return op.Mul(op.Exp(op.Neg(op.Mul(x, x))), 2 / sqrt(pi))  # type: ignore[no-any-return]
-
-
-def _gelu(op: Pen, at: Site, x: ir.Value, y: ir.Value) -> ir.Value:
-    """Φ(x) + x φ(x); of the approximation by tanh, with u = c (x + 0.044715 x³): (1 + t + x (1 - t²) u') / 2."""
-    if at.attribute("approximate", "none") == "tanh":
-        c, square = sqrt(2 / pi), op.Mul(x, x)
-        t = op.Tanh(op.Mul(op.Mul(x, op.Add(op.Mul(square, 0.044715), 1.0)), c))
-        inner = op.Mul(op.Add(op.Mul(square, 3 * 0.044715), 1.0), c)
-        bend = op.Mul(op.Mul(x, op.Sub(1.0, op.Mul(t, t))), inner)
-        return op.Mul(op.Add(op.Add(t, 1.0), bend), 0.5)  # type: ignore[no-any-return]
-    normal = op.Mul(op.Add(op.Erf(op.Mul(x, sqrt(0.5))), 1.0), 0.5)
-    density = op.Mul(op.Exp(op.Mul(op.Mul(x, x), -0.5)), 1 / sqrt(2 * pi))
-    return op.Add(normal, op.Mul(x, density))  # type: ignore[no-any-return]
-
-
-SLOPES: dict[str, Slope] = {
-    "Relu": lambda op, at, x, y: step(op, y),
-    "LeakyRelu": _leaky,
-    "Elu": _elu,
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
-    "Sigmoid": lambda op, at, x, y: op.Mul(y, op.Sub(1.0, y)),
-    "Softplus": lambda op, at, x, y: op.Sigmoid(x),
-    "Tanh": lambda op, at, x, y: op.Sub(1.0, op.Mul(y, y)),
-    "Erf": _erf,
-    "Gelu": _gelu,
-    "Exp": lambda op, at, x, y: y,
-    "Log": lambda op, at, x, y: op.Reciprocal(x),
-    "Sqrt": lambda op, at, x, y: op.Div(0.5, y),
-    "Reciprocal": lambda op, at, x, y: op.Neg(op.Mul(y, y)),
-    "Neg": lambda op, at, x, y: op.constant(np.array(-1, element_of(y))),
-    "Abs": lambda op, at, x, y: op.Sign(x),
-}
-"""Operator -> dy/dx. At a kink: the slope on the side of zero (Relu at 0: 0)."""
+from onnxcompress.training.pen import Pen, is_float
 
 
 def _add(op: Pen, at: Site, dy: ir.Value) -> Gradients:
@@ -163,6 +86,10 @@ def _extreme(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     return [summed_to(op, op.Mul(share, mask), at.shape(i)) if at.wants(i) else None for i, mask in enumerate(masks)]
 
 
+def _mean(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+    return _sum(op, at, op.Mul(dy, 1.0 / len(at.x)))
+
+
 def _sum(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     return [summed_to(op, dy, at.shape(i)) if at.wants(i) else None for i in range(len(at.x))]
 
@@ -182,7 +109,7 @@ def _cast(op: Pen, at: Site, dy: ir.Value) -> Gradients:
 
 
 ELEMENTWISE: dict[str, Rule] = {
-    **{name: _unary(slope) for name, slope in SLOPES.items()},
+    **{name: unary(slope) for name, slope in SLOPES.items()},
     "Identity": lambda op, at, dy: [dy],
     "Dropout": lambda op, at, dy: [dy],  # in inference, as exporters leave it
     "Add": _add,
@@ -195,6 +122,8 @@ ELEMENTWISE: dict[str, Rule] = {
     "Max": _extreme,
     "Min": _extreme,
     "Sum": _sum,
+    "Mean": _mean,
     "Where": _where,
     "Cast": _cast,
+    "CastLike": lambda op, at, dy: [op.Cast(dy, to=at.x[0].dtype), None],
 }

@@ -1,14 +1,12 @@
-"""Derivatives of reductions, and of operators that only move entries: reshaped, joined, cut, repeated, looked up, padded."""
+"""Derivatives of operators that only move entries: reshaped, joined, cut, repeated, padded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model.edit import axes_of
 from onnxcompress.training.derivatives.resize import resize
 from onnxcompress.training.derivatives.site import Gradients, Rule, Site, summed_to, zeros_like
 from onnxcompress.training.lowering import scattered
@@ -94,51 +92,30 @@ def _pad(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     return [dy]
 
 
-def _gather(op: Pen, at: Site, dy: ir.Value) -> Gradients:
-    """Rows that were looked up add up where they came from: ScatterElements; one constant index: a Pad."""
-    axis, shape = at.axis(0), at.shape(0)
-    indices, picked = at.x[1], at.shape(1)
-    flat = op.Reshape(dy, [*shape[:axis], prod(picked), *shape[axis + 1 :]])
-    if indices.const_value is not None and prod(picked) == 1:
-        place = at.ints(1)[0] % shape[axis]
-        pads = [0] * (2 * len(shape))
-        pads[axis], pads[axis + len(shape)] = place, shape[axis] - place - 1
-        return [op.Pad(flat, pads), None]
-    return [scattered(op, flat, op.Cast(op.Reshape(indices, [-1]), to=ir.DataType.INT64), shape[axis], axis), None]
+def _tile(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+    """Each axis apart as [repeats, size]; the repeats add up."""
+    shape, repeats = at.shape(0), at.ints(1)
+    apart = op.Reshape(dy, [each for pair in zip(repeats, shape, strict=True) for each in pair])
+    return [op.ReduceSum(apart, list(range(0, 2 * len(shape), 2)), keepdims=0), None]
 
 
-def _kept(at: Site) -> tuple[list[int], list[int]]:
-    """Axes that a reduction sums over, and the shape of its output with these as 1."""
-    shape = at.shape(0)
-    axes = axes_of(at.node, len(shape))
-    if axes is None:
-        raise at.refused("its axes are computed")
-    if not axes and not at.attribute("noop_with_empty_axes", 0):
-        axes = list(range(len(shape)))
-    return axes, [1 if axis in axes else size for axis, size in enumerate(shape)]
+def _cumulated(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+    """Each entry is in all sums from its place on: the sums from the other end."""
+    kind = {"exclusive": at.attribute("exclusive", 0), "reverse": 1 - at.attribute("reverse", 0)}
+    return [op.CumSum(dy, at.x[1], **kind), None]
 
 
-def _reduced(scale: Callable[[int], float]) -> Rule:
-    """Sums times `scale` of how many entries each is of."""
-
-    def row(op: Pen, at: Site, dy: ir.Value) -> Gradients:
-        axes, kept = _kept(at)
-        by = scale(prod(at.shape(0)[axis] for axis in axes))
-        dy = op.Reshape(dy if by == 1.0 else op.Mul(dy, by), kept)
-        return [op.Expand(dy, list(at.shape(0)))]
-
-    return row
+def _trilu(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+    return [op.Trilu(dy, *at.x[1:], upper=at.attribute("upper", 1)), *[None] * (len(at.x) - 1)]
 
 
-def _reduce_extreme(op: Pen, at: Site, dy: ir.Value) -> Gradients:
-    """In equal parts to all that equal the extreme."""
-    axes, kept = _kept(at)
-    mask = op.Cast(op.Equal(at.x[0], op.Reshape(at.y, kept)), to=dy.dtype)
-    share = op.Div(op.Reshape(dy, kept), op.ReduceSum(mask, axes, keepdims=1))
-    return [op.Mul(mask, share)]
+def _reversed(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+    """Turned round once more."""
+    axes = {"batch_axis": at.attribute("batch_axis", 1), "time_axis": at.attribute("time_axis", 0)}
+    return [op.ReverseSequence(dy, at.x[1], **axes), None]
 
 
-def split(op: Pen, at: Site, dys: list[ir.Value | None]) -> Gradients:
+def split(op: Pen, at: Site, dys: Sequence[ir.Value | None]) -> Gradients:
     """The parts joined again; zeros for one that nothing reads."""
     parts = [zeros_like(op, y) if dy is None else dy for y, dy in zip(at.node.outputs, dys, strict=True)]
     return [op.Concat(*parts, axis=at.axis(0)) if len(parts) > 1 else parts[0]]
@@ -151,10 +128,9 @@ LAYOUT: dict[str, Rule] = {
     "Expand": _expand,
     "Slice": _slice,
     "Pad": _pad,
-    "Gather": _gather,
+    "Tile": _tile,
+    "CumSum": _cumulated,
+    "Trilu": _trilu,
+    "ReverseSequence": _reversed,
     "Resize": resize,
-    "ReduceSum": _reduced(lambda count: 1.0),
-    "ReduceMean": _reduced(lambda count: 1.0 / count),
-    "ReduceMax": _reduce_extreme,
-    "ReduceMin": _reduce_extreme,
 }

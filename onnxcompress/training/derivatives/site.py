@@ -77,6 +77,10 @@ Rule = Callable[[Pen, Site, ir.Value], Gradients]
 """A row for operators with one output that counts: (op, at, dy) -> a gradient for each input."""
 
 
+SeveralRule = Callable[[Pen, Site, Sequence[ir.Value | None]], Gradients]
+"""(op, at, the gradient of each output or None where it takes no part in the loss) -> a gradient for each input."""
+
+
 def summed_to(op: Pen, dy: ir.Value, shape: Sequence[int]) -> ir.Value:
     """The gradient of an operand of this shape that was broadcast to dy's: sums over what was repeated."""
     given, shape = shape_of(dy), tuple(shape)
