@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -24,8 +25,9 @@ from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
 from onnxcompress.runtime.session import open_session
-from onnxcompress.training.loop import Lesson, Trained, train
-from onnxcompress.training.parameters import Layout, parameters_of
+from onnxcompress.training.kept import Booked, Dense, Moving
+from onnxcompress.training.loop import Lesson, Trained, held_of, train
+from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.targets import AUTO, Target, losses_in_words, targets_of
 from onnxcompress.training.teacher import Teacher
@@ -153,16 +155,25 @@ def _taught(
         student, session, targets, training, settings.recipe,
         temperature=settings.temperature, threads=how.threads,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        identity=teacher.fingerprint, progress=how.progress,
+        identity=teacher.fingerprint, progress=how.progress, guesses=_guesses(student, teacher),
     )  # fmt: skip
     return train(lesson)
 
 
+def _guesses(student: Model, teacher: Model) -> dict[str, np.ndarray]:
+    """The weights that coded ones were made of: the teacher's of the same name and shape."""
+    both = {name: value for name, value in teacher.initializers.items() if name in student.initializers}
+    return {name: teacher.array(name) for name in both if student.array(name).shape == teacher.array(name).shape}
+
+
 def _listed(settings: Distill, student: Model, targets: list[Target]) -> Plan:
     """What a dry run says."""
-    names = parameters_of(student, settings.freeze)
-    count = Layout.of(student, names).size
-    notes = [*losses_in_words(targets), f"{count} numbers in {len(names)} tensors would be trained"]
+    held = held_of(student, settings)
+    notes = [
+        *losses_in_words(targets),
+        f"{held.layout.size} numbers of {len(held.forms)} tensors would be trained",
+        *_coded_in_words(held),
+    ]
     return Plan(
         settings.name, _fields(settings), student.fingerprint, [vars(target) for target in targets], notes=notes
     )
@@ -174,6 +185,7 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
         f"before distillation it {start.verdict}",
         *losses_in_words(targets),
         f"{made.parameters} numbers were trained",
+        *_coded_in_words(held_of(student, settings)),
     ]
     moved = [name for name, value in student.initializers.items() if written_as(value) and not _still(made.model, name)]
     if moved:
@@ -183,6 +195,20 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
     return Plan(settings.name, _fields(settings), student.fingerprint, made.curve, notes=notes)
+
+
+def _coded_in_words(held: Parameters) -> list[str]:
+    """Which tensors train in the form in which they are stored."""
+    kinds = {name: type(form) for name, form in held.forms.items()}
+    books = sum(kind is Booked for kind in kinds.values())
+    moving = sum(kind is Moving for kind in kinds.values())
+    zeros = sum(isinstance(form, Dense) and form.zeros is not None for form in held.forms.values())
+    found = {
+        f"{books} coded weights: symbols stay, books and scales train": books,
+        f"{moving} coded weights: symbols, books and scales train": moving,
+        f"{zeros} pruned weights: their zeros stay": zeros,
+    }
+    return [sentence for sentence, count in found.items() if count]
 
 
 def _still(model: Model, name: str) -> bool:

@@ -23,7 +23,7 @@ from onnxcompress.training.checkpoint import State, load_state, save_state
 from onnxcompress.training.derivatives.normalization import unbiased
 from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, step_graph
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into, clip_to, rate_at
-from onnxcompress.training.parameters import Layout, parameters_of
+from onnxcompress.training.parameters import Parameters, parameters_of
 from onnxcompress.training.recipe import Norms, Recipe
 from onnxcompress.training.targets import TEACHER, Target, criterion
 from onnxcompress.training.teacher import Teacher
@@ -53,6 +53,7 @@ class Lesson:
     data         the samples that are trained on        temperature       of the losses; None: each loss's own
     checkpoint   a file that is written after each epoch, and continued from where it is there
     identity     what else makes two trainings different ones, for the checkpoint
+    guesses      the weights that coded ones may stand for, where symbols move
     """
 
     student: Model
@@ -65,6 +66,7 @@ class Lesson:
     checkpoint: Path | None = None
     identity: str = ""
     progress: Progress | None = None
+    guesses: Mapping[str, np.ndarray] = field(default_factory=dict)
     graphs: dict[Any, tuple[StepGraph, Session]] = field(default_factory=dict)
 
     @property
@@ -91,27 +93,34 @@ class Trained:
 
 def train(lesson: Lesson) -> Trained:
     """Carry it out. SettingError where a loss is not finite (the last checkpoint stays), errors of models and data as elsewhere."""
-    key, layout = lesson.key, Layout.of(lesson.student, parameters_of(lesson.student, lesson.recipe.freeze))
+    key, held = lesson.key, held_of(lesson.student, lesson.recipe, lesson.guesses)
     state = None if lesson.checkpoint is None else load_state(lesson.checkpoint, key)
-    start = layout.gathered({name: lesson.student.array(name) for name in layout.shapes})
-    lesson, norms = _with_norms(lesson, layout, start)
+    start = held.start()
+    lesson, norms = _with_norms(lesson, held, start)
     recipe = lesson.recipe
     if state is None:
         state = State(start, None if recipe.average is None else start.copy())
     resumed = state.epoch
     for epoch in range(state.epoch, recipe.epochs):
         begun = time.perf_counter()
-        row = _epoch(lesson, layout, state, epoch)
+        row = _epoch(lesson, held, state, epoch)
         state.epoch = epoch + 1
         state.curve.append({"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - begun, 3)})
         if lesson.checkpoint is not None:
             save_state(lesson.checkpoint, state, key)
     final = state.weights if state.average is None else state.average
-    made = with_weights(lesson.student, layout, final, state.running)
-    return Trained(made, state.curve, layout.size, resumed, norms)
+    made = with_weights(lesson.student, held, final, state.running)
+    return Trained(made, state.curve, held.layout.size, resumed, norms)
 
 
-def _with_norms(lesson: Lesson, layout: Layout, start: np.ndarray) -> tuple[Lesson, str | None]:
+def held_of(student: Model, recipe: Recipe, guesses: Mapping[str, np.ndarray] | None = None) -> Parameters:
+    """What trains of the student, in the forms that its recipe asks for."""
+    keep = recipe.keep_encoding or recipe.move_symbols
+    names = parameters_of(student, recipe.freeze)
+    return Parameters.of(student, names, keep=keep, move=recipe.move_symbols, guesses=guesses)
+
+
+def _with_norms(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[Lesson, str | None]:
     """The lesson with one form of BatchNormalization, and the choice in words.
 
     Where a cut has left the statistics of inner values right (a repaired one has), keeping them is better; where it has not, they
@@ -125,21 +134,21 @@ def _with_norms(lesson: Lesson, layout: Layout, start: np.ndarray) -> tuple[Less
         return made[0], None
     if len(made) == 1:
         return made[0], f"{count} BatchNormalization {forms[0]}, as chosen"
-    losses = [_first_loss(each, layout, start) for each in made]
+    losses = [_first_loss(each, held, start) for each in made]
     best = 0 if losses[0] < RIGHT * losses[1] else 1
     told = f"loss before the first update {losses[best]:.4g}, {forms[1 - best]} {losses[1 - best]:.4g}"
     return made[best], f"{count} BatchNormalization {forms[best]}: {told}"
 
 
-def _first_loss(lesson: Lesson, layout: Layout, start: np.ndarray) -> float:
+def _first_loss(lesson: Lesson, held: Parameters, start: np.ndarray) -> float:
     """Mean loss of the first batches; infinite where one is not finite."""
     found = []
-    views = layout.views(start)
+    arrays = held.arrays(start)
     for chunk in islice(_chunks(lesson.data.shuffled(0), lesson.recipe.minibatch), TRIED):
         for indices, feed in chunk.indexed(chunk.samples):
             taught = _taught(lesson, indices, feed)
-            _, session = _step(lesson, layout, feed, taught)
-            found.append(float(session.run({**feed, **views, **taught}, [LOSS])[LOSS]))
+            _, session = _step(lesson, held, feed, taught)
+            found.append(float(session.run({**feed, **arrays, **taught}, [LOSS])[LOSS]))
     mean = float(np.mean(found))
     return mean if math.isfinite(mean) else math.inf
 
@@ -149,23 +158,24 @@ def _taught(lesson: Lesson, indices: np.ndarray, feed: Mapping[str, np.ndarray])
     return {f"{TEACHER}{name}": value for name, value in lesson.teacher.values(indices, feed).items()}
 
 
-def with_weights(model: Model, layout: Layout, weights: np.ndarray, running: Mapping[str, np.ndarray]) -> Model:
+def with_weights(model: Model, held: Parameters, weights: np.ndarray, running: Mapping[str, np.ndarray]) -> Model:
     """A clone of the model with these parameters and running statistics."""
     graph = model.ir.clone()
-    for name, values in {**layout.views(weights), **running}.items():
+    held.write(graph, weights)
+    for name, values in running.items():
         set_constant(graph, name, values.copy())
     return model.edited(graph)
 
 
-def _epoch(lesson: Lesson, layout: Layout, state: State, epoch: int) -> dict[str, Any]:
+def _epoch(lesson: Lesson, held: Parameters, state: State, epoch: int) -> dict[str, Any]:
     """One pass over the data; the row of the curve: mean loss and terms, mean length of the gradient, last rate."""
     recipe = lesson.recipe
     chunks = list(_chunks(lesson.data.shuffled(epoch), recipe.minibatch))
-    total, sums, lengths, rate = np.zeros(layout.size, np.float32), dict[str, float](), [], 0.0
+    total, sums, lengths, rate = np.zeros(held.layout.size, np.float32), dict[str, float](), [], 0.0
     waiting = 0
     for number, chunk in enumerate(chunks):
         place = f"epoch {epoch + 1}, batch {number + 1} of {len(chunks)}"
-        for name, value in _accumulate(lesson, layout, state, chunk, total, place).items():
+        for name, value in _accumulate(lesson, held, state, chunk, total, place).items():
             sums[name] = sums.get(name, 0.0) + value / len(chunks)
         waiting += 1
         if waiting == recipe.accumulate or number + 1 == len(chunks):
@@ -175,7 +185,7 @@ def _epoch(lesson: Lesson, layout: Layout, state: State, epoch: int) -> dict[str
             )  # fmt: skip
             total /= np.float32(waiting)
             lengths.append(clip_to(total, recipe.clip))
-            _update(layout, recipe, state, total, rate)
+            _update(held, recipe, state, total, rate)
             total[:], waiting = 0.0, 0
         if lesson.progress is not None:
             lesson.progress(epoch * len(chunks) + number + 1, recipe.epochs * len(chunks), "distill")
@@ -190,34 +200,34 @@ def _chunks(data: Data, size: int) -> Iterator[Data]:
 
 
 def _accumulate(
-    lesson: Lesson, layout: Layout, state: State, chunk: Data, total: np.ndarray, place: str
+    lesson: Lesson, held: Parameters, state: State, chunk: Data, total: np.ndarray, place: str
 ) -> dict[str, float]:
     """Add the gradient of a chunk's mean loss to `total`; the loss and its terms. Samples of one shape are one run."""
-    views, into = layout.views(state.weights), layout.views(total)
+    arrays = held.arrays(state.weights)
     found: dict[str, float] = {}
     for indices, feed in chunk.indexed(chunk.samples):
         taught = _taught(lesson, indices, feed)
-        made, session = _step(lesson, layout, feed, taught)
-        given = session.run({**feed, **views, **taught})
+        made, session = _step(lesson, held, feed, taught)
+        given = session.run({**feed, **arrays, **taught})
+        gradients = {name: given[f"{GRADIENT}{name}"] for name in arrays}
         share = len(indices) / chunk.samples
         for name in (LOSS, *(f"{TERM}{each}" for each in made.terms if len(made.terms) > 1)):
             found[name] = found.get(name, 0.0) + share * float(given[name])
-        if not (math.isfinite(float(given[LOSS])) and all(np.isfinite(given[f"{GRADIENT}{n}"]).all() for n in into)):
+        if not (math.isfinite(float(given[LOSS])) and all(np.isfinite(each).all() for each in gradients.values())):
             raise blamed(
-                with_weights(lesson.student, layout, state.weights, state.running),
+                with_weights(lesson.student, held, state.weights, state.running),
                 feed,
                 given,
                 place,
                 lesson.checkpoint,
             )
-        for name, view in into.items():
-            view += np.float32(share) * given[f"{GRADIENT}{name}"]
+        held.gather(total, gradients, share, state.weights)
         _track(lesson.student, made, given, state.running)
     return found
 
 
 def _step(
-    lesson: Lesson, layout: Layout, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
+    lesson: Lesson, held: Parameters, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
 ) -> tuple[StepGraph, Session]:
     """The step graph for these shapes, made when they first come up; the one that was used longest ago makes room."""
     key = (lesson.recipe.norms, *((name, array.shape) for name, array in {**feed, **taught}.items()))
@@ -227,20 +237,21 @@ def _step(
         shapes = {name.removeprefix(TEACHER): array.shape for name, array in taught.items()}
         terms = criterion(lesson.targets, shapes, temperature=lesson.temperature)
         sizes = {name: array.shape for name, array in feed.items()}
-        made = step_graph(lesson.student, sizes, list(layout.shapes), terms, norms=lesson.recipe.norms)
+        made = step_graph(lesson.student, sizes, [*held.forms, *held.twins], terms, norms=lesson.recipe.norms)
         lesson.graphs[key] = (made, made.open(threads=lesson.threads))
     else:
         lesson.graphs[key] = lesson.graphs.pop(key)
     return lesson.graphs[key]
 
 
-def _update(layout: Layout, recipe: Recipe, state: State, gradient: np.ndarray, rate: float) -> None:
+def _update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float) -> None:
     state.step += 1
     settings = Settings(
-        momentum=recipe.momentum, nesterov=recipe.nesterov, decay=recipe.decay, decays=layout.matrices,
-        bounds=layout.bounds,
+        momentum=recipe.momentum, nesterov=recipe.nesterov, decay=recipe.decay, decays=held.decays,
+        bounds=held.layout.bounds,
     )  # fmt: skip
     OPTIMIZERS[recipe.optimizer](state.weights, gradient, state.moments, rate, state.step, settings)
+    held.settle(state.weights)
     if state.average is not None and recipe.average is not None:
         average_into(state.average, state.weights, recipe.average, state.step)
 

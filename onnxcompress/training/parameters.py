@@ -1,18 +1,22 @@
-"""Which constants of a graph are parameters, and one flat buffer that holds them."""
+"""Which constants of a graph are parameters, and one flat buffer that holds what trains of them."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxcompress.errors import ModelError, SettingError, nearest
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk
+from onnxcompress.model.edit import coded_of, constant_of, set_coded, set_constant, walk
+from onnxcompress.model.save import written_as
+from onnxcompress.model.twins import twins
+from onnxcompress.training.kept import Dense, Kept, form_of
 
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2),
@@ -108,3 +112,100 @@ class Layout:
         for (first, last), shape in zip(self.bounds, self.shapes.values(), strict=True):
             mask[first:last] = sum(size > 1 for size in shape) > 1
         return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """What the step graph takes, computed from what trains.
+
+    forms   of each parameter that trains     twins   a matrix -> the parameter whose transpose it is: they train as one
+    layout  of the parts of all forms, PARAMETER or PARAMETER/PART
+    """
+
+    forms: Mapping[str, Kept]
+    twins: Mapping[str, str]
+    layout: Layout
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        names: Sequence[str],
+        *,
+        keep: bool = False,
+        move: bool = False,
+        guesses: Mapping[str, np.ndarray] | None = None,
+    ) -> Parameters:
+        """keep: tensors stay coded, and zeros zero; move: symbols may change, guesses are the weights that they may stand for."""
+        tied = {name: first for name, first in twins(model.ir).items() if name in names and first in names}
+        forms: dict[str, Kept] = {}
+        for name in names:
+            if name in tied:
+                continue
+            array, coded = model.array(name), written_as(model.initializers[name])
+            forms[name] = form_of(array, coded, move=move, guess=(guesses or {}).get(name)) if keep else Dense(array)
+        shapes = {_part(name, p): a.shape for name, form in forms.items() for p, a in form.start().items()}
+        return cls(forms, tied, Layout(shapes))
+
+    def start(self) -> np.ndarray:
+        """The buffer before the first update."""
+        return self.layout.gathered(
+            {_part(n, p): array for n, form in self.forms.items() for p, array in form.start().items()}
+        )
+
+    def arrays(self, buffer: np.ndarray) -> dict[str, np.ndarray]:
+        """Each parameter of the graph."""
+        found = {name: form.values(parts) for name, form, parts in self._parts(buffer)}
+        return found | {name: np.ascontiguousarray(found[first].T) for name, first in self.twins.items()}
+
+    def gather(self, total: np.ndarray, gradients: Mapping[str, np.ndarray], share: float, buffer: np.ndarray) -> None:
+        """Add a share of the gradients of the graph's parameters to those of what trains, in `total`."""
+        whole = dict(gradients)
+        for name, first in self.twins.items():
+            whole[first] = whole[first] + whole[name].T
+        into = self.layout.views(total)
+        for name, form, parts in self._parts(buffer):
+            for part, gradient in form.pull(whole[name], parts).items():
+                into[_part(name, part)] += np.float32(share) * gradient
+
+    def settle(self, buffer: np.ndarray) -> None:
+        """After an update, in place."""
+        for _, form, parts in self._parts(buffer):
+            form.settle(parts)
+
+    def write(self, graph: ir.Model, buffer: np.ndarray) -> None:
+        """All parameters into a graph, in the forms that they came in."""
+        for name, form, parts in self._parts(buffer):
+            form.write(graph, name, parts)
+        for name, first in self.twins.items():
+            _transpose(graph, name, first)
+
+    def _parts(self, buffer: np.ndarray) -> Iterator[tuple[str, Kept, dict[str, np.ndarray]]]:
+        views = self.layout.views(buffer)
+        for name, form in self.forms.items():
+            yield name, form, {part: views[_part(name, part)] for part in form.parts}
+
+    @cached_property
+    def decays(self) -> np.ndarray:
+        """[size]: 1 where weight decay may shrink a number: entries of matrices that are no book."""
+        mask = self.layout.matrices
+        allowed = {_part(name, part) for name, form in self.forms.items() for part in form.decays}
+        for (first, last), name in zip(self.layout.bounds, self.layout.shapes, strict=True):
+            if name not in allowed:
+                mask[first:last] = 0
+        return mask
+
+
+def _transpose(graph: ir.Model, name: str, first: str) -> None:
+    """Parameter `name` becomes the other one transposed, its symbols too where each stands for one weight."""
+    value = graph.graph.initializers[first]
+    coded, values = coded_of(value), constant_of(value)
+    assert values is not None
+    if coded is not None and coded.width == 1:
+        set_coded(graph, name, coded.transposed())
+    else:
+        set_constant(graph, name, values.T)
+
+
+def _part(name: str, part: str) -> str:
+    return f"{name}/{part}" if part else name

@@ -38,3 +38,13 @@ class Recipe:
         ),
     ] = "auto"
     freeze: Annotated[tuple[str, ...], Field(description="weights or nodes that do not train, by name or pattern")] = ()
+    keep_encoding: Annotated[
+        bool,
+        Field(description="coded weights stay coded: their books and scales train; zeros of pruned matrices stay zero"),
+    ] = False
+    move_symbols: Annotated[
+        bool,
+        Field(
+            description="with it, symbols train too, by a latent weight behind each; takes --keep-encoding for granted"
+        ),
+    ] = False

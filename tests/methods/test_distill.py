@@ -163,3 +163,41 @@ def test_a_coded_student_is_dense_again_and_the_report_says_so(tmp_path: Path) -
     result = onnxcompress.distill(place, teacher=MODEL, data=DATA, epochs=1, rate=1e-3)
     assert any("coded are dense again" in note for note in result.report.notes)
     assert not [line for line in onnxcompress.inspect(result.model).layers if line.encoding]
+
+
+@pytest.mark.parametrize("more", [{}, {"move_symbols": True}])
+def test_a_coded_student_keeps_its_form_where_asked(tmp_path: Path, more: dict[str, bool]) -> None:
+    """Books train: the loss falls, and the file is as small as it was."""
+    place, better = tmp_path / "coded.onnx", tmp_path / "better.onnx"
+    onnxcompress.cluster(MODEL, bits=2, same=True, data=DATA, assign="nearest").save(place)
+    result = onnxcompress.distill(place, teacher=MODEL, data=DATA, epochs=6, rate=2e-3, keep_encoding=True, **more)
+    result.save(better)
+    moving = "symbols, books" if more else "symbols stay, books"
+    assert any(f"coded weights: {moving}" in note for note in result.report.notes)
+    assert better.stat().st_size < 1.1 * place.stat().st_size
+    curve = result.plan.decisions
+    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    again = onnxcompress.compare(MODEL, better, data=DATA)
+    assert result.comparison is not None and again.agreement == result.comparison.agreement
+
+
+def test_zeros_of_a_pruned_student_stay(tmp_path: Path) -> None:
+    sparse = onnxcompress.sparsify(MODEL, amount=0.6).model
+    made = onnxcompress.distill(sparse, teacher=MODEL, data=DATA, epochs=1, keep_encoding=True)
+    assert any("pruned weights: their zeros stay" in note for note in made.report.notes)
+    for name in sparse.initializers:
+        before, after = sparse.array(name), made.model.array(name)
+        if before.ndim > 1 and (before == 0).mean() > 0.1:
+            assert (after[before == 0] == 0).all() and not np.array_equal(before, after)
+
+
+def test_binary_weights_come_within_a_point_of_the_original() -> None:
+    """BinaryConnect's claim, on the sample task: matrices of one bit and a scale a channel, from symbols that nothing made up for."""
+    binary = onnxcompress.binarize(MODEL, terms=1)
+    before = onnxcompress.compare(MODEL, binary.model, data=DATA, labels=LABELS).score
+    assert before is not None and before.drop > 0.05
+    made = onnxcompress.distill(
+        binary.model, teacher=MODEL, data=DATA, labels=LABELS, epochs=15, rate=5e-3, move_symbols=True
+    )
+    assert made.comparison is not None and made.comparison.score is not None
+    assert made.comparison.score.drop <= 0.01
