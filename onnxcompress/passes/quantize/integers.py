@@ -139,13 +139,17 @@ def _of_gates(shape: tuple[int, ...]) -> Pairing:
 def _along(values: np.ndarray, axis: int | None, pairs: Pairing | None) -> Rounded:
     """int8 on one scale for each index of an axis, or one for all."""
     moved = values[None] if axis is None else np.moveaxis(values, axis, 0)
-    rows = moved.reshape(len(moved), -1).astype(np.float64)
-    tiny = np.abs(rows).max(axis=1, initial=0.0) < SMALLEST_SCALE  # a float32 scale for these would be no normal number
-    fitted = restrict(np.where(tiny[:, None], 0.0, rows), LEAST, MOST, pairs)
-    levels = fitted.levels.reshape(moved.shape)
+    rows = moved.reshape(len(moved), -1)
+    top = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
+    tiny = top < SMALLEST_SCALE  # a float32 scale for these would be no normal number
+    fitted = restrict(np.where(tiny[:, None], 0.0, rows) if tiny.any() else rows, LEAST, MOST, pairs)
     scale = fitted.scale.astype(np.float32)
+    scale[tiny] = scale[~tiny].min(
+        initial=1.0
+    )  # kernels add 128 steps to each level and take them off again, in floats
+    levels = fitted.levels.reshape(moved.shape)
     if axis is None:
         levels, scale = levels[0], scale[0].reshape(())
     else:
         levels = np.moveaxis(levels, 0, axis)
-    return Rounded(levels.astype(np.int32), symmetric_grid(scale, axis))
+    return Rounded(levels, symmetric_grid(scale, axis))
