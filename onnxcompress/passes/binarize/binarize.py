@@ -19,7 +19,7 @@ from onnxcompress.operators.layer import layers
 from onnxcompress.passes.binarize.activations import put_signs
 from onnxcompress.passes.binarize.terms import DIGITS, approximated
 from onnxcompress.passes.cluster.allocation import bits_of
-from onnxcompress.passes.cluster.choices import Coding, Own, Stop
+from onnxcompress.passes.cluster.choices import Coding, Starter, Stop
 from onnxcompress.passes.cluster.decisions import carry_out, decide
 from onnxcompress.passes.cluster.layout import along
 from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
@@ -29,13 +29,13 @@ from onnxcompress.weights.coded import MOST_ENTRIES
 
 
 @plain(frozen=True)
-class ByTerms(Own):
+class ByTerms(Starter):
     """Sums of terms, each a factor a row times digits."""
 
     kind: str = "binary"
     terms: int = 1
 
-    def begun(self, rows: np.ndarray) -> Coding:
+    def begun(self, rows: np.ndarray, seed: int) -> Coding:
         """From the weights alone."""
         symbols, books = approximated(rows.astype(np.float64), self.kind, self.terms)
         return symbols, books.halved()
@@ -105,7 +105,9 @@ class Binarize:
             first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
             raise ModelError(f"{model.source.name}: no weight can be made {self.kind} ({first})")
         choice = ByTerms(self.entries, self.kind, self.kind, self.terms)
-        start: Start = {each.name: (each, choice, *choice.begun(each.rows(model.array(each.name)))) for each in found}
+        start: Start = {
+            each.name: (each, choice, *choice.begun(each.rows(model.array(each.name)), self.seed)) for each in found
+        }
         codes = (
             walked(Walk(self.rows, seed=self.seed), model, evidence[Paired.NEED], start)
             if self.assign == "compensated"

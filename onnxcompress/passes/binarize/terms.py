@@ -12,6 +12,7 @@ does so for language models), and factors are the least-squares ones for what th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -42,7 +43,7 @@ def approximated(rows: np.ndarray, kind: str, terms: int, gram: Gram = None) -> 
     factors = started(rows, kind, terms, light)
     symbols = nearest(rows, summed(digits, factors))
     for _ in range(ROUNDS if terms > 1 else 1):
-        factors = fitted(rows, digits[symbols], None if gram is None else light[0])
+        factors = _fitted(rows, digits[symbols], lambda term: term * light)
         symbols = nearest(rows, summed(digits, factors))
     if gram is not None and gram.ndim > 1:
         before = summed(digits, fitted(rows, digits[symbols], gram))
@@ -90,11 +91,11 @@ def fitted(rows: np.ndarray, terms: np.ndarray, gram: Gram) -> np.ndarray:
 
     A term that repeats another adds nothing: its factor comes out as the least-norm solution has it.
     """
-    turned = np.ascontiguousarray(np.moveaxis(terms, 2, 1))
-    pulled = (
-        turned
-        if gram is None
-        else np.stack([times(turned[:, number], gram) for number in range(terms.shape[2])], axis=1)
-    )
+    return _fitted(rows, terms, lambda term: times(term, gram))
+
+
+def _fitted(rows: np.ndarray, terms: np.ndarray, pull: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`fitted`, where `pull` multiplies [out, row] by what the rows meet."""
+    pulled = np.stack([pull(terms[:, :, number]) for number in range(terms.shape[2])], axis=1)
     system, wish = pulled @ terms, pulled @ rows[:, :, None]
     return (np.linalg.pinv(system, hermitian=True) @ wish)[:, :, 0]

@@ -1,4 +1,5 @@
-"""Ways to code a tensor beside scalar books of a given size: vectors of neighbours, and symbols under one price for error and bits.
+"""Ways to code a tensor: scalar books of a given size, one that all tensors share, vectors of neighbours, paths of a trellis, and
+symbols under one price for error and bits.
 
 Each knows how to begin without data, and what to try on the Gram matrix at a stop of the walk.
 """
@@ -7,15 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcompress.passes.cluster import trellis, vectors
+from onnxcompress.passes.cluster import assign, trellis, vectors
 from onnxcompress.passes.cluster.allocation import Choice, overhead
-from onnxcompress.passes.cluster.books import Books, shrunk
+from onnxcompress.passes.cluster.books import Books, rescaled, shrunk
+from onnxcompress.passes.cluster.common_book import on_common
 from onnxcompress.passes.cluster.rate import MOST, Sketch, Tensor, entropy, rated
-from onnxcompress.passes.cluster.sharing import pruned
+from onnxcompress.passes.cluster.sharing import placed, pruned, shared
 from onnxcompress.passes.cluster.trellis import STATES, Trellis
 from onnxcompress.passes.cluster.vectors import Vectors
 from onnxcompress.passes.quantize.rounding import DAMPING
@@ -38,9 +40,16 @@ class Stop:
     zeros: np.ndarray | None
     seed: int
 
+    def weights(self) -> np.ndarray:
+        """What a squared error of each weight costs by itself, [n] or [out, n], damped, one on average."""
+        power = np.einsum("...kk->...k", self.gram)
+        power = power + DAMPING * power.mean(axis=-1, keepdims=True)
+        each = power if power.ndim == 1 else np.repeat(power, len(self.rows) // len(power), axis=0)
+        return np.asarray(each / max(float(each.mean()), 1e-300))
 
-class Own(Choice, ABC):
-    """A choice that knows by itself how to code rows at a stop, and what its symbols cost beside their error."""
+
+class Coder(Choice, ABC):
+    """A choice that knows how to code rows at a stop, and what its symbols cost beside their error."""
 
     @abstractmethod
     def tried(self, at: Stop) -> Iterator[Coding]:
@@ -51,8 +60,54 @@ class Own(Choice, ABC):
         return 0.0
 
 
+class Starter(Coder):
+    """One that knows how to begin, too."""
+
+    @abstractmethod
+    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+        """Codes of rows [out, n], from the weights alone."""
+
+
 @dataclass(frozen=True)
-class ByVectors(Own):
+class ByBooks(Starter):
+    """Scalar books of so many entries; `start` of k-means."""
+
+    start: str = "optimal"
+
+    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+        """The nearest entries of books for the weights."""
+        books = shared(rows, self.entries, self.sharing, start=self.start, seed=seed)
+        return placed(rows, books), books
+
+    def tried(self, at: Stop) -> Iterator[Coding]:
+        """Books for rows that are weighed by what they meet; symbols that make up for errors, and books refitted to these."""
+        books = shared(at.rows, self.entries, self.sharing, at.weights(), start=self.start, seed=at.seed)
+        yield placed(at.rows, books), books
+        symbols, books = assign.alternated(at.rows, books, at.gram, zeros=at.zeros)
+        yield symbols, books.halved()
+
+
+@dataclass(frozen=True)
+class ByCommon(Starter):
+    """The one `book` [entries] that all tensors share, which none of them moves; each row has a scale."""
+
+    book: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False)
+
+    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+        """With the scales that lose least."""
+        books = on_common(rows, self.book)
+        return placed(rows, books), books
+
+    def tried(self, at: Stop) -> Iterator[Coding]:
+        """Symbols that make up for errors, and scales for them, in turns."""
+        books = on_common(at.rows, self.book)
+        symbols = assign.compensated(at.rows, books, at.gram, zeros=at.zeros)
+        books = rescaled(at.rows, symbols, books, at.gram).halved()
+        yield assign.compensated(at.rows, books, at.gram, zeros=at.zeros), books
+
+
+@dataclass(frozen=True)
+class ByVectors(Starter):
     """`width` weights that follow each other in memory share a symbol."""
 
     width: int = 2
@@ -88,7 +143,7 @@ def by_vectors(positions: np.ndarray, rows: np.ndarray, entries: int, width: int
 
 
 @dataclass(frozen=True)
-class ByTrellis(Own):
+class ByTrellis(Starter):
     """Symbols of each row follow a trellis: `entries` of them choose among twice as many values."""
 
     states: int = STATES
@@ -100,11 +155,7 @@ class ByTrellis(Own):
 
     def tried(self, at: Stop) -> Iterator[Coding]:
         """Books for rows that are weighed by what they meet; paths that make up for errors."""
-        gram = shrunk(at.gram)
-        power = np.einsum("...kk->...k", gram)
-        power = power + DAMPING * power.mean(axis=-1, keepdims=True)
-        power /= max(float(power.mean()), 1e-300)
-        weights = power if power.ndim == 1 else np.repeat(power, len(at.rows) // len(power), axis=0)
+        weights = at.weights()
         found = self._trained(at.rows, weights, at.seed)
         yield trellis.followed(at.rows, found, weights), found
         yield trellis.alternated(at.rows, found, at.gram)
@@ -128,7 +179,7 @@ DEAREST = 0.004
 
 
 @dataclass(frozen=True)
-class ByRate(Own):
+class ByRate(Coder):
     """At a price λ a bit, see rate.py; an error's unit is a position of the layer's output, or the weights' own without data.
 
     worth     of a unit of it at the model's outputs       most  entries        limit  of λ over worth

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -15,15 +14,13 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
-from onnxcompress.passes.cluster.books import Books
-from onnxcompress.passes.cluster.choices import ByRate, ByTrellis, ByVectors, by_trellis, by_vectors
-from onnxcompress.passes.cluster.common_book import common_book, on_common
+from onnxcompress.passes.cluster.choices import ByBooks, ByCommon, ByRate, Starter, by_trellis, by_vectors
+from onnxcompress.passes.cluster.common_book import common_book
 from onnxcompress.passes.cluster.decisions import carry_out, decide
 from onnxcompress.passes.cluster.expected import expected, needs_of
 from onnxcompress.passes.cluster.one_price import NODES, at_one_price
-from onnxcompress.passes.cluster.sharing import SHARINGS, placed, shared
+from onnxcompress.passes.cluster.sharing import SHARINGS
 from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
-from onnxcompress.passes.cluster.vectors import Vectors
 from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES, Coded
@@ -163,17 +160,17 @@ class Cluster:
 
     def _codes(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> tuple[Start, Found]:
         """What each tensor begins with, and what it becomes."""
-        how = Walk(self.rows, self.start, self.seed)
+        how = Walk(self.rows, self.seed)
         if self.rate != "none":
             return at_one_price(how, model, evidence, found, self.rate, self._budget(model, found))
-        choices = self._choices(plan, model, found, evidence)
-        if self.trellis and self.share != "model":
-            choices |= _by_trellis(model, found, choices)
-        book = common_book(model, found, self.entries) if self.share == "model" else None
-        start = {each.name: self._start(model, each, choices[each.name], book) for each in found}
+        coders = self._coders(plan, model, found, evidence)
+        start = {
+            each.name: (each, coders[each.name], *coders[each.name].begun(each.rows(model.array(each.name)), self.seed))
+            for each in found
+        }
         if self.assign != "compensated":
             return start, begun(model, start)
-        return start, walked(how, model, evidence[Paired.NEED], start, book)
+        return start, walked(how, model, evidence[Paired.NEED], start)
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Give the tensors their decoded values and codes, the layers their biases."""
@@ -184,9 +181,23 @@ class Cluster:
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
-    def _choices(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
+    def _coders(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Starter]:
+        if self.share == "model":
+            book = common_book(model, found, self.entries)
+            return {each.name: ByCommon(self.entries, self.share, book) for each in found}
         if self.vector > 1:
             return {each.name: self._by_vectors(plan, model, each) for each in found}
+        choices = self._choices(model, found, evidence)
+        coders: dict[str, Starter] = {}
+        for each in found:
+            choice = choices[each.name]
+            path = (
+                by_trellis(each.shape, each.axis, each.rows(model.array(each.name)), choice) if self.trellis else None
+            )
+            coders[each.name] = path or ByBooks(choice.entries, choice.sharing, self.start)
+        return coders
+
+    def _choices(self, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
         names = list(SHARINGS) if self.share == "auto" else [self.share]
         if not self.allocates:
             if len(names) == 1:
@@ -200,7 +211,7 @@ class Cluster:
         budget = self._budget(model, found)
         return allocated(expected(model, found, evidence, names), budget)
 
-    def _by_vectors(self, plan: Plan, model: Model, each: Clustered) -> Choice:
+    def _by_vectors(self, plan: Plan, model: Model, each: Clustered) -> Starter:
         """Vectors, or as many bits in scalars where a tensor has none."""
         rows = each.rows(model.array(each.name))
         tied = "it is tied to a matrix that is its transpose"
@@ -209,7 +220,7 @@ class Cluster:
             return choice
         plan.notes.append(f"{each.name}: scalar books, since {choice}")
         entries = 2 ** (self.bits or BITS)
-        return Choice(entries, best_sharing(rows, entries))
+        return ByBooks(entries, best_sharing(rows, entries), self.start)
 
     def _budget(self, model: Model, found: list[Clustered]) -> float:
         """Bytes of symbols, books and scales."""
@@ -227,28 +238,6 @@ class Cluster:
         """The same with a target size that leaves so many bits a weight."""
         found = self.tensors(model)[0]
         return replace(self, target_size=max(_rest(model, found) + sum(each.size for each in found) * bits / 8, 2.0))
-
-    def _start(
-        self, model: Model, each: Clustered, choice: Choice, book: np.ndarray | None
-    ) -> tuple[Clustered, Choice, np.ndarray, Books | Vectors]:
-        rows = each.rows(model.array(each.name))
-        if isinstance(choice, ByVectors | ByTrellis):
-            return each, choice, *choice.begun(rows, self.seed)
-        if book is not None:
-            books = on_common(rows, book)
-        else:
-            books = shared(rows, choice.entries, choice.sharing, start=self.start, seed=self.seed)
-        return each, choice, placed(rows, books), books
-
-
-def _by_trellis(model: Model, found: list[Clustered], choices: dict[str, Choice]) -> dict[str, Choice]:
-    """Those choices of plain books that a trellis makes better at the same size."""
-    plain = [each for each in found if type(choices[each.name]) is Choice]
-    tried = {
-        each.name: by_trellis(each.shape, each.axis, each.rows(model.array(each.name)), choices[each.name])
-        for each in plain
-    }
-    return {name: choice for name, choice in tried.items() if choice is not None}
 
 
 def _rest(model: Model, found: list[Clustered]) -> int:

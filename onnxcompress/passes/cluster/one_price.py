@@ -14,9 +14,9 @@ from onnxcompress.errors import BudgetError
 from onnxcompress.evidence.need import Evidence
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.passes.cluster.allocation import COARSE, Choice
+from onnxcompress.passes.cluster.allocation import COARSE
 from onnxcompress.passes.cluster.books import Books, loss
-from onnxcompress.passes.cluster.choices import ByRate
+from onnxcompress.passes.cluster.choices import ByRate, Coder
 from onnxcompress.passes.cluster.expected import arriving, met
 from onnxcompress.passes.cluster.rate import MOST, RUNS, Rated, Sketch, Tensor, rated, searched
 from onnxcompress.passes.cluster.sharing import pruned
@@ -77,7 +77,7 @@ def _at_one_price(
     paired = evidence.get(Paired.NEED)
 
     def coded(price: float) -> tuple[float, tuple[Start, Found]]:
-        start: dict[str, tuple[Clustered, Choice, np.ndarray, Books | Vectors]] = {}
+        start: dict[str, tuple[Clustered, Coder, np.ndarray, Books | Vectors]] = {}
         for each in tensors:
             unit, measured = units[each.name]
             count, found = _best(each, model.array(each.name).dtype, unit, sketches[each.name], price, size)

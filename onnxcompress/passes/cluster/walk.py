@@ -19,17 +19,14 @@ import numpy as np
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant, walk
-from onnxcompress.operators.layer import Layer, layers
-from onnxcompress.passes.cluster.allocation import Choice
-from onnxcompress.passes.cluster.assign import alternated, compensated
-from onnxcompress.passes.cluster.books import Books, rescaled
-from onnxcompress.passes.cluster.choices import Coding, Own, Stop
+from onnxcompress.operators.layer import layers
+from onnxcompress.passes.cluster.books import Books
+from onnxcompress.passes.cluster.choices import Coder, Coding, Stop
 from onnxcompress.passes.cluster.layout import along
-from onnxcompress.passes.cluster.sharing import placed, pruned, shared
+from onnxcompress.passes.cluster.sharing import pruned
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.passes.cluster.vectors import Vectors
 from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
-from onnxcompress.passes.quantize.rounding import DAMPING
 from onnxcompress.weights.coded import Coded
 
 NOISE = 1e-6
@@ -38,10 +35,9 @@ NOISE = 1e-6
 
 @dataclass(frozen=True)
 class Walk:
-    """rows  positions of samples at most, a layer      start, seed  of k-means; the seed draws positions too"""
+    """rows  positions of samples at most, a layer      seed  of these positions, and of what else is drawn"""
 
     rows: int = 4096
-    start: str = "optimal"
     seed: int = 0
 
 
@@ -55,15 +51,14 @@ class Found:
     held_out_db: dict[str, tuple[float, float]]
 
 
-Start = Mapping[str, tuple[Clustered, Choice, np.ndarray, Books | Vectors]]
-"""Weight -> what it is, its choice, symbols [channels, n] and books."""
+Start = Mapping[str, tuple[Clustered, Coder, np.ndarray, Books | Vectors]]
+"""Weight -> what it is, how it is coded, symbols [channels, n] and books."""
 
 
-def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.ndarray | None = None) -> Found:
+def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:
     """Walk the model and code again what is a layer of the main graph with rows along one axis.
 
-    paired    the walk over calibration samples; what it is told to be the original and the current model is set here
-    one_book  the book that all layers share, which no layer moves
+    paired  the walk over calibration samples; what it is told to be the original and the current model is set here
     """
     places = {node.name or "": node for node in walk(model.ir)}
     todo = {
@@ -79,11 +74,11 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start, one_book: np.n
         at = fitting(model, layer, places[pair.node], pair, how.rows, how.seed)
         if at is None:
             continue
-        each, choice, symbols, books = start[layer.weight]
+        each, coder, symbols, books = start[layer.weight]
         before = at.present(symbols, books)
         best = min(
-            (before, *(at.tried(*tried) for tried in _tried(how, at, layer, choice, (symbols, books), one_book))),
-            key=partial(_cost, choice, at),
+            (before, *(at.tried(*tried) for tried in _tried(how, at, coder, (symbols, books)))),
+            key=partial(_cost, coder, at),
         )
         found.coded[layer.weight] = each.coded(best.levels, best.lattice, dtypes[layer.weight])
         found.held_out_db[layer.weight] = at.decibel(before.error), at.decibel(best.error)
@@ -103,9 +98,9 @@ def begun(model: Model, start: Start) -> Found:
     return Found(coded, {}, {}, {})
 
 
-def _cost(choice: Choice, at: Fitting, tried: Tried) -> float:
+def _cost(coder: Coder, at: Fitting, tried: Tried) -> float:
     """The error on held-out rows, and what bits cost where they have a price."""
-    return tried.error + (choice.paid(tried.levels) * at.judge.count if isinstance(choice, Own) else 0.0)
+    return tried.error + coder.paid(tried.levels) * at.judge.count
 
 
 def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
@@ -123,32 +118,13 @@ def _heard(at: Fitting) -> np.ndarray:
     return np.where(silent[:, None, None], 0.0, gram) if silent.any() else gram
 
 
-def _tried(
-    how: Walk, at: Fitting, layer: Layer, choice: Choice, before: Coding, one_book: np.ndarray | None
-) -> Iterator[Coding]:
-    """What it was, with another bias; books for rows that are weighed by what they meet; symbols that make up for errors."""
+def _tried(how: Walk, at: Fitting, coder: Coder, before: Coding) -> Iterator[Coding]:
+    """What it was, with another bias; then what the coder knows to try."""
     yield before
     gram, aim = _heard(at), at.aim()
-    groups, outs, k = aim.shape
-    rows = aim.reshape(-1, k)
-    original = at.weight.reshape(-1, k)
+    k = aim.shape[-1]
+    rows, original = aim.reshape(-1, k), at.weight.reshape(-1, k)
     zeros = original == 0 if pruned(original) else None
     if zeros is not None:
         rows = np.where(zeros, 0.0, rows)
-    power = np.einsum("gkk->gk", gram) + DAMPING * np.einsum("gkk->g", gram)[:, None] / k
-    whole = gram if groups > 1 else gram[0]
-    if isinstance(choice, Own):
-        yield from choice.tried(Stop(rows, whole, at.fit.count, zeros, how.seed))
-        return
-    if one_book is not None and isinstance(before[1], Books):
-        books = before[1]
-        symbols = compensated(rows, books, whole, zeros=zeros)
-        books = rescaled(rows, symbols, books, whole).halved()
-        yield compensated(rows, books, whole, zeros=zeros), books
-        return
-    weights = power[0] if groups == 1 else np.repeat(power, outs, axis=0)
-    weights = weights / max(float(weights.mean()), 1e-300)
-    books = shared(rows, choice.entries, choice.sharing, weights, start=how.start, seed=how.seed)
-    yield placed(rows, books), books
-    symbols, books = alternated(rows, books, whole, zeros=zeros)
-    yield symbols, books.halved()
+    yield from coder.tried(Stop(rows, gram if len(gram) > 1 else gram[0], at.fit.count, zeros, how.seed))

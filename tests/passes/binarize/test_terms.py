@@ -77,6 +77,17 @@ def test_a_gram_matrix_never_hurts_on_itself(seed: int, kind: str, terms: int) -
     assert (aware <= np.einsum("or,or->o", times(refitted, gram), refitted) * (1 + 1e-9) + 1e-9).all()
 
 
+@given(SEEDS, st.sampled_from(["binary", "ternary"]), st.integers(1, 2))
+@settings(max_examples=20, deadline=None)
+def test_each_group_is_weighed_by_what_it_is_fed(seed: int, kind: str, terms: int) -> None:
+    pairs = [drawn(seed + number) for number in range(3)]
+    rows, grams = np.concatenate([rows for rows, _ in pairs]), np.stack([gram for _, gram in pairs])
+    symbols, books = approximated(rows, kind, terms, grams)
+    alone = [approximated(rows, kind, terms, gram) for rows, gram in pairs]
+    assert np.array_equal(symbols, np.concatenate([found for found, _ in alone]))
+    assert np.allclose(books.values(symbols), np.concatenate([books.values(found) for found, books in alone]))
+
+
 @pytest.mark.parametrize(("kind", "terms", "decibel"), [("binary", 1, 4.4), ("ternary", 1, 7.2), ("binary", 2, 9.3)])
 def test_gaussian_weights_lose_what_theory_says(kind: str, terms: int, decibel: float) -> None:
     """Max 1960, table I: the best quantizers of 2, 3 and 4 levels for a Gaussian leave 0.3634, 0.1902 and 0.1175 of its variance."""
