@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxcompress.packing import Packing, load_packed, pack, unpack
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
-    from onnxcompress.verbs import apply, binarize, cluster, distill, prune, quantize, sparsify
+    from onnxcompress.verbs import apply, binarize, cluster, distill, merge, prune, quantize, sparsify
 
 HOMES = {
     "checkup": ("Checkup", "check"),
@@ -35,7 +35,7 @@ HOMES = {
     "packing": ("Packing", "load_packed", "pack", "unpack"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
-    "verbs": ("apply", "binarize", "cluster", "distill", "prune", "quantize", "sparsify"),
+    "verbs": ("apply", "binarize", "cluster", "distill", "merge", "prune", "quantize", "sparsify"),
 }
 """Module -> the public names that live in it."""
 
@@ -66,6 +66,7 @@ __all__ = [
     "inspect",
     "load",
     "load_packed",
+    "merge",
     "pack",
     "prune",
     "quantize",

@@ -103,6 +103,18 @@ def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings:
     return _run(model, [each], data, wanted, how, dry=dry)
 
 
+def merge(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:
+    """Consecutive and parallel linear layers become one, where that costs less; norms go into weights. The outputs stay.
+
+    data      held-out samples that the result is compared on; nothing is decided by them
+    settings  fields of `passes.Merge`, names of BUDGETS, fields of `run.How`
+    """
+    from onnxcompress.passes import Merge
+
+    own, wanted, how = sorted_out(settings, Merge)
+    return _run(model, [made(Merge, own)], data, wanted, how, dry=dry)
+
+
 def binarize(
     model: Loadable, *, data: Any = None, refit: bool | None = None, dry: bool = False, **settings: Any
 ) -> Result:

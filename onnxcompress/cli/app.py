@@ -24,6 +24,7 @@ from onnxcompress.inspection import inspect as inspected
 from onnxcompress.methods.distill import Distill
 from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
+from onnxcompress.passes.merge.merge import Merge
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.quantize import Quantize
@@ -74,6 +75,7 @@ PLANNING = [
 REFIT = [option for option in PLANNING if option.name == "refit"]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
 SPARSIFYING = options_of(Sparsify, panel="Sparsity")
+MERGING = options_of(Merge, panel="Merging")
 CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
 BINARIZING = options_of(Binarize, panel="Binary weights", without=["seed"])
 QUANTIZING = options_of(Quantize, panel="Quantization")
@@ -179,6 +181,12 @@ def sparsify(model: Model, **given: Any) -> None:
 def cluster(model: Model, **given: Any) -> None:
     """Store weights as indices into small codebooks: a file of a seventh, which runs as fast as before once it is loaded."""
     _compress(verbs.cluster, Cluster, CLUSTERING, model, given)
+
+
+@verb(OUTPUT, MERGING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def merge(model: Model, **given: Any) -> None:
+    """Merge linear layers that stand side by side (norms, branches, chains) where one costs less; the outputs stay the same."""
+    _compress(verbs.merge, Merge, MERGING, model, given)
 
 
 @verb(OUTPUT, BINARIZING, REFIT, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)

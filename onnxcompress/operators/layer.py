@@ -108,10 +108,11 @@ def all_layers(model: Model) -> list[Layer]:
 
 
 def _layers(model: Model) -> list[Layer]:
-    return [layer for node in walk(model.ir) for layer in _of_node(node)]
+    return [layer for node in walk(model.ir) for layer in layers_of(node)]
 
 
-def _of_node(node: ir.Node) -> list[Layer]:
+def layers_of(node: ir.Node) -> list[Layer]:
+    """The layers of one node: mostly none or one, two of an LSTM."""
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     if op in KERNELS:
         return _of_kernel(node, op)

@@ -108,6 +108,12 @@ def sizes_of(value: ir.Value) -> tuple[Size, ...] | None:
     return tuple(size if isinstance(size, int) else size.value for size in value.shape)
 
 
+def rank_of(value: ir.Value | None) -> int | None:
+    """How many axes a value has, where that is known."""
+    sizes = None if value is None else sizes_of(value)
+    return None if sizes is None else len(sizes)
+
+
 def letters(count: int, prefix: str = "d") -> list[str]:
     """Names for `count` axes."""
     return [f"{prefix}{number}" for number in range(count)]

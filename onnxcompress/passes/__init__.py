@@ -6,6 +6,7 @@ from typing import Any
 
 from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
+from onnxcompress.passes.merge.merge import Merge
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
@@ -16,7 +17,8 @@ from onnxcompress.passes.quantize.weights_only import QuantizeWeights
 from onnxcompress.passes.refit import Refit
 
 PASSES: dict[str, type[Any]] = {
-    each.name: each for each in (Prune, Sparsify, Refit, Cluster, Binarize, Fold, Equalize, Quantize, QuantizeWeights)
+    each.name: each
+    for each in (Merge, Prune, Sparsify, Refit, Cluster, Binarize, Fold, Equalize, Quantize, QuantizeWeights)
 }
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Cluster",
     "Equalize",
     "Fold",
+    "Merge",
     "Pass",
     "Prune",
     "Quantize",

@@ -146,7 +146,31 @@ def _clustered(plan: Mapping[str, Any]) -> Table:
     )
 
 
+def _merged(plan: Mapping[str, Any]) -> Table:
+    cells = [
+        (
+            RULES[each["rule"]],
+            words.names(each["nodes"]),
+            *(f"{number:,}" for number in each["parameters"]),
+            *(f"{number:,}" for number in each["macs"]),
+        )
+        for each in plan["decisions"]
+    ]
+    columns = ("merged", "nodes", "parameters before", "after", "multiply-adds a position before", "after")
+    return table(f"{words.things(len(cells), 'merge')}, in this order", columns, cells, columns[2:])
+
+
+RULES = {
+    "idle": "changes nothing",
+    "chain": "one after the other",
+    "ahead": "a norm or scale, into what reads it",
+    "branches": "parallel branches",
+    "concat": "laid end to end",
+}
+"""Rules of `passes.Merge` in words."""
+
 DECISIONS = {
+    "merge": _merged,
     "cluster": _clustered,
     "binarize": _clustered,
     "distill": _learned,

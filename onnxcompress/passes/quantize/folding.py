@@ -14,7 +14,6 @@ Every rewrite gives the same function within float rounding; a value keeps its n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,8 +21,9 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import axes_of, constant_of, input_of, new_constant, set_constant, walk
+from onnxcompress.model.wiring import Step, alone, bypass, drop_unread, replaced
 from onnxcompress.operators.layer import Layer, by_node
-from onnxcompress.operators.view import sizes_of
+from onnxcompress.operators.view import rank_of
 
 Affine = tuple[np.ndarray, np.ndarray]
 """Scale and shift: float64, each of a shape that broadcasts against the node's output from the right."""
@@ -40,7 +40,7 @@ def folded(model: Model) -> Model:
         _into_product(graph, node, weighted)
     for node in list(walk(graph)):
         _as_depthwise(graph, node)
-    _drop_unread(graph)
+    drop_unread(graph)
     return model.edited(graph)
 
 
@@ -52,7 +52,7 @@ PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def _norm(node: ir.Node) -> Affine | None:
     """BatchNormalization: γ/√(σ²+ε) and β − μ·scale, along axis 1."""
     parts = [constant_of(input_of(node, index)) for index in range(1, 5)]
-    rank = _rank(node.outputs[0])
+    rank = rank_of(node.outputs[0])
     if any(part is None for part in parts) or rank is None or rank < 2 or len(node.outputs) > 1:
         return None
     gamma, beta, mean, var = (np.asarray(part, np.float64) for part in parts)
@@ -86,7 +86,7 @@ def _into_product(graph: ir.Model, node: ir.Node, weighted: Mapping[str, Layer])
         return
     before = next((v for v in node.inputs if v is not None and constant_of(v) is None), None)
     product = None if before is None else before.producer()
-    if product is None or product.op_type not in PRODUCTS or product.domain or not _alone(product.outputs[0]):
+    if product is None or product.op_type not in PRODUCTS or product.domain or not alone(product.outputs[0]):
         return
     layer = weighted.get(product.name or "")
     affine = AFFINE[node.op_type](node)
@@ -101,7 +101,7 @@ def _into_product(graph: ir.Model, node: ir.Node, weighted: Mapping[str, Layer])
     if parts[0] is None or parts[1] is None:
         return
     if product.op_type == "MatMul" and parts[1].any():
-        if node.op_type == "Add" or _rank(product.inputs[0]) != 2 or values.ndim != 2:
+        if node.op_type == "Add" or rank_of(product.inputs[0]) != 2 or values.ndim != 2:
             return  # an Add behind MatMul is its bias as it stands
         product.op_type = "Gemm"
     scale, shift = parts[0], parts[1]
@@ -113,7 +113,7 @@ def _into_product(graph: ir.Model, node: ir.Node, weighted: Mapping[str, Layer])
         start = np.zeros(len(matrix)) if bias is None else np.broadcast_to(bias.reshape(-1), (len(matrix),))
         name = product.inputs[2].name if bias is not None else f"{weight.name}.bias"  # type: ignore[union-attr]
         _give(graph, product, 2, name or "", (start * scale + shift).astype(values.dtype))
-    _bypass(node, product.outputs[0])
+    bypass(node, product.outputs[0])
 
 
 def _plain(product: ir.Node) -> bool:
@@ -127,7 +127,7 @@ def _plain(product: ir.Node) -> bool:
 
 def _by_channel(values: np.ndarray, product: ir.Node, weight_rank: int, channels: int) -> np.ndarray | None:
     """[channels], where the values differ along the product's channels only."""
-    rank = weight_rank if "Conv" in product.op_type else max(2, _rank(product.outputs[0]) or values.ndim)
+    rank = weight_rank if "Conv" in product.op_type else max(2, rank_of(product.outputs[0]) or values.ndim)
     axis = 1 if "Conv" in product.op_type else rank - 1
     if values.ndim > rank:
         return None
@@ -141,7 +141,7 @@ def _give(graph: ir.Model, node: ir.Node, index: int, name: str, values: np.ndar
     """Input `index` gets these values: in place where the node alone reads them."""
     old = input_of(node, index)
     stored = constant_of(old)
-    if old is not None and stored is not None and _alone(old) and stored.shape == values.shape:
+    if old is not None and stored is not None and alone(old) and stored.shape == values.shape:
         set_constant(graph, old.name or "", values)
         return
     if index >= len(node.inputs):
@@ -173,7 +173,7 @@ def _as_constant(graph: ir.Model, node: ir.Node) -> None:
 
 def _as_depthwise(graph: ir.Model, node: ir.Node) -> None:
     """BatchNormalization that has no product before it: a 1x1 convolution a channel."""
-    rank = _rank(node.outputs[0])
+    rank = rank_of(node.outputs[0])
     affine = _norm(node) if node.op_type == "BatchNormalization" and not node.domain else None
     if affine is None or rank is None or rank < 3:
         return
@@ -181,7 +181,7 @@ def _as_depthwise(graph: ir.Model, node: ir.Node) -> None:
     weight = new_constant(graph, f"{node.name}.weight", scale.reshape(-1, *[1] * (rank - 1)))
     bias = new_constant(graph, f"{node.name}.bias", shift)
     attributes = {"group": len(scale), "kernel_shape": [1] * (rank - 2)}
-    _replace(node, [("Conv", [node.inputs[0], weight, bias], attributes)])
+    replaced(node, [("Conv", [node.inputs[0], weight, bias], attributes)])
 
 
 def _as_add_or_mul(graph: ir.Model, node: ir.Node) -> None:
@@ -193,13 +193,13 @@ def _as_add_or_mul(graph: ir.Model, node: ir.Node) -> None:
         return
     op, new = ("Add", -values) if node.op_type == "Sub" else ("Mul", (1 / values.astype(np.float64)))
     constant = new_constant(graph, f"{node.name}.constant", np.asarray(new.astype(values.dtype)))
-    _replace(node, [(op, [node.inputs[0], constant], {})])
+    replaced(node, [(op, [node.inputs[0], constant], {})])
 
 
 def _as_pool(graph: ir.Model, node: ir.Node) -> None:
     """The mean over all axes behind the channel."""
     value = input_of(node, 0)
-    rank = _rank(value) if node.op_type == "ReduceMean" and not node.domain else None
+    rank = rank_of(value) if node.op_type == "ReduceMean" and not node.domain else None
     if rank is None or rank < 3 or value is None or value.dtype != ir.DataType.FLOAT:
         return
     axes = axes_of(node, rank)
@@ -209,7 +209,7 @@ def _as_pool(graph: ir.Model, node: ir.Node) -> None:
     if not node.attributes.get_int("keepdims", 1):
         gone = new_constant(graph, f"{node.name}.axes", np.arange(2, rank, dtype=np.int64))
         steps.append(("Squeeze", [None, gone], {}))
-    _replace(node, steps)
+    replaced(node, steps)
 
 
 def _as_pixels(graph: ir.Model, node: ir.Node) -> None:
@@ -235,7 +235,7 @@ def _as_pixels(graph: ir.Model, node: ir.Node) -> None:
     if bias is not None:
         repeated = np.tile(constant_of(bias), size * size)  # type: ignore[arg-type]
         inputs.append(new_constant(graph, f"{bias.name}.pixels", repeated))
-    _replace(node, [("Conv", inputs, {"kernel_shape": [1, 1]}), ("DepthToSpace", [None], {"blocksize": size})])
+    replaced(node, [("Conv", inputs, {"kernel_shape": [1, 1]}), ("DepthToSpace", [None], {"blocksize": size})])
 
 
 HARD = {"HardSigmoid": {"alpha": 1 / 6, "beta": 0.5}, "HardSwish": {}}
@@ -248,17 +248,17 @@ def _as_hard(graph: ir.Model, node: ir.Node) -> None:
     sixth = _sixth(node)
     source = None if sixth is None else _gate(sixth)
     if source is not None:
-        _replace(node, [("HardSigmoid", [source], HARD["HardSigmoid"])])
-    elif sixth is not None and (product := sixth.producer()) is not None and product.op_type == "Mul" and _alone(sixth):
+        replaced(node, [("HardSigmoid", [source], HARD["HardSigmoid"])])
+    elif sixth is not None and (product := sixth.producer()) is not None and product.op_type == "Mul" and alone(sixth):
         for value, other in _both_ways(product):
             if _gate(other) is value and value is not None:
-                _replace(node, [("HardSwish", [value], {})])
+                replaced(node, [("HardSwish", [value], {})])
                 return
     elif node.op_type == "Mul":
         for value, other in _both_ways(node):
             made = None if other is None else other.producer()
             if made is not None and made.op_type == "HardSigmoid" and made.inputs[0] is value and _is_gate(made):
-                _replace(node, [("HardSwish", [value], {})])
+                replaced(node, [("HardSwish", [value], {})])
                 return
 
 
@@ -297,57 +297,3 @@ def _gate(value: ir.Value | None) -> ir.Value | None:
 def _number(value: ir.Value | None) -> float | None:
     values = constant_of(value)
     return float(values.reshape(())) if values is not None and values.size == 1 and values.dtype.kind == "f" else None
-
-
-# -- edits ---------------------------------------------------------------------------------------------------------
-
-
-Step = tuple[str, list[ir.Value | None], Mapping[str, Any]]
-
-
-def _replace(node: ir.Node, steps: list[Step]) -> None:
-    """A chain of new nodes for a node; None stands for the output of the step before. The last takes its name and output's."""
-    old, made, last = node.outputs[0], None, None
-    assert isinstance(node.graph, ir.Graph)
-    for number, (op, inputs, attributes) in enumerate(steps):
-        final = number == len(steps) - 1
-        fed = [made if value is None else value for value in inputs]
-        last = ir.node(op, fed, attributes, name=node.name if final else f"{node.name}.{op}")
-        made = last.outputs[0]
-        made.type = old.type
-        made.name = f"{node.name}.{op}"
-        node.graph.insert_before(node, last)
-    assert made is not None
-    made.shape = old.shape
-    old.replace_all_uses_with(made, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
-    made.name = old.name
-
-
-def _bypass(node: ir.Node, value: ir.Value) -> None:
-    """`value` takes the place and the name of the node's output."""
-    old = node.outputs[0]
-    assert isinstance(node.graph, ir.Graph)
-    value.shape, value.type = old.shape, old.type
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
-    value.name = old.name
-
-
-def _alone(value: ir.Value) -> bool:
-    """Read by one node, and no output."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    sizes = None if value is None else sizes_of(value)
-    return None if sizes is None else len(sizes)
-
-
-def _drop_unread(graph: ir.Model) -> None:
-    for node in reversed(list(walk(graph))):
-        if node.graph is graph.graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.graph.remove(node, safe=True)
-    for name, value in list(graph.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.graph.initializers[name]
