@@ -89,6 +89,8 @@ class Layer:
         if self.op in RECURRENT:
             return value[0] * value[1]
         read = shapes.get(self.reads)
+        if read is not None and not self.ins and len(read) > 1:  # the weight stands on the left: columns are multiplied
+            return prod(read[:-2]) * read[-1]
         return None if read is None else prod(read[:-1])
 
 

@@ -1,0 +1,140 @@
+"""Factors of any form, better for a metric: least squares for one factor at a time, the others held.
+
+    min over F_j of  tr (W − Ŵ) G (W − Ŵ)ᵀ,   Ŵ = einsum(F_1 ... F_n), linear in each F_j
+
+The factor that writes the outputs has its normal equations solved; those of the others couple all outputs and inputs, and are
+followed by conjugate gradients, which need products with G alone. Alternating least squares as for Tucker (HOOI, De Lathauwer,
+De Moor, Vandewalle 2000) and CP, but in the metric of what the layer is fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from onnxcompress.passes.factorize.forms.form import Factors, Form, Shape
+from onnxcompress.passes.factorize.metric import Metric
+
+SWEEPS = 3
+"""Over all factors; on 3×3 layers of a text reader the fourth gained less than 0.05 dB."""
+
+STEPS = 6
+"""Of conjugate gradients for one factor."""
+
+DAMPING = 1e-8
+"""Of normal equations, as a share of their mean diagonal."""
+
+WIDEST = 2400
+"""Columns of a Gram matrix above which only outputs are solved for: a product with it takes half a second there."""
+
+
+def alternated(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, metric: Metric) -> Factors:
+    """Factors that make the weight [groups, out, in, taps] more nearly than those given; the metric has a Gram matrix."""
+    found = [factor.copy() for factor in factors]
+    places = _writers(form)
+    others = [] if shape.ins * shape.taps > WIDEST else [j for j in range(len(found)) if j not in places]
+    for _ in range(SWEEPS if others else 1):
+        for j in others:
+            found[j] = _followed(form, shape, weight, found, j, metric)
+        found[places[-1]] = _solved(form, shape, weight, found, places[-1], metric)
+    return found
+
+
+def _writers(form: Form) -> list[int]:
+    """The factors that have an axis of outputs."""
+    terms = form.equation.split("->")[0].split(",")
+    return [j for j, term in enumerate(terms) if "o" in term]
+
+
+def _followed(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, j: int, metric: Metric) -> np.ndarray:
+    """Conjugate gradients from the present factor."""
+
+    def times_gram(dense: np.ndarray) -> np.ndarray:
+        return metric.times(dense.reshape(shape.groups, shape.outs, -1)).reshape(form.view(shape))
+
+    def made(factor: np.ndarray) -> np.ndarray:
+        return form.dense(shape, [*factors[:j], factor, *factors[j + 1 :]])
+
+    back = _adjoint(form, factors, j)
+    x = factors[j]
+    residual = back(times_gram(weight - made(x)))
+    direction, square = residual, float((residual**2).sum())
+    for _ in range(STEPS):
+        if square <= 0:
+            break
+        bent = back(times_gram(made(direction)))
+        curvature = float((direction * bent).sum())
+        if curvature <= 0:
+            break
+        step = square / curvature
+        x, residual = x + step * direction, residual - step * bent
+        before, square = square, float((residual**2).sum())
+        direction = residual + (square / before) * direction
+    return x
+
+
+def _adjoint(form: Form, factors: Factors, j: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Gradient of a dense weight -> of factor j."""
+    inputs, output = form.equation.split("->")
+    terms = inputs.split(",")
+    rest = [factor for number, factor in enumerate(factors) if number != j]
+    letters = ",".join([output, *(term for number, term in enumerate(terms) if number != j)])
+    return lambda dense: np.asarray(np.einsum(f"{letters}->{terms[j]}", dense, *rest, optimize=True))
+
+
+def _solved(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, j: int, metric: Metric) -> np.ndarray:
+    """The least-squares factor that writes the outputs; as it was where its system is singular."""
+    inputs = form.equation.split("->")[0]
+    terms = inputs.split(",")
+    rest = [(term, factor) for number, (term, factor) in enumerate(zip(terms, factors, strict=True)) if number != j]
+    free = [letter for letter in terms[j] if letter not in "go"]
+    each = "o" if any("o" in term for term, _ in rest) else ""
+    gram, right = _normal(shape, form, rest, free, each, weight, metric)
+    sizes = [factors[j].shape[terms[j].index(letter)] for letter in free]
+    n = int(np.prod(sizes))
+    systems, wanted = gram.reshape(-1, n, n), right.reshape(len(gram.reshape(-1, n, n)), -1, n)
+    try:
+        found = np.stack([_solve(system, row) for system, row in zip(systems, wanted, strict=True)])
+    except LinAlgError:
+        return factors[j]
+    found = found.reshape(shape.groups, shape.outs, *sizes)
+    order = "go" + "".join(free)
+    return np.ascontiguousarray(np.einsum(f"{order}->{terms[j]}", found))
+
+
+def _solve(system: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """rows system⁻¹"""
+    n = len(system)
+    damped = system + DAMPING * max(float(np.trace(system)) / n, 1e-300) * np.eye(n)
+    return np.asarray(cho_solve(cho_factor(damped), rows.T)).T
+
+
+def _normal(
+    shape: Shape,
+    form: Form,
+    rest: list[tuple[str, np.ndarray]],
+    free: list[str],
+    each: str,
+    weight: np.ndarray,
+    metric: Metric,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gram of what the factor reads [g, (o), n, n], and its product with what it should write [g, o, n]."""
+    output = form.equation.split("->")[1]
+    columns = [letter for letter in output if letter not in "go"]
+    sizes = dict(zip(output, form.view(shape), strict=True))
+    twin = {letter: letter.upper() for letter in "abcdefghijklmnopqrstuvwxyz" if letter not in "go"}
+
+    def doubled(term: str) -> str:
+        return "".join(twin.get(letter, letter) for letter in term)
+
+    gradient = metric.times(weight.reshape(shape.groups, shape.outs, -1)).reshape(form.view(shape))
+    terms, arrays = [term for term, _ in rest], [array for _, array in rest]
+    right = np.einsum(f"{','.join([output, *terms])}->go{''.join(free)}", gradient, *arrays, optimize=True)
+    shaped = [sizes[letter] for letter in columns]
+    assert metric.gram is not None
+    middle, between = "g" + "".join(columns) + doubled("".join(columns)), metric.gram.reshape(-1, *shaped, *shaped)
+    letters = ",".join([middle, *terms, *map(doubled, terms)])
+    out = f"g{each}{''.join(free)}{doubled(''.join(free))}"
+    return np.asarray(np.einsum(f"{letters}->{out}", between, *arrays, *arrays, optimize=True)), np.asarray(right)

@@ -1,0 +1,96 @@
+"""How errors of a weight count: by what it multiplies, told by a Gram matrix or by rows; without either, all alike.
+
+‖(W − Ŵ) X‖² = tr (W − Ŵ) G (W − Ŵ)ᵀ,    G = X Xᵀ over rows X that the layer was fed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """Either of both, or neither, for a weight [groups, out, in, taps].
+
+    gram  [groups, n, n] with n = in · taps, positive     rows  [groups, m, n]
+    """
+
+    gram: np.ndarray | None = None
+    rows: np.ndarray | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Is nothing known, so that all errors count alike?"""
+        return self.gram is None and self.rows is None
+
+    def between(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """left G rightᵀ for [groups, a, n] and [groups, b, n] -> [groups, a, b]."""
+        if self.gram is not None:
+            return (left @ self.gram) @ right.transpose(0, 2, 1)
+        if self.rows is not None:
+            return (left @ self.rows.transpose(0, 2, 1)) @ (self.rows @ right.transpose(0, 2, 1))
+        return left @ right.transpose(0, 2, 1)
+
+    def times(self, left: np.ndarray) -> np.ndarray:
+        """left G for [groups, a, n]."""
+        if self.gram is not None:
+            return left @ self.gram
+        if self.rows is not None:
+            return (left @ self.rows.transpose(0, 2, 1)) @ self.rows
+        return left
+
+    def error(self, left: np.ndarray) -> float:
+        """tr left G leftᵀ for a difference of weights [groups, out, ...]."""
+        flat = left.reshape(*left.shape[:2], -1)
+        if self.gram is not None or self.rows is None:
+            return float(max((self.times(flat) * flat).sum(), 0.0))
+        return float(np.square(flat @ self.rows.transpose(0, 2, 1)).sum())
+
+    def outputs(self, weight: np.ndarray) -> np.ndarray:
+        """[groups, out, out] second moments of what a weight puts out."""
+        flat = weight.reshape(*weight.shape[:2], -1)
+        return self.between(flat, flat)
+
+    def of_axes(self, sizes: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+        """[groups, m, m] moments between positions along some axes of [in, *kernel] (sizes), summed over the other axes.
+
+        What counts where a factor reads these axes and is used at all places of the others.
+        """
+        kept = np.prod([sizes[axis] for axis in axes], dtype=int)
+        others = tuple(axis for axis in range(len(sizes)) if axis not in axes)
+        if self.gram is not None:
+            groups = len(self.gram)
+            both = self.gram.reshape(groups, *sizes, *sizes)
+            left, right = _letters(len(sizes))
+            right = [left[axis] if axis in others else letter for axis, letter in enumerate(right)]
+            out = [left[axis] for axis in axes] + [right[axis] for axis in axes]
+            found = np.einsum(f"z{''.join(left)}{''.join(right)}->z{''.join(out)}", both)
+            return found.reshape(groups, kept, kept)
+        if self.rows is not None:
+            groups, count = self.rows.shape[:2]
+            order = (0, 1, *(2 + axis for axis in others), *(2 + axis for axis in axes))
+            flat = self.rows.reshape(groups, count, *sizes).transpose(order).reshape(groups, -1, kept)
+            return flat.transpose(0, 2, 1) @ flat
+        return np.eye(kept)[None]
+
+    @cached_property
+    def scale(self) -> float:
+        """Mean of the diagonal."""
+        if self.gram is not None:
+            return float(np.einsum("gnn->gn", self.gram).mean())
+        return 1.0 if self.rows is None else float(np.square(self.rows).sum(1).mean())
+
+
+def _letters(count: int) -> tuple[list[str], list[str]]:
+    return list("abcdefgh"[:count]), list("ABCDEFGH"[:count])
+
+
+def root(moments: np.ndarray, damping: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
+    """[groups, n, n] -> S with S Sᵀ = moments, and its inverse; directions that hardly occur are taken as `damping` of the mean."""
+    values, vectors = np.linalg.eigh(moments)
+    least = damping * np.maximum(values.mean(-1, keepdims=True), 1e-300)
+    roots = np.sqrt(np.maximum(values, least))
+    return vectors * roots[:, None, :], vectors.transpose(0, 2, 1) / roots[:, :, None]

@@ -1,0 +1,115 @@
+"""Which layers may be factorized, as forms see them, and what a chain of parts costs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.model import Model
+from onnxcompress.model.edit import coded_of, walk
+from onnxcompress.operators.layer import Layer, Shapes, layers
+from onnxcompress.passes.factorize.forms import Part, Shape
+from onnxcompress.passes.protect import protected
+from onnxcompress.passes.refit.refit import unsuited
+from onnxcompress.plan import Refusal
+
+SMALLEST = 512
+"""Weights below which a layer stays: what it costs is the call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer that may be factorized.
+
+    read, written  shapes of what it reads and writes in one run; None: not seen
+    """
+
+    layer: Layer
+    node: ir.Node
+    shape: Shape
+    read: tuple[int, ...] | None = None
+    written: tuple[int, ...] | None = None
+
+    def weight(self, values: np.ndarray) -> np.ndarray:
+        """Stored values -> [groups, out, in, taps], float64."""
+        shape = self.shape
+        return self.layer.matrix(values).astype(np.float64).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
+
+    def stored(self, weight: np.ndarray, like: np.ndarray) -> np.ndarray:
+        """[groups, out, in, taps] -> the layout and type of `like`."""
+        shape = self.shape
+        matrix = weight.reshape(shape.groups * shape.outs, shape.ins, *shape.kernel)
+        return np.ascontiguousarray(self.layer.stored(matrix, like).astype(like.dtype))
+
+    def macs(self, parts: Sequence[Part]) -> int | None:
+        """Multiply-adds of a chain in one run; None where the layer was not seen to run."""
+        total = 0
+        for number, part in enumerate(parts):
+            positions = self._positions(parts, number)
+            if positions is None:
+                return None
+            total += part.size(self.shape) * positions
+        return total
+
+    @property
+    def whole(self) -> Part:
+        """The layer as it is, as a part."""
+        shape = self.shape
+        outs, ins = shape.groups * shape.outs, shape.groups * shape.ins
+        return Part(outs, ins, shape.groups, tuple(range(len(shape.kernel))))
+
+    def _positions(self, parts: Sequence[Part], number: int) -> int | None:
+        """How often the weights of a part are used: at every place of what it writes (reads, where it is transposed)."""
+        if self.read is None or self.written is None:
+            return None
+        if not self.shape.kernel:
+            return prod(self.written) // max(self.shape.outs, 1)
+        behind = parts[: number if self.shape.transposed and parts[number].axes else number + 1]
+        done = {axis for part in behind for axis in part.axes}
+        return self.read[0] * prod(
+            self.written[2 + a] if a in done else self.read[2 + a] for a in range(len(self.shape.kernel))
+        )
+
+
+def sites(model: Model, keep: Sequence[str], shapes: Shapes) -> tuple[list[Site], list[Refusal]]:
+    """The layers that may be factorized, in order of the graph; and why others stay as they are."""
+    nodes = {node.name or "": node for node in walk(model.ir)}
+    kept = protected(keep, [*model.initializers, *nodes], "weight or node")
+    found: list[Site] = []
+    refused: list[Refusal] = []
+    for layer in layers(model):
+        node = nodes[layer.name]
+        why = _why(model, layer, node, kept)
+        if why:
+            refused.append(Refusal(layer.weight, why, layer.name))
+        else:
+            shape = shape_of(layer, model.array(layer.weight))
+            found.append(Site(layer, node, shape, shapes.get(layer.reads), shapes.get(layer.writes)))
+    return found, refused
+
+
+def shape_of(layer: Layer, values: np.ndarray) -> Shape:
+    """As forms see it."""
+    outs, ins, *kernel = layer.matrix(values).shape
+    if "Conv" not in layer.op:
+        return Shape(1, outs, values.size // outs, ())
+    return Shape(layer.groups, outs // layer.groups, ins, tuple(kernel), layer.op == "ConvTranspose")
+
+
+def _why(model: Model, layer: Layer, node: ir.Node, kept: set[str] | frozenset[str]) -> str:
+    if layer.weight in kept or layer.name in kept:
+        return "it was to be kept"
+    why = unsuited(layer, node, model).replace("is not refitted", "has no form")
+    if why:
+        return why
+    if coded_of(model.initializers[layer.weight]) is not None:
+        return "its weight is in codebooks"
+    if model.array(layer.weight).size < SMALLEST:
+        return f"it has fewer than {SMALLEST} weights"
+    if "output_shape" in node.attributes:
+        return "its padding follows from output_shape"
+    return ""
