@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from onnx import defs, helper, numpy_helper, shape_inference
 
 from onnxcompress.errors import ModelError
 from onnxcompress.training.shapes import ALIKE, TOLD
+
+Step = Callable[["Pen", Sequence[ir.Value], Sequence[ir.Value]], tuple[Sequence[ir.Value], Sequence[ir.Value]]]
+"""What one step of a loop does: (op, states, slices) -> new states, what is written."""
 
 Operand = ir.Value | np.ndarray | float | Sequence[int] | None
 
@@ -34,7 +39,8 @@ class Pen:
         self.stops: set[ir.Value] = set()
         self._made: dict[tuple[Any, ...], ir.Value] = {}
         self._records: list[list[ir.Node]] = []
-        self._number = 0
+        self._number = count(1)
+        self._into = graph.graph
         self._opset = [helper.make_opsetid(domain, version) for domain, version in graph.opset_imports.items()]
         self._version = graph.opset_imports[""]
 
@@ -52,10 +58,59 @@ class Pen:
         for number, value in enumerate(made.outputs):
             value.name = f"{made.name}.{number}"
         self.infer(made)
-        self.graph.graph.append(made)
+        self._into.append(made)
         for each in self._records:
             each.append(made)
         return made.outputs[0] if outputs == 1 else list(made.outputs)
+
+    def inside(self, body: ir.Graph) -> Pen:
+        """A Pen that writes into a body of one of the graph's nodes; its constants stand in the graph itself."""
+        other = copy(self)
+        other._into, other._records = body, []
+        return other
+
+    def body(self, inputs: Sequence[ir.Value] = ()) -> tuple[Pen, ir.Graph]:
+        """A new body, and the Pen that writes into it."""
+        name = self._name()
+        made = ir.Graph(inputs, [], nodes=[], name=name, opset_imports=self.graph.graph.opset_imports)
+        return self.inside(made), made
+
+    def holder(
+        self, op_type: str, operands: Sequence[ir.Value], shapes: Sequence[tuple[Any, Sequence[int]]], **held: Any
+    ) -> list[ir.Value]:
+        """A new node with bodies among its attributes; types and shapes of its outputs are given."""
+        made = ir.node(op_type, operands, held, num_outputs=len(shapes), name=self._name())
+        for number, (value, (dtype, shape)) in enumerate(zip(made.outputs, shapes, strict=True)):
+            value.name = f"{made.name}.{number}"
+            value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
+        self._into.append(made)
+        for each in self._records:
+            each.append(made)
+        return list(made.outputs)
+
+    def scan(
+        self, states: Sequence[ir.Value], reads: Sequence[ir.Value], step: Step, *, back: bool = False
+    ) -> list[ir.Value]:
+        """A loop over the first axis of `reads`, from the end where `back`: the last states, and what each step writes, stacked.
+
+        step(op, states, slices) -> new states, what is written
+        """
+        steps = shape_of(reads[0])[0]
+        sizes = [shape_of(each) for each in states] + [shape_of(each)[1:] for each in reads]
+        taken = [
+            ir.val(self._name(), dtype=each.dtype, shape=ir.Shape(size))
+            for each, size in zip([*states, *reads], sizes, strict=True)
+        ]
+        inner, body = self.body(taken)
+        new, written = step(inner, taken[: len(states)], taken[len(states) :])
+        body.outputs[:] = [inner.Identity(each) for each in (*new, *written)]
+        shapes = [(each.dtype, shape_of(each)) for each in new] + [
+            (each.dtype, (steps, *shape_of(each))) for each in written
+        ]
+        return self.holder(
+            "Scan", [*states, *reads], shapes, body=body, num_scan_inputs=len(reads),
+            scan_input_directions=[int(back)] * len(reads), scan_output_directions=[int(back)] * len(written),
+        )  # fmt: skip
 
     @contextmanager
     def written(self) -> Iterator[list[ir.Node]]:
@@ -100,8 +155,7 @@ class Pen:
         return self.constant(values if values.dtype.kind in "iub" and values.ndim else values.astype(dtype))
 
     def _name(self) -> str:
-        self._number += 1
-        return f"{self.prefix}{self._number}"
+        return f"{self.prefix}{next(self._number)}"
 
     def infer(self, node: ir.Node) -> None:
         """Give each output of a node its type and shape; ModelError where ONNX cannot say them."""

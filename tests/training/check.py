@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops import op_scan
 
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.fixed import fix
@@ -51,9 +52,28 @@ def with_gradients(graph: ir.Model, weights: np.ndarray, by: Sequence[str]) -> t
     return graph, [value.name or "" for value in graph.graph.outputs]
 
 
+class Scan(op_scan.Scan):
+    """ONNX's reference walks forward only: what is read and what is written is turned round where it should walk back."""
+
+    def __init__(self, onnx_node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
+        plain = onnx.NodeProto()
+        plain.CopyFrom(onnx_node)
+        del plain.attribute[:]
+        plain.attribute.extend(each for each in onnx_node.attribute if not each.name.endswith("_directions"))
+        super().__init__(plain, run_params)
+        self.back = any(1 in each.ints for each in onnx_node.attribute if each.name.endswith("_directions"))
+
+    def _run(self, *args: np.ndarray, **more: Any) -> tuple[np.ndarray, ...]:
+        if not self.back:
+            return super()._run(*args, **more)
+        states = len(args) - self.num_scan_inputs
+        found = super()._run(*args[:states], *(each[::-1] for each in args[states:]), **more)
+        return (*found[:states], *(each[::-1] for each in found[states:]))
+
+
 def run_float64(graph: ir.Model, feeds: Arrays) -> list[np.ndarray]:
     """In numpy, by ONNX's reference."""
-    return ReferenceEvaluator(ir.to_proto(graph)).run(None, dict(feeds))
+    return ReferenceEvaluator(ir.to_proto(graph), new_ops=[Scan]).run(None, dict(feeds))
 
 
 def run_stock(graph: ir.Model, feeds: Arrays, threads: int = 1) -> list[np.ndarray]:

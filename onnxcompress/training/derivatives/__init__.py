@@ -15,6 +15,7 @@ from onnxcompress.training.derivatives.linear import LINEAR
 from onnxcompress.training.derivatives.lookups import LOOKUPS
 from onnxcompress.training.derivatives.normalization import NORMALIZATION
 from onnxcompress.training.derivatives.pooling import POOLING
+from onnxcompress.training.derivatives.recurrent import RECURRENT
 from onnxcompress.training.derivatives.reductions import REDUCTIONS
 from onnxcompress.training.derivatives.site import Rule, SeveralRule, Site
 
@@ -29,7 +30,7 @@ DERIVATIVES: dict[str, Rule] = {
 }
 """Operator -> row, for those with one output that counts; COMPOSED: those written out in others first."""
 
-SEVERAL: dict[str, SeveralRule] = {"Split": split}
+SEVERAL: dict[str, SeveralRule] = {"Split": split, **RECURRENT}
 """Operator -> row, for those with several outputs that count."""
 
 FLAT = frozenset(
@@ -44,9 +45,6 @@ FLAT = frozenset(
 """Operators whose outputs do not change with small changes of any input: no gradient goes through them."""
 
 REFUSED = {
-    "LSTM": "recurrent layers have no row yet",
-    "GRU": "recurrent layers have no row yet",
-    "RNN": "recurrent layers have no row yet",
     "If": "bodies are not differentiated",
     "Loop": "bodies are not differentiated",
     "Scan": "bodies are not differentiated",
