@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common
 from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.errors import ModelError
+from onnxcompress.model.edit import constant_of
 from onnxcompress.training.pen import SMALL, Pen, shape_of
 
 ENDLESS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -25,16 +26,56 @@ def fix(op: Pen, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for value in graph.inputs:
         if value.name is not None and value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
-    for node in list(graph):
+    _fix_nodes(op, list(graph))
+    common.RemoveUnusedNodesPass()(op.graph)
+
+
+def _fix_nodes(op: Pen, nodes: Sequence[ir.Node]) -> None:
+    for node in nodes:
         if node.op_type == "Shape" and not node.domain:
             sizes = np.array(shape_of(node.inputs[0]), np.int64)  # type: ignore[arg-type]
             first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes))
             _becomes(op, node, [sizes[first:last]])
         elif _known(node):
             _becomes(op, node, _computed(op, node))
+        elif node.op_type == "If" and not node.domain:
+            _fix_branches(op, node)
         else:
             op.infer(node)
-    common.RemoveUnusedNodesPass()(op.graph)
+
+
+def _fix_branches(op: Pen, node: ir.Node) -> None:
+    """Of an If by a condition that shapes decide only that branch is left; of any other both know their shapes."""
+    condition = constant_of(node.inputs[0])
+    if condition is not None:
+        _opened(op, node, "then_branch" if condition.reshape(-1)[0] else "else_branch")
+        return
+    bodies = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    for body in bodies:
+        _fix_nodes(op.inside(body), list(body))
+    for value, one, other in zip(node.outputs, bodies[0].outputs, bodies[1].outputs, strict=True):
+        value.type = one.type
+        value.shape = one.shape if one.shape == other.shape else None
+
+
+def _opened(op: Pen, node: ir.Node, branch: str) -> None:
+    """The nodes of one branch in place of the If."""
+    body, graph = node.attributes[branch].as_graph(), node.graph
+    assert graph is not None
+    nodes, results = list(body), list(body.outputs)
+    body.outputs[:] = []
+    body.remove(nodes)
+    for index, each in enumerate(nodes):
+        each.name = f"{node.name}~{each.name or index}"
+        for value in each.outputs:
+            value.name = f"{node.name}~{value.name}" if value.name else value.name
+    ends = [ir.node("Identity", [value], name=f"{node.name}~result{index}") for index, value in enumerate(results)]
+    graph.insert_before(node, [*nodes, *ends])
+    for old, end in zip(node.outputs, ends, strict=True):
+        end.outputs[0].name, old.name = old.name, f"{old.name}~"
+        old.replace_all_uses_with(end.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    _fix_nodes(op, [*nodes, *ends])
 
 
 def _known(node: ir.Node) -> bool:
@@ -64,6 +105,8 @@ def _becomes(op: Pen, node: ir.Node, values: list[np.ndarray]) -> None:
     for output, each in zip(node.outputs, values, strict=True):
         made = op.constant(each)
         if output.is_graph_output():
-            output = op.Identity(made)
-        output.replace_all_uses_with(made)
-    op.graph.graph.remove(node, safe=True)
+            made = op.Identity(made)
+            made.name, output.name = output.name, f"{output.name}~"
+        output.replace_all_uses_with(made, replace_graph_outputs=True)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)

@@ -29,6 +29,9 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "GroupNormalization": (1, 2),
     "RMSNormalization": (1,),
     "SimplifiedLayerNormalization": (1,),
+    "LSTM": (1, 2, 3, 5, 6),
+    "GRU": (1, 2, 3, 5),
+    "RNN": (1, 2, 3, 5),
     "PRelu": (1,),
     "Gather": (0,),
 }
@@ -39,13 +42,13 @@ VECTORS = ("Add", "Sub", "Mul", "Div")
 
 
 def parameters_of(model: Model, frozen: Sequence[str] = ()) -> list[str]:
-    """Names of the trainable constants of the main graph, in its order, without those that a pattern of `frozen` matches.
+    """Names of the trainable constants, in the order of their readers, without those that a pattern of `frozen` matches.
 
     A pattern stands for names of constants or of nodes, whose constants it freezes. SettingError for a pattern that matches
     nothing, ModelError where nothing is left to train.
     """
     readers: dict[str, list[str]] = {}
-    for node in model.ir.graph:
+    for node in walk(model.ir):
         for index, value in enumerate(node.inputs):
             tensor = None if value is None else value.const_value
             if tensor is None or value is None or not value.name or value.name not in model.initializers or node.domain:
@@ -63,10 +66,13 @@ def parameters_of(model: Model, frozen: Sequence[str] = ()) -> list[str]:
         if not any(fnmatch.fnmatchcase(each, pattern) for pattern in frozen for each in (name, *nodes))
     ]
     if not left:
-        inside = any(node.graph is not model.ir.graph for node in walk(model.ir))
         raise ModelError(
             f"{model.source.name}: nothing in it can be trained: "
-            + ("its weights lie in bodies or are not floats" if inside or not readers else "all weights are frozen")
+            + (
+                "all weights are frozen"
+                if readers
+                else "no operator that is known to hold weights reads a constant of floats"
+            )
         )
     return left
 

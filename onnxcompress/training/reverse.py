@@ -8,7 +8,18 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import ModelError, nearest
-from onnxcompress.training.derivatives import COMPOSED, DERIVATIVES, FLAT, REFUSED, SEVERAL, Site, covered, key_of
+from onnxcompress.training.derivatives import (
+    COMPOSED,
+    DERIVATIVES,
+    FLAT,
+    REFUSED,
+    SEVERAL,
+    WITH_BODIES,
+    Site,
+    captured,
+    covered,
+    key_of,
+)
 from onnxcompress.training.derivatives.site import Gradients, zeros_like
 from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
 
@@ -34,7 +45,7 @@ def backward(
     gathered = {value: [dy] for value, dy in start.items()}
     for node in reversed(nodes):
         dys = [_summed(op, gathered, y) for y in node.outputs]
-        if any(dy is not None for dy in dys) and any(x in moving for x in node.inputs):
+        if any(dy is not None for dy in dys) and any(x in moving for x in _reads(node)):
             _back(op, node, dys, moving, gathered)
     return {value: _summed(op, gathered, value) for value in by}
 
@@ -52,9 +63,14 @@ def _moving(nodes: Sequence[ir.Node], by: Collection[ir.Value], stops: Collectio
     """Values of floats that depend on those in `by`."""
     found = set(by)
     for node in nodes:
-        if node.op_type not in FLAT and any(value in found for value in node.inputs):
+        if node.op_type not in FLAT and any(value in found for value in _reads(node)):
             found.update(value for value in node.outputs if is_float(value) and value not in stops)
     return found
+
+
+def _reads(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    """Its inputs, and what its bodies read."""
+    return (*node.inputs, *captured(node))
 
 
 def _summed(op: Pen, gathered: dict[ir.Value, list[ir.Value]], value: ir.Value) -> ir.Value | None:
@@ -78,8 +94,9 @@ def _back(
     gathered: dict[ir.Value, list[ir.Value]],
 ) -> None:
     """The gradients of one node's inputs, added to what is gathered."""
-    at = Site(node, tuple(value is not None and value in moving for value in node.inputs))
-    for index, (value, found) in enumerate(zip(node.inputs, _gradients(op, at, dys), strict=False)):
+    reads = _reads(node)
+    at = Site(node, tuple(value is not None and value in moving for value in reads), reads)
+    for index, (value, found) in enumerate(zip(reads, _gradients(op, at, dys), strict=False)):
         if value is None or found is None or not at.wants(index):
             continue
         if shape_of(found) != shape_of(value):
@@ -94,6 +111,8 @@ def _gradients(op: Pen, at: Site, dys: list[ir.Value | None]) -> Gradients:
     key = key_of(at.node)
     if key in SEVERAL:
         return SEVERAL[key](op, at, dys)
+    if key in WITH_BODIES:
+        return WITH_BODIES[key](op, at, dys, backward)
     why = refusals([at.node]).get(key)
     if why is not None:
         close = f"; {nearest(key, DERIVATIVES)}" if key not in REFUSED else ""

@@ -161,24 +161,21 @@ def test_constants_that_are_no_weights_do_not_train() -> None:
     assert parameters_of(model) == ["bias"]
 
 
-def test_a_recurrent_layer_is_refused_by_name_and_trains_behind_it() -> None:
+def test_a_recurrent_layer_trains_and_one_that_is_not_covered_is_named() -> None:
     sizes = {"W": (1, 16, 4), "R": (1, 16, 4)}
-    model = small(
-        helper.make_node("LSTM", ["x", "W", "R"], ["h"], hidden_size=4, name="memory"),
-        helper.make_node("MatMul", ["h", "w"], ["y"], name="head"),
-        **{name: RNG.normal(size=shape) for name, shape in sizes.items()}, w=RNG.normal(size=(4, 2)),
-    )  # fmt: skip
-    made = step_graph(model, {"x": (2, 3, 4)}, parameters_of(model), squares("y"))  # its own weights are no parameters
-    assert set(made.trained) == {"w"}
-    before = small(
-        helper.make_node("MatMul", ["x", "w"], ["p"], name="first"),
-        helper.make_node("LSTM", ["p", "W", "R"], ["y"], hidden_size=4, name="memory"),
-        **{name: RNG.normal(size=shape) for name, shape in sizes.items()}, w=RNG.normal(size=(4, 4)),
-    )  # fmt: skip
-    with pytest.raises(
-        ModelError, match="LSTM 'memory': no gradient goes through it: recurrent layers have no row yet; freeze"
-    ):
-        step_graph(before, {"x": (2, 3, 4)}, parameters_of(before), squares("y"))
+
+    def net_of(**attributes: float) -> Model:
+        return small(
+            helper.make_node("MatMul", ["x", "w"], ["p"], name="first"),
+            helper.make_node("LSTM", ["p", "W", "R"], ["y"], hidden_size=4, name="memory", **attributes),
+            **{name: RNG.normal(size=shape) for name, shape in sizes.items()}, w=RNG.normal(size=(4, 4)),
+        )  # fmt: skip
+
+    model = net_of()
+    assert set(step_graph(model, {"x": (2, 3, 4)}, parameters_of(model), squares("y")).trained) == {"W", "R", "w"}
+    clipped = net_of(clip=1.0)
+    with pytest.raises(ModelError, match="LSTM 'memory': no gradient is known here: its gates are clipped; freeze"):
+        step_graph(clipped, {"x": (2, 3, 4)}, parameters_of(clipped), squares("y"))
 
 
 def test_a_loss_that_nothing_trained_reaches(net: Model) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxcompress.training.derivatives.branches import branches, captured
 from onnxcompress.training.derivatives.composed import COMPOSED
 from onnxcompress.training.derivatives.elementwise import ELEMENTWISE
 from onnxcompress.training.derivatives.layout import LAYOUT, split
@@ -33,6 +34,9 @@ DERIVATIVES: dict[str, Rule] = {
 SEVERAL: dict[str, SeveralRule] = {"Split": split, **RECURRENT}
 """Operator -> row, for those with several outputs that count."""
 
+WITH_BODIES = {"If": branches}
+"""Operator -> row, for those whose bodies are gone back through by the caller's `backward`."""
+
 FLAT = frozenset(
     (
         *("And", "ArgMax", "ArgMin", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
@@ -45,9 +49,8 @@ FLAT = frozenset(
 """Operators whose outputs do not change with small changes of any input: no gradient goes through them."""
 
 REFUSED = {
-    "If": "bodies are not differentiated",
-    "Loop": "bodies are not differentiated",
-    "Scan": "bodies are not differentiated",
+    "Loop": "bodies of loops are not differentiated",
+    "Scan": "bodies of loops are not differentiated",
     "QuantizeLinear": "rounding has no slope; train first, quantize then",
     "DequantizeLinear": "its integers cannot be trained; train first, quantize then",
 }
@@ -61,7 +64,18 @@ def key_of(node: ir.Node) -> str:
 
 def covered(key: str) -> bool:
     """Is there a row of any kind?"""
-    return key in DERIVATIVES or key in COMPOSED or key in SEVERAL or key in FLAT
+    return key in DERIVATIVES or key in COMPOSED or key in SEVERAL or key in WITH_BODIES or key in FLAT
 
 
-__all__ = ["COMPOSED", "DERIVATIVES", "FLAT", "REFUSED", "SEVERAL", "Rule", "Site", "covered", "key_of", "split"]
+__all__ = [
+    "COMPOSED",
+    "DERIVATIVES",
+    "FLAT",
+    "REFUSED",
+    "SEVERAL",
+    "WITH_BODIES",
+    "Site",
+    "captured",
+    "covered",
+    "key_of",
+]

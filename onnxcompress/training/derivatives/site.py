@@ -19,10 +19,14 @@ Gradients = Sequence[ir.Value | None]
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A node and which of its inputs want a gradient."""
+    """A node and which of its inputs want a gradient.
+
+    reads  its inputs, and behind them what its bodies read from outside; `wanted` and gradients are in this order
+    """
 
     node: ir.Node
     wanted: tuple[bool, ...]
+    reads: tuple[ir.Value | None, ...] = ()
 
     @property
     def x(self) -> Sequence[ir.Value]:
