@@ -19,12 +19,14 @@ from onnxcompress.compare import Comparison, check_signatures
 from onnxcompress.data import Data
 from onnxcompress.errors import SettingError
 from onnxcompress.files import check_output
+from onnxcompress.methods.integers import limits_of
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes, written_as
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
 from onnxcompress.runtime.session import open_session
+from onnxcompress.training.integers import Levels
 from onnxcompress.training.kept import Booked, Dense, Moving
 from onnxcompress.training.loop import Lesson, Trained, held_of, train
 from onnxcompress.training.parameters import Parameters
@@ -155,7 +157,7 @@ def _taught(
         student, session, targets, training, settings.recipe,
         temperature=settings.temperature, threads=how.threads,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        identity=teacher.fingerprint, progress=how.progress, guesses=_guesses(student, teacher),
+        identity=teacher.fingerprint, progress=how.progress, guesses=_guesses(student, teacher), limits=limits_of(student),
     )  # fmt: skip
     return train(lesson)
 
@@ -202,10 +204,12 @@ def _coded_in_words(held: Parameters) -> list[str]:
     kinds = {name: type(form) for name, form in held.forms.items()}
     books = sum(kind is Booked for kind in kinds.values())
     moving = sum(kind is Moving for kind in kinds.values())
+    levels = sum(kind is Levels for kind in kinds.values())
     zeros = sum(isinstance(form, Dense) and form.zeros is not None for form in held.forms.values())
     found = {
         f"{books} coded weights: symbols stay, books and scales train": books,
         f"{moving} coded weights: symbols, books and scales train": moving,
+        f"{levels} tensors of integers: they stay integers on their grids, activations are rounded as in the file": levels,
         f"{zeros} pruned weights: their zeros stay": zeros,
     }
     return [sentence for sentence, count in found.items() if count]

@@ -16,6 +16,7 @@ from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.session import Session, open_session
 from onnxcompress.training.derivatives.normalization import training_form
 from onnxcompress.training.fixed import fix
+from onnxcompress.training.integers import STOP
 from onnxcompress.training.pen import Pen, shape_of
 from onnxcompress.training.reverse import differentiate
 
@@ -78,6 +79,7 @@ def step_graph(
     """
     graph = model.ir.clone()
     op = Pen(graph)
+    op.stops.update(node.outputs[0] for node in graph.graph if STOP in node.metadata_props)
     trained = {name: _to_input(op, name) for name in parameters}
     for name in masks:
         trained[f"{MASK}{name}"] = _masked(op, trained[name])

@@ -22,8 +22,9 @@ from onnxcompress.training.blame import blamed
 from onnxcompress.training.checkpoint import State, load_state, save_state
 from onnxcompress.training.derivatives.normalization import unbiased
 from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, step_graph
+from onnxcompress.training.integers import Limit
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into, clip_to, rate_at
-from onnxcompress.training.parameters import Parameters, parameters_of
+from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Norms, Recipe
 from onnxcompress.training.targets import TEACHER, Target, criterion
 from onnxcompress.training.teacher import Teacher
@@ -54,6 +55,7 @@ class Lesson:
     checkpoint   a file that is written after each epoch, and continued from where it is there
     identity     what else makes two trainings different ones, for the checkpoint
     guesses      the weights that coded ones may stand for, where symbols move
+    limits       of integers, see integers.py
     """
 
     student: Model
@@ -67,6 +69,7 @@ class Lesson:
     identity: str = ""
     progress: Progress | None = None
     guesses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
     graphs: dict[Any, tuple[StepGraph, Session]] = field(default_factory=dict)
 
     @property
@@ -93,7 +96,7 @@ class Trained:
 
 def train(lesson: Lesson) -> Trained:
     """Carry it out. SettingError where a loss is not finite (the last checkpoint stays), errors of models and data as elsewhere."""
-    key, held = lesson.key, held_of(lesson.student, lesson.recipe, lesson.guesses)
+    key, held = lesson.key, held_of(lesson.student, lesson.recipe, lesson.guesses, lesson.limits)
     state = None if lesson.checkpoint is None else load_state(lesson.checkpoint, key)
     start = held.start()
     lesson, norms = _with_norms(lesson, held, start)
@@ -113,11 +116,15 @@ def train(lesson: Lesson) -> Trained:
     return Trained(made, state.curve, held.layout.size, resumed, norms)
 
 
-def held_of(student: Model, recipe: Recipe, guesses: Mapping[str, np.ndarray] | None = None) -> Parameters:
+def held_of(
+    student: Model,
+    recipe: Recipe,
+    guesses: Mapping[str, np.ndarray] | None = None,
+    limits: Mapping[str, Limit] | None = None,
+) -> Parameters:
     """What trains of the student, in the forms that its recipe asks for."""
     keep = recipe.keep_encoding or recipe.move_symbols
-    names = parameters_of(student, recipe.freeze)
-    return Parameters.of(student, names, keep=keep, move=recipe.move_symbols, guesses=guesses)
+    return Parameters.of(student, recipe.freeze, keep=keep, move=recipe.move_symbols, guesses=guesses, limits=limits)
 
 
 def _with_norms(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[Lesson, str | None]:
@@ -237,7 +244,7 @@ def _step(
         shapes = {name.removeprefix(TEACHER): array.shape for name, array in taught.items()}
         terms = criterion(lesson.targets, shapes, temperature=lesson.temperature)
         sizes = {name: array.shape for name, array in feed.items()}
-        made = step_graph(lesson.student, sizes, [*held.forms, *held.twins], terms, norms=lesson.recipe.norms)
+        made = step_graph(held.model, sizes, [*held.forms, *held.twins], terms, norms=lesson.recipe.norms)
         lesson.graphs[key] = (made, made.open(threads=lesson.threads))
     else:
         lesson.graphs[key] = lesson.graphs.pop(key)

@@ -16,6 +16,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, constant_of, set_coded, set_constant, walk
 from onnxcompress.model.save import written_as
 from onnxcompress.model.twins import twins
+from onnxcompress.training.integers import Limit, in_floats
 from onnxcompress.training.kept import Dense, Kept, form_of
 
 WEIGHTS: dict[str, tuple[int, ...]] = {
@@ -124,10 +125,12 @@ class Layout:
 class Parameters:
     """What the step graph takes, computed from what trains.
 
+    model   the student with floats where it has integers
     forms   of each parameter that trains     twins   a matrix -> the parameter whose transpose it is: they train as one
     layout  of the parts of all forms, PARAMETER or PARAMETER/PART
     """
 
+    model: Model
     forms: Mapping[str, Kept]
     twins: Mapping[str, str]
     layout: Layout
@@ -136,22 +139,29 @@ class Parameters:
     def of(
         cls,
         model: Model,
-        names: Sequence[str],
+        frozen: Sequence[str] = (),
         *,
         keep: bool = False,
         move: bool = False,
         guesses: Mapping[str, np.ndarray] | None = None,
+        limits: Mapping[str, Limit] | None = None,
     ) -> Parameters:
-        """keep: tensors stay coded, and zeros zero; move: symbols may change, guesses are the weights that they may stand for."""
+        """frozen: what `parameters_of` takes; keep: tensors stay coded, and zeros zero; move: symbols may change, guesses are the
+        weights that they may stand for. Integers stay integers, asked or not; limits: what kernels ask of them."""
+        model, integers = in_floats(model, limits)
+        names = parameters_of(model, frozen)
         tied = {name: first for name, first in twins(model.ir).items() if name in names and first in names}
         forms: dict[str, Kept] = {}
         for name in names:
             if name in tied:
                 continue
             array, coded = model.array(name), written_as(model.initializers[name])
+            if name in integers:
+                forms[name] = integers[name]
+                continue
             forms[name] = form_of(array, coded, move=move, guess=(guesses or {}).get(name)) if keep else Dense(array)
         shapes = {_part(name, p): a.shape for name, form in forms.items() for p, a in form.start().items()}
-        return cls(forms, tied, Layout(shapes))
+        return cls(model, forms, tied, Layout(shapes))
 
     def start(self) -> np.ndarray:
         """The buffer before the first update."""

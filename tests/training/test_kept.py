@@ -191,7 +191,7 @@ def test_matrices_that_are_one_transposed_stay_so(keep: str) -> None:
 
 
 def test_the_gradient_of_both_readers_of_a_tied_matrix_counts() -> None:
-    held = Parameters.of(tied(), ["w", "v"])
+    held = Parameters.of(tied())
     total = np.zeros(held.layout.size, np.float32)
     one, two = np.ones((40, 30), np.float32), np.arange(1200, dtype=np.float32).reshape(30, 40)
     held.gather(total, {"w": one, "v": two}, 0.5, held.start())
