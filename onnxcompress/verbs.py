@@ -78,7 +78,7 @@ def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings
     from onnxcompress.passes import Sparsify
 
     cutting, wanted, how = sorted_out(settings, Sparsify)
-    return _run(model, [made(Sparsify, cutting)], data, wanted, how, dry=dry)
+    return _run(model, [made(Sparsify, {**cutting, "seed": how.seed})], data, wanted, how, dry=dry)
 
 
 def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:

@@ -74,7 +74,7 @@ PLANNING = [
 ]
 REFIT = [option for option in PLANNING if option.name == "refit"]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
-SPARSIFYING = options_of(Sparsify, panel="Sparsity")
+SPARSIFYING = options_of(Sparsify, panel="Sparsity", without=["seed"])
 MERGING = options_of(Merge, panel="Merging")
 CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
 BINARIZING = options_of(Binarize, panel="Binary weights", without=["seed"])

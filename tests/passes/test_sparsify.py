@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import ZOO
 
 from onnxcompress.errors import SettingError
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes import Sparsify
+from onnxcompress.passes.prune.walked import RIDGE, repaired
 from onnxcompress.run import run
 
 DIGITS = Path(__file__).parents[2] / "sample_models" / "digits.onnx"
@@ -51,3 +55,39 @@ def test_contradicting_settings_are_refused() -> None:
 def test_keep_must_match() -> None:
     with pytest.raises(SettingError, match="matches no weight"):
         run(DIGITS, [Sparsify(keep=("nothing*",))], DATA)
+
+
+def test_sparsegpt_fits_wide_kernels_to_the_patches_that_they_meet() -> None:
+    found = {
+        criterion: run(DIGITS, [Sparsify(criterion=criterion, amount=0.5)], DATA)  # type: ignore[arg-type]
+        for criterion in ("magnitude", "wanda", "sparsegpt")
+    }
+    sqnr = {name: result.comparison.outputs[0].sqnr_db for name, result in found.items() if result.comparison}
+    assert sqnr["sparsegpt"] > max(sqnr["magnitude"], sqnr["wanda"]) + 5
+    assert not found["sparsegpt"].plan.refusals
+    assert all("held_out_db" in decision for decision in found["sparsegpt"].plan.decisions)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "transpose_depthwise", "lstm", "embedding_tied"])
+def test_what_cannot_be_walked_is_pruned_by_scores(name: str) -> None:
+    model = ZOO[name]()
+    result = run(model, [Sparsify(criterion="sparsegpt", amount=0.5)])
+    walked = {decision["weight"] for decision in result.plan.decisions if "held_out_db" in decision}
+    assert walked | {refusal.where for refusal in result.plan.refusals} == {d["weight"] for d in result.plan.decisions}
+    assert all(
+        decision["zeros"] >= decision["of"] // 2 - decision["of"] // 20 - 8 for decision in result.plan.decisions
+    )
+
+
+@given(st.integers(0, 1 << 30), st.floats(0.1, 0.9))
+@settings(max_examples=25, deadline=None)
+def test_what_stays_of_a_row_is_the_least_squares_solution(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    fed, rows = rng.normal(size=(40, 9)), rng.normal(size=(4, 9))
+    mask, gram = rng.random(rows.shape) >= share, fed.T @ fed
+    found = repaired(rows, mask, gram)
+    damped = gram + RIDGE * np.diagonal(gram).mean() * np.eye(9)
+    assert (found[~mask] == 0).all()
+    for row, kept, values in zip(rows, mask, found, strict=True):
+        best = np.linalg.lstsq(damped[np.ix_(kept, kept)], (damped @ row)[kept])[0]
+        assert np.allclose(values[kept], best, atol=0.02 * np.abs(row).max())

@@ -7,10 +7,11 @@ The Gram is [row, row], [groups, row, row] of a grouped layer, its diagonal [row
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from onnxcompress.passes.refit.conjugate import conjugate
 
 Gram = np.ndarray | None
 """In any of its forms."""
@@ -141,37 +142,15 @@ def refitted(rows: np.ndarray, symbols: np.ndarray, books: Books, gram: Gram, *,
 
     stiff = gathered(np.broadcast_to(diagonal(gram, rows), rows.shape) * factors)
     free = (stiff > 0) & ~(keep_zero & (books.entries == 0))
-    entries = _conjugate(
+    entries = conjugate(
         lambda each: gathered(times(each.reshape(-1)[where] * factors, gram)),
         gathered(times(rows - books.values(symbols), gram)),
         np.where(free, stiff, 1.0),
         free,
+        steps=STEPS,
+        close=CLOSE,
     )
     return replace(books, entries=books.entries + entries)
-
-
-def _conjugate(
-    applied: Callable[[np.ndarray], np.ndarray], lack: np.ndarray, stiff: np.ndarray, free: np.ndarray
-) -> np.ndarray:
-    """x with applied(x) = lack where free and 0 elsewhere, all [G, K]; a system a book, all stepped at once."""
-    found = np.zeros_like(lack)
-    lack = np.where(free, lack, 0.0)
-    ahead = lack / stiff
-    towards, power = ahead.copy(), (lack * ahead).sum(axis=1)
-    limit = CLOSE**2 * power
-    for _ in range(min(STEPS, 2 * lack.shape[1])):
-        open_ = power > limit
-        if not open_.any():
-            break
-        pulled = np.where(free, applied(towards), 0.0)
-        curve = (towards * pulled).sum(axis=1)
-        step = np.divide(power, curve, out=np.zeros_like(power), where=open_ & (curve > 0))[:, None]
-        found += step * towards
-        lack = lack - step * pulled
-        ahead = lack / stiff
-        before, power = power, (lack * ahead).sum(axis=1)
-        towards = ahead + np.divide(power, before, out=np.zeros_like(power), where=before > 0)[:, None] * towards
-    return found
 
 
 def rescaled(rows: np.ndarray, symbols: np.ndarray, books: Books, gram: Gram) -> Books:

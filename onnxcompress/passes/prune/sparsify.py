@@ -11,17 +11,18 @@ from pydantic.dataclasses import dataclass
 
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.need import Evidence, Need
+from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.protect import protected
+from onnxcompress.passes.prune.walked import walkable, walked
 from onnxcompress.passes.prune.weights import (
     keep_global,
     keep_pattern,
     keep_per_matrix,
     keep_per_row,
     magnitude,
-    sparsegpt,
     wanda,
 )
 from onnxcompress.plan import Plan, Refusal
@@ -48,6 +49,8 @@ class Sparsify:
         str | None, Field(description="N:M, at most N of M neighbours stay; instead of amount", pattern=r"^\d+:\d+$")
     ] = None
     keep: Annotated[tuple[str, ...], Field(description="weights, by name or pattern, that stay as they are")] = ()
+    rows: Annotated[int, Field(ge=16, description="positions of samples that a layer is fitted on, at most")] = 4096
+    seed: Annotated[int, Field(ge=0, description="of the positions of samples that a layer is fitted on")] = 0
 
     def __post_init__(self) -> None:
         if self.per == "model" and (self.criterion != "magnitude" or self.pattern):
@@ -68,11 +71,11 @@ class Sparsify:
         return [layer for name, layer in once.items() if name not in kept]
 
     def needs(self, model: Model) -> list[Need]:
-        """Moments for Wanda, Gram matrices for SparseGPT, of what the layers are fed."""
-        kinds = {"magnitude": (), "wanda": ("moments",), "sparsegpt": ("moments", "gram")}[self.criterion]
-        return list(
-            dict.fromkeys(Need(kind, layer.reads, layer.channel_axis) for layer in self.layers(model) for kind in kinds)
-        )
+        """Moments of what the layers are fed for Wanda, the paired walk for SparseGPT too."""
+        if self.criterion == "magnitude":
+            return []
+        found = [Need("moments", layer.reads, layer.channel_axis) for layer in self.layers(model)]
+        return list(dict.fromkeys([*([Paired.NEED] if self.criterion == "sparsegpt" else []), *found]))
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Masks, and for SparseGPT the weights that make up for what went."""
@@ -87,23 +90,38 @@ class Sparsify:
             if self.per == "model"
             else {}
         )
+        reasons = {}
         for layer in chosen:
-            name = layer.weight
+            name, original = layer.weight, model.array(layer.weight)
             new, why = (flat[name] * masks[name], "") if masks else self._one(layer, flat[name], stored[name], evidence)
-            if why:
-                plan.refusals.append(Refusal(name, why, layer.name))
-            original = model.array(name)
             plan.arrays[name] = layer.stored(new.reshape(stored[name].shape), original).astype(original.dtype)
-            plan.decisions.append({"weight": name, "of": int(new.size), "zeros": int((plan.arrays[name] == 0).sum())})
+            reasons[name] = why
+        held_out = self._walk(plan, model, chosen, evidence) if self.criterion == "sparsegpt" else {}
+        for layer in chosen:
+            name, told = layer.weight, held_out.get(layer.weight)
+            if reasons[name] and told is None:
+                plan.refusals.append(Refusal(name, reasons[name], layer.name))
+            zeros = int((plan.arrays[name] == 0).sum())
+            judged = {} if told is None else {"held_out_db": told}
+            plan.decisions.append({"weight": name, "of": int(plan.arrays[name].size), "zeros": zeros, **judged})
         return plan
 
+    def _walk(self, plan: Plan, model: Model, chosen: list[Layer], evidence: Evidence) -> dict[str, float]:
+        """Give the plan what SparseGPT makes of the layers that a walk can fit; weight -> SQNR on held-out rows."""
+        mine = walkable(model, chosen)
+        others = {name: values for name, values in plan.arrays.items() if name not in {each.weight for each in mine}}
+        held_out = {}
+        for layer, found in walked(
+            model, evidence[Paired.NEED], mine, self.share, others, rows=self.rows, seed=self.seed
+        ):
+            plan.arrays.update(found.stored)
+            held_out[layer.weight] = found.held_out_db
+        return held_out
+
     def _one(self, layer: Layer, rows: np.ndarray, matrix: np.ndarray, evidence: Evidence) -> tuple[np.ndarray, str]:
-        """The new weights of one layer, and why another criterion than the wished one was used."""
+        """The new weights of one layer from scores alone, and why another criterion than the wished one was used."""
         moments = evidence.get(Need("moments", layer.reads, layer.channel_axis))
-        gram = evidence.get(Need("gram", layer.reads, layer.channel_axis))
         why = ""
-        if self.criterion == "sparsegpt" and gram is not None and gram.matrix.shape[0] == rows.shape[1]:
-            return sparsegpt(rows, gram.matrix, self.share)[1], ""
         scores = magnitude(rows)
         if self.criterion != "magnitude":
             fits = moments is not None and len(moments.mean_square) == matrix.shape[1] and layer.groups == 1
