@@ -93,10 +93,10 @@ class Plan:
 
 
 PLANS = {
-    "CIFAR-10": Plan((3, 32, 32), 20480, 4096, 5000, 16, 6, 6, 6),
-    "Fashion-MNIST": Plan((1, 28, 28), 16384, 4096, 5000, 12, 4, 4, 6),
+    "CIFAR-10": Plan((3, 32, 32), 12288, 3072, 4000, 12, 4, 6, 6),
+    "Fashion-MNIST": Plan((1, 28, 28), 8192, 2048, 4000, 12, 4, 5, 8),
 }
-SMOKE = Plan((1, 8, 8), 512, 256, 200, 8, 4, 3, 2, seeds=1)
+SMOKE = Plan((1, 8, 8), 448, 128, 200, 8, 3, 6, 4, seeds=1)
 RECIPE: dict[str, Any] = {"minibatch": 64, "optimizer": "adamw", "rate": 3e-3, "decay": 0.01, "norms": "training"}
 
 Pictures = tuple[np.ndarray, np.ndarray]
@@ -234,7 +234,7 @@ def report(found: Sequence[dict[str, Any]]) -> None:
 
 ABOUT = (
     "Same images, steps, optimizer and start for all rows of a seed; ± is the standard deviation over seeds (of weights, order and "
-    "images). This is a regime in which a teacher helps, and was chosen as one: it has seen four to five times the student's images "
+    "images). This is a regime in which a teacher helps, and was chosen as one: it has seen four times the student's images "
     "with labels, and the student trains briefly, on few. Rows without *labels* see none. Temperature 4 (alpha: 1). Weights of feature "
     "terms are their papers'; they are not tuned here, nor is anything else by row. Fashion-MNIST comes from a package that holds its "
     "70,000 images by class: 10,000 drawn at random judge, which is not the official test set."

@@ -33,6 +33,8 @@ def prune(
     refit: bool | None = None,
     rounds: int = 1,
     largest: bool = False,
+    epochs: int | None = None,
+    slim: float | None = None,
     dry: bool = False,
     **settings: Any,
 ) -> Result:
@@ -44,13 +46,17 @@ def prune(
     refit     repair after each round; default: where there is data
     rounds    cut and repair that often, a part of the amount each time
     largest   instead of `amount`: the largest cut that still meets the budgets
+    epochs    after each round's cut and repair, train so many with the original as the teacher
+    slim      first train under an L1 penalty of this weight on BatchNormalization's scales (Network Slimming), then cut by them
     dry       decide on the first cut, count what it would leave, and write nothing
-    settings  fields of `passes.Prune`, names of BUDGETS (min_sqnr=20), fields of `run.How` (batch, threads, limit, ...)
+    settings  fields of `passes.Prune`, of training (methods.rounds.OPTIONS), names of BUDGETS (min_sqnr=20), fields of `run.How`
+              (batch, threads, limit, ...)
 
     ModelError, DataError, SettingError; unmet budgets raise nothing: see `Result.met`.
     """
     from onnxcompress.passes import Prune, Refit
 
+    before, after, settings = _training(epochs, slim, settings, data)
     cutting, wanted, how = sorted_out(settings, Prune)
     if rounds < 1:
         raise SettingError(f"rounds is {rounds}; give 1 or more")
@@ -62,12 +68,38 @@ def prune(
     # weights that a round before has fitted know the rows that judge: the ridge pulls towards the original's instead
     fitting = {"seed": how.seed, "towards": "present" if rounds == 1 else "original"}
     repair = [made(Refit, fitting)] if refit or (refit is None and data is not None) else []
-    if largest and (rounds > 1 or dry):
-        raise SettingError("the largest cut is searched by whole runs of one round; leave out --rounds and --dry-run")
+    if largest and (rounds > 1 or dry or before or after):
+        raise SettingError(
+            "the largest cut is searched by whole runs of one round; leave out --rounds, --epochs, --slim and --dry-run"
+        )
     if largest:
         return largest_cut(model, cutter, data, budgets=wanted, then=repair, how=how)
-    passes = [each for share in _share_of(cutter, rounds) for each in (made(Prune, share), *repair)]
-    return _run(model, passes[:1] if dry else passes, data, wanted, how, dry=dry)
+    passes = [each for share in _share_of(cutter, rounds) for each in (made(Prune, share), *repair, *after)]
+    return _run(model, passes[:1] if dry else [*before, *passes], data, wanted, how, dry=dry)
+
+
+def _training(
+    epochs: int | None, slim: float | None, settings: Mapping[str, Any], data: Any
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Passes that train before the first cut, those after each, and the settings that are not theirs, with how a slim model is cut."""
+    from onnxcompress.methods.rounds import OPTIONS, Slim, Teach
+
+    own = {name: value for name, value in settings.items() if name in OPTIONS}
+    rest = {name: value for name, value in settings.items() if name not in OPTIONS}
+    if epochs is None:
+        changed = [name for name, value in own.items() if value != getattr(Teach(), name)]
+        if slim is not None or changed:
+            raise SettingError(f"{'slim' if slim is not None else changed[0]} is of training; give epochs too")
+        return [], [], rest
+    if data is None:
+        raise SettingError("training needs inputs like those of use: give data; labels are not needed")
+    after = [made(Teach, {**own, "epochs": epochs})]
+    if slim is None:
+        return [], after, rest
+    by_scales = {"criterion": "bn_scale", "ranking": "global", "normalise": "none"}
+    if rest.get("criterion", "l2") not in ("l2", "bn_scale"):
+        raise SettingError(f"slim cuts by the scales that it trained; leave out criterion {rest['criterion']!r}")
+    return [made(Slim, {**own, "epochs": epochs, "slim": slim})], after, {**rest, **by_scales}
 
 
 def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:
@@ -256,13 +288,15 @@ def apply(model: Loadable, plan: str | Path | Plan | Sequence[Plan], *, data: An
 
     ModelError where the plan was made for another model.
     """
+    from onnxcompress.methods.rounds import Slim, Teach
     from onnxcompress.passes import PASSES
 
+    known: dict[str, Any] = {**PASSES, Teach.name: Teach, Slim.name: Slim}
     _, wanted, how = sorted_out(settings, None)
     plans = _plans(plan)
     for each in plans:
-        check_names([each.method], PASSES, "pass")
-    passes = [made(PASSES[each.method], each.settings) for each in plans]
+        check_names([each.method], known, "pass")
+    passes = [made(known[each.method], each.settings) for each in plans]
     original = load(model)
     if plans:
         plans[0].check_fits(original.fingerprint)

@@ -15,7 +15,18 @@ import typer
 import onnxcompress
 from onnxcompress import judging, packing, verbs
 from onnxcompress.checkup import check as checked
-from onnxcompress.cli.common import BUDGETING, FEEDING, IMAGES, JUDGING, OUTPUT, WRITING, Feeding, Judging, Writing
+from onnxcompress.cli.common import (
+    BUDGETING,
+    FEEDING,
+    IMAGES,
+    JUDGING,
+    OUTPUT,
+    TRAINING,
+    WRITING,
+    Feeding,
+    Judging,
+    Writing,
+)
 from onnxcompress.cli.options import Option, instance, options_of, taken
 from onnxcompress.cli.output import check_outputs, progress, show
 from onnxcompress.data import ImageSettings
@@ -164,10 +175,10 @@ def verb(*options: Option | Sequence[Option]) -> Callable[[Callable[..., None]],
     return register
 
 
-@verb(OUTPUT, PRUNING, PLANNING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+@verb(OUTPUT, PRUNING, PLANNING, TRAINING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
 def prune(model: Model, **given: Any) -> None:
-    """Remove whole channels, repair what is left, and compare the result with the original."""
-    ways = {name: given[name] for name in ("refit", "rounds", "largest")}
+    """Remove whole channels, repair what is left, train it where asked, and compare the result with the original."""
+    ways = {**{name: given[name] for name in ("refit", "rounds", "largest")}, **taken(TRAINING, given)}
     _compress(verbs.prune, Prune, PRUNING, model, given, **ways)
 
 

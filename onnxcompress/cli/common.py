@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from onnxcompress.cli.options import Option, budget_options, options_of
 from onnxcompress.data import ImageSettings
+from onnxcompress.methods import rounds
+from onnxcompress.methods.distill import Distill
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,16 @@ WRITING = [
 ]
 BUDGETING = budget_options()
 OUTPUT = Option("output", "output", str | None, None, "the model that is written", "Output", ("--output", "-o"))
+
+TRAINING = [
+    Option(
+        "epochs", "epochs", int | None, None,
+        "after each round train so many epochs with the original as the teacher; no labels are needed (at least 1)", "Training",
+    ),
+    Option(
+        "slim", "slim", float | None, None,
+        "first train so many epochs with this much L1 on BatchNormalization's scales, then cut by them: Network Slimming (more than 0)",
+        "Training",
+    ),
+    *(each for each in options_of(Distill, panel="Training") if each.name in rounds.OPTIONS),
+]  # fmt: skip

@@ -105,9 +105,15 @@ def trial(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
     return dict.fromkeys(needs, Trial(sources.original, sources.data, sources.batch, sources.threads))
 
 
+def themselves(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+    """For a pass that trains on them."""
+    return dict.fromkeys(needs, sources)
+
+
 Provider = Callable[[Sources, Sequence[Need]], Mapping[Need, Any]]
 
 PROVIDERS: dict[str, Provider] = {
+    "sources": themselves,
     "shapes": shapes,
     "paired": paired,
     "sensitivity": sensitivity,

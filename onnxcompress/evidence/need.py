@@ -24,5 +24,8 @@ class Need:
 SHAPES = Need("shapes", "")
 """The shapes of all values in one run: multiply-adds are counted from them."""
 
+SOURCES = Need("sources", "")
+"""The sources themselves (`gather.Sources`), for a pass that trains."""
+
 Evidence = Mapping[Need, Any]
 """Need -> what its kind gives, e.g. Moments or a Gram matrix. A need about a value that no run reaches is missing."""

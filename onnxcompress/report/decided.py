@@ -174,6 +174,8 @@ DECISIONS = {
     "cluster": _clustered,
     "binarize": _clustered,
     "distill": _learned,
+    "train": _learned,
+    "slim": _learned,
     "prune": _cut,
     "refit": _refitted,
     "equalize": _equalized,

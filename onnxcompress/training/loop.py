@@ -30,6 +30,7 @@ from onnxcompress.training.targets import TEACHER, Target, criterion
 from onnxcompress.training.teacher import Teacher
 
 Progress = Callable[[int, int, str], None]
+Bend = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None]
 
 TRIED = 4
 """Batches on which both forms of BatchNormalization are tried before the first update."""
@@ -56,6 +57,7 @@ class Lesson:
     identity     what else makes two trainings different ones, for the checkpoint
     guesses      the weights that coded ones may stand for, where symbols move
     limits       of integers, see integers.py
+    bend         what is done before each update to what trains and its gradients, by name, in place: penalties, masks
     """
 
     student: Model
@@ -70,6 +72,7 @@ class Lesson:
     progress: Progress | None = None
     guesses: Mapping[str, np.ndarray] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    bend: Bend | None = None
     graphs: dict[Any, tuple[StepGraph, Session]] = field(default_factory=dict)
 
     @property
@@ -192,6 +195,8 @@ def _epoch(lesson: Lesson, held: Parameters, state: State, epoch: int) -> dict[s
             )  # fmt: skip
             total /= np.float32(waiting)
             lengths.append(clip_to(total, recipe.clip))
+            if lesson.bend is not None:
+                lesson.bend(held.layout.views(state.weights), held.layout.views(total))
             _update(held, recipe, state, total, rate)
             total[:], waiting = 0.0, 0
         if lesson.progress is not None:
