@@ -89,6 +89,10 @@ class Booked:
     Han, Mao, Dally, ICLR 2016 (Deep Compression), arXiv:1510.00149, the second stage. Entries that are zero stay zero; books of
     nothing but -1, 0 and 1 stay too, and their scales train (as in Rastegari et al., ECCV 2016, arXiv:1603.05279, where scales
     follow from latent weights, and Zhu et al., ICLR 2017, arXiv:1612.01064, where they are learned).
+
+    The parts are changes in units of what they change, the mean size of a book's entries and each scale: one step of an entry moves
+    all weights that share it the same way, and of the same length as a weight's own step that is too far (PP-OCR's recogniser at 2
+    bits: the loss of the first epoch rose from 0.56 to 0.75).
     """
 
     coded: Coded
@@ -125,43 +129,63 @@ class Booked:
         """int [size / width]: which of all entries each symbol stands for."""
         return self._places
 
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """[G, 1, 1]: mean size of a book's entries that train."""
+        books = np.abs(self.coded.books)
+        counts = np.maximum((books > 0).sum(axis=(1, 2), keepdims=True), 1)
+        return (books.sum(axis=(1, 2), keepdims=True) / counts).astype(np.float32)
+
     def start(self) -> Parts:
-        """Books, and scales where there are any."""
-        parts = {"books": self.coded.books.copy()}
-        return parts if self.coded.scales is None else {**parts, "scales": self.coded.scales.copy()}
+        """No change of books, nor of scales where there are any."""
+        parts = {"books": np.zeros_like(self.coded.books)}
+        return parts if self.coded.scales is None else {**parts, "scales": np.zeros_like(self.coded.scales)}
+
+    def books(self, parts: Parts) -> np.ndarray:
+        """As they are now."""
+        return self.coded.books + self.unit * parts["books"]
+
+    def scales(self, parts: Parts) -> np.ndarray | None:
+        """As they are now."""
+        scales = self.coded.scales
+        return None if scales is None else scales + scales * parts["scales"]
 
     def values(self, parts: Parts) -> np.ndarray:
         """As `Coded.decode` computes them."""
-        coded = self.coded
+        scales = self.scales(parts)
         found = self._looked_up(parts, self.places(parts))
-        return found if coded.scales is None else found * coded.along(parts["scales"])
+        return found if scales is None else found * self.coded.along(scales)
 
     def _looked_up(self, parts: Parts, places: np.ndarray) -> np.ndarray:
         """Before scales."""
-        books = parts["books"]
+        books = self.books(parts)
         rows = books.reshape(-1, books.shape[2]) if books.shape[2] > 1 else books.reshape(-1)
         return rows[places].reshape(self.coded.shape)
 
     def pull(self, gradient: np.ndarray, parts: Parts) -> Parts:
         """Sums over all who share an entry, or a scale."""
-        coded, places = self.coded, self.places(parts)
-        scaled = gradient if coded.scales is None else gradient * coded.along(parts["scales"])
+        coded, places, scales = self.coded, self.places(parts), self.scales(parts)
+        scaled = gradient if scales is None else gradient * coded.along(scales)
         count, entries, width = coded.books.shape
         columns = scaled.reshape(-1, width).T
         sums = np.stack([np.bincount(places, each, count * entries) for each in columns], axis=-1)
-        books = np.where(self.fixed, 0.0, sums.reshape(count, entries, width)).astype(np.float32)
+        books = np.where(self.fixed, 0.0, sums.reshape(count, entries, width)).astype(np.float32) * self.unit
         if coded.scales is None:
             return {"books": books}
         others = tuple(axis for axis in range(len(coded.shape)) if axis != coded.axis % len(coded.shape))
-        return {"books": books, "scales": (gradient * self._looked_up(parts, places)).sum(others)}
+        return {"books": books, "scales": (gradient * self._looked_up(parts, places)).sum(others) * coded.scales}
 
     def settle(self, parts: Parts) -> None:
         """Symbols stay where they are."""
 
     def now(self, parts: Parts) -> Coded:
         """As it is coded now; numbers that the file held in half of the bytes still fit there."""
-        scales = None if self.coded.scales is None else _like(parts["scales"], self.coded.scales)
-        return replace(self.coded, books=_like(parts["books"], self.coded.books), scales=scales)
+        scales = self.scales(parts)
+        return replace(
+            self.coded,
+            books=_like(self.books(parts), self.coded.books),
+            scales=None if scales is None or self.coded.scales is None else _like(scales, self.coded.scales),
+        )
 
     def write(self, graph: ir.Model, name: str, parts: Parts) -> None:
         """Symbols, books and scales."""
@@ -211,16 +235,15 @@ class Moving(Booked):
 
     def places(self, parts: Parts) -> np.ndarray:
         """Of the nearest entries."""
-        coded, latent = self.coded, parts["latent"]
-        if coded.scales is not None:
-            sizes = np.where(parts["scales"] == 0, np.float32(1), parts["scales"])
-            latent = latent / coded.along(sizes)
+        coded, latent, books, scales = self.coded, parts["latent"], self.books(parts), self.scales(parts)
+        if scales is not None:
+            latent = latent / coded.along(np.where(scales == 0, np.float32(1), scales))
         if coded.groups is None:
-            found = _nearest(latent.reshape(-1, coded.width), parts["books"][0])
+            found = _nearest(latent.reshape(-1, coded.width), books[0])
         else:
             rows = np.moveaxis(latent, coded.axis, 0).reshape(coded.shape[coded.axis], -1)
             near = np.stack([
-                _nearest(row.reshape(-1, coded.width), parts["books"][group])
+                _nearest(row.reshape(-1, coded.width), books[group])
                 for row, group in zip(rows, coded.groups, strict=True)
             ])  # fmt: skip
             found = self._in_place(near) + self.base
@@ -247,13 +270,13 @@ class Moving(Booked):
 
     def _reach(self, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
         """Outermost values, in a shape that broadcasts over the tensor."""
-        coded, books = self.coded, parts["books"]
+        coded, books, scales = self.coded, self.books(parts), self.scales(parts)
         low, high = books.min(axis=(1, 2)), books.max(axis=(1, 2))
         if coded.groups is not None:
             low, high = coded.along(low[coded.groups]), coded.along(high[coded.groups])
-        if coded.scales is None:
+        if scales is None:
             return low, high
-        ends = low * coded.along(parts["scales"]), high * coded.along(parts["scales"])
+        ends = low * coded.along(scales), high * coded.along(scales)
         return np.minimum(*ends), np.maximum(*ends)
 
     def now(self, parts: Parts) -> Coded:
