@@ -17,15 +17,18 @@ ENDLESS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLi
 """Operators that give something else each time."""
 
 
-def fix(op: Pen, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def fix(op: Pen, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, np.ndarray] | None = None) -> None:
     """Give the graph's inputs these shapes, in place, and every value the shape that follows.
 
+    known  inputs that have these values in every run, and may decide which branch of an If is left: a sampling rate
     ModelError where a shape depends on the data.
     """
     graph = op.graph.graph
     for value in graph.inputs:
         if value.name is not None and value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
+        if known and value.name is not None and value.name in known:
+            value.replace_all_uses_with(op.constant(known[value.name]))
     _fix_nodes(op, list(graph))
     common.RemoveUnusedNodesPass()(op.graph)
 

@@ -68,6 +68,7 @@ def step_graph(
     norms: str = "frozen",
     masks: Collection[str] = (),
     gates: Mapping[str, int] | None = None,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> StepGraph:
     """Forward, loss and gradients of one batch.
 
@@ -75,6 +76,7 @@ def step_graph(
     norms       "frozen": BatchNormalization keeps its running statistics; "training": it normalises by the batch
     masks       parameters that are multiplied by an input of their own shape
     gates       value -> the axis along which an input of that length multiplies it
+    known       inputs that have these values in every run; they stay inputs, and what is fed there does not count
     ModelError for an operator without a derivative between a parameter and the loss, a shape that depends on the data.
     """
     graph = model.ir.clone()
@@ -84,7 +86,7 @@ def step_graph(
     for name in masks:
         trained[f"{MASK}{name}"] = _masked(op, trained[name])
     _unnamed_outputs(graph)
-    fix(op, shapes)
+    fix(op, shapes, known)
     statistics = _in_training_form(op) if norms == "training" else []
     values = {value.name or "": value for node in graph.graph for value in node.outputs}
     values |= {value.name or "": value for value in graph.graph.inputs}

@@ -241,8 +241,13 @@ def _accumulate(
 def _step(
     lesson: Lesson, held: Parameters, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
 ) -> tuple[StepGraph, Session]:
-    """The step graph for these shapes, made when they first come up; the one that was used longest ago makes room."""
-    key = (lesson.recipe.norms, *((name, array.shape) for name, array in {**feed, **taught}.items()))
+    """The step graph for these shapes and settings, made when they first come up; the one used longest ago makes room.
+
+    Settings are inputs that are one whole number: they choose branches.
+    """
+    known = {name: array for name, array in feed.items() if array.ndim == 0 and array.dtype.kind in "iub"}
+    settings = tuple((name, array.item()) for name, array in known.items())
+    key = (lesson.recipe.norms, settings, *((name, array.shape) for name, array in {**feed, **taught}.items()))
     if key not in lesson.graphs:
         if len(lesson.graphs) >= GRAPHS:
             lesson.graphs.pop(next(iter(lesson.graphs)))

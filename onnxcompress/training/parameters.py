@@ -30,6 +30,7 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "GroupNormalization": (1, 2),
     "RMSNormalization": (1,),
     "SimplifiedLayerNormalization": (1,),
+    "Einsum": (0, 1, 2, 3),
     "LSTM": (1, 2, 3, 5, 6),
     "GRU": (1, 2, 3, 5),
     "RNN": (1, 2, 3, 5),

@@ -158,7 +158,21 @@ OWN = {name for name in {*DERIVATIVES, *COMPOSED} if name.startswith("com.micros
 }
 """Tested in test_fused.py."""
 
-DRAWN = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "MatMul", "Slice", "Resize"}
+EQUATIONS = {
+    "bij,jk->bik": ((2, 3, 4), (4, 2)), "bhld,bhmd->bhlm": ((1, 2, 3, 2), (1, 2, 2, 2)), "ij,jk": ((2, 3), (3, 2)),
+    "...i,io->...o": ((2, 3, 2), (2, 4)), "ij->i": ((2, 3),), "ij->ji": ((2, 3),), "i,j->ij": ((2,), (3,)),
+    "ab,bc,cd->ad": ((2, 3), (3, 2), (2, 2)),
+    "bcd->": ((2, 3, 2),), "b...->b...": ((2, 3, 2),), "ij,k->i": ((2, 3), (2,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_einsum(equation: str) -> None:
+    inputs = {name: normal(*shape) for name, shape in zip("abc", EQUATIONS[equation], strict=False)}
+    check_row([node("Einsum", *inputs, equation=equation)], inputs)
+
+
+DRAWN = {"Einsum", "Conv", "ConvTranspose", "MaxPool", "AveragePool", "MatMul", "Slice", "Resize"}
 """Rows with tests of their own below, on drawn shapes."""
 
 
@@ -297,30 +311,64 @@ def test_slice(data: st.DataObject) -> None:
     check_row([node("Slice", "x", "s", "e", "a", "t")], {"x": normal(*shape)}, constants=constants, float64=False)
 
 
-@FEW
+PLACES = ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"]
+
+
+@settings(max_examples=25)
 @given(
-    place=st.sampled_from(["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"]),
+    mode=st.sampled_from(["nearest", "linear", "cubic"]),
+    place=st.sampled_from(PLACES),
     rounding=st.sampled_from(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
     scales=st.sampled_from([(2.0, 3.0), (1.6, 0.5), (1.0, 2.0), (0.5, 2.5)]),
     sized=st.booleans(),
 )
-def test_resize(place: str, rounding: str, scales: tuple[float, float], sized: bool) -> None:
-    attributes = {"mode": "nearest", "coordinate_transformation_mode": place, "nearest_mode": rounding}
+def test_resize(mode: str, place: str, rounding: str, scales: tuple[float, float], sized: bool) -> None:
+    attributes = {"mode": mode, "coordinate_transformation_mode": place}
+    attributes |= {"nearest_mode": rounding} if mode == "nearest" else {}
     x = normal(1, 2, 4, 5)
     if sized:
         sizes = ints(1, 2, *(int(np.floor(n * s)) for n, s in zip((4, 5), scales, strict=True)))
         nodes, constants = [node("Resize", "x", "", "", "to", **attributes)], {"to": sizes}
         check_row(nodes, {"x": x}, constants=constants, float64=False)
         return
-    made = helper.make_node("Constant", [], ["by"], value=helper.make_tensor("by", 1, [4], [1.0, 1.0, *scales]))
-    check_row([made, node("Resize", "x", "", "by", **attributes)], {"x": x}, float64=False)
+    check_row([scaled(*scales), node("Resize", "x", "", "by", **attributes)], {"x": x}, float64=False)
+
+
+def scaled(*scales: float) -> Any:
+    """Constant scales `by`: float32 always, also beside float64."""
+    return helper.make_node("Constant", [], ["by"], value=helper.make_tensor("by", 1, [4], [1.0, 1.0, *scales]))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "scales"),
+    [
+        ({"mode": "linear", "antialias": 1}, (0.5, 0.6)),
+        ({"mode": "cubic", "antialias": 1}, (0.4, 2.0)),
+        ({"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}, (1.5, 0.6)),
+        ({"mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"}, (1.7, 0.7)),
+    ],
+)
+def test_resize_of_opset_19(attributes: dict[str, Any], scales: tuple[float, float]) -> None:
+    nodes = [scaled(*scales), node("Resize", "x", "", "by", **attributes)]
+    check_row(nodes, {"x": normal(1, 2, 7, 6)}, float64=False, opset=19)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_resize_in_float64(mode: str) -> None:
+    nodes = [node("Resize", "x", "", "", "to", mode=mode)]
+    check_row(nodes, {"x": normal(1, 1, 3, 4)}, constants={"to": ints(1, 1, 5, 6)}, **ROUGH)
 
 
 @pytest.mark.parametrize(
     ("nodes", "constants", "said"),
     [
-        ([node("Resize", "x", "", "", "to", mode="linear")], {"to": ints(1, 1, 6, 6)}, "Resize 'n': .* mode 'linear'"),
-        ([node("Resize", "x", "", "", "to", mode="cubic")], {"to": ints(1, 1, 6, 6)}, "only nearest"),
+        (
+            [node("Resize", "x", "r", "", "to", mode="linear", coordinate_transformation_mode="tf_crop_and_resize")],
+            {"to": ints(1, 1, 6, 6), "r": np.ones(8)},
+            "Resize 'n': .* coordinate_transformation_mode 'tf_crop_and_resize'",
+        ),
+        ([node("Einsum", "x", equation="abcc->ab")], {}, "Einsum 'n': .* a letter comes twice in one operand"),
+        ([node("Einsum", "x", "o", equation="abcd,ad->abc")], {"o": np.ones((1, 1))}, "its operands broadcast"),
         ([node("Det", "x")], {}, "Det 'n': .* no row .* freeze"),
         (
             [node("ScatterElements", "x", "i", "x", reduction="mul")],

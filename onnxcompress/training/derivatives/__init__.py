@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.training.derivatives.branches import branches, captured
 from onnxcompress.training.derivatives.composed import COMPOSED
+from onnxcompress.training.derivatives.einsum import EINSUM
 from onnxcompress.training.derivatives.elementwise import ELEMENTWISE
 from onnxcompress.training.derivatives.layout import LAYOUT, split
 from onnxcompress.training.derivatives.linear import LINEAR
@@ -23,6 +24,7 @@ from onnxcompress.training.derivatives.site import Rule, SeveralRule, Site
 DERIVATIVES: dict[str, Rule] = {
     **ELEMENTWISE,
     **LINEAR,
+    **EINSUM,
     **POOLING,
     **NORMALIZATION,
     **LAYOUT,
