@@ -16,6 +16,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, constant_of, set_coded, set_constant, walk
 from onnxcompress.model.save import written_as
 from onnxcompress.model.twins import twins
+from onnxcompress.training.derivatives import key_of
 from onnxcompress.training.integers import Limit, in_floats
 from onnxcompress.training.kept import Dense, Kept, form_of
 
@@ -31,9 +32,15 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "RMSNormalization": (1,),
     "SimplifiedLayerNormalization": (1,),
     "Einsum": (0, 1, 2, 3),
-    "LSTM": (1, 2, 3, 5, 6),
-    "GRU": (1, 2, 3, 5),
-    "RNN": (1, 2, 3, 5),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
+    **dict.fromkeys(("com.microsoft.FusedConv", "com.microsoft.Attention"), (1, 2)),
+    "com.microsoft.FusedMatMul": (0, 1),
+    "com.microsoft.MultiHeadAttention": (3,),
+    **dict.fromkeys(("com.microsoft.BiasGelu", "com.microsoft.FastGelu"), (1,)),
+    "com.microsoft.SkipLayerNormalization": (2, 3, 4),
+    "com.microsoft.SkipSimplifiedLayerNormalization": (2, 3),
     "PRelu": (1,),
     "Gather": (0,),
 }
@@ -53,9 +60,9 @@ def parameters_of(model: Model, frozen: Sequence[str] = ()) -> list[str]:
     for node in walk(model.ir):
         for index, value in enumerate(node.inputs):
             tensor = None if value is None else value.const_value
-            if tensor is None or value is None or not value.name or value.name not in model.initializers or node.domain:
+            if tensor is None or value is None or not value.name or value.name not in model.initializers:
                 continue
-            weight = index in WEIGHTS.get(node.op_type, ()) or (node.op_type in VECTORS and tensor.size > 1)
+            weight = index in WEIGHTS.get(key_of(node), ()) or (key_of(node) in VECTORS and tensor.size > 1)
             if weight and tensor.dtype.is_floating_point():
                 readers.setdefault(value.name, []).append(node.name or "")
     known = {*readers, *(name for names in readers.values() for name in names)}

@@ -183,7 +183,7 @@ class Pen:
                 opset_imports=self._opset,
                 ir_version=self.graph.ir_version,
             )
-        except shape_inference.InferenceError as error:
+        except (shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             raise ModelError(f"{node.op_type} {node.name!r}: its shape cannot be found: {error}") from error
         _apply(found, node)
         if node.attributes.get_int("ceil_mode", 0):
@@ -207,16 +207,21 @@ class Pen:
 def _message(node: ir.Node, op_type: str, domain: str) -> onnx.NodeProto:
     """The node as a message, under the name that ONNX's inference knows."""
     found = ir.serde.serialize_node(node)
-    found.op_type, found.domain = op_type, domain
+    if (found.op_type, found.domain) != (op_type, domain):
+        found.op_type, found.domain = op_type, domain
+        kept = [each for each in found.attribute if not each.name.startswith("activation")]
+        del found.attribute[:]
+        found.attribute.extend(kept)
     return found
 
 
 def _tell(node: ir.Node, shape: list[int | None] | None) -> None:
-    """The first output has the type of the first input and this shape."""
+    """The first output has the type of the first input and this shape; a fourth one, the sum that a norm was of, alike."""
     first = node.inputs[0]
     assert first is not None
-    node.outputs[0].type = first.type
-    node.outputs[0].shape = None if shape is None else ir.Shape(shape)
+    for value in (*node.outputs[:1], *node.outputs[3:4]):
+        value.type = first.type
+        value.shape = None if shape is None else ir.Shape(shape)
 
 
 def _apply(found: Mapping[str, onnx.TypeProto], node: ir.Node) -> None:

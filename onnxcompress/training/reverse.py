@@ -117,16 +117,22 @@ def _gradients(op: Pen, at: Site, dys: list[ir.Value | None]) -> Gradients:
     if why is not None:
         close = f"; {nearest(key, DERIVATIVES)}" if key not in REFUSED else ""
         raise ModelError(f"{key} {at.node.name!r}: no gradient goes through it: {why}{close}; freeze what it reads")
+    if key in COMPOSED:
+        return _through(op, at, dys)
     dy = dys[0]
     if dy is None or any(other is not None for other in dys[1:]):
         raise at.refused("another output than the first takes part in the loss")
-    return _through(op, at, dy) if key in COMPOSED else DERIVATIVES[key](op, at, dy)
+    return DERIVATIVES[key](op, at, dy)
 
 
-def _through(op: Pen, at: Site, dy: ir.Value) -> Gradients:
+def _through(op: Pen, at: Site, dys: Sequence[ir.Value | None]) -> Gradients:
     """Back through what the node is made of. A value that it reads twice gets its whole gradient at the first place."""
     with op.written() as nodes:
-        y = COMPOSED[key_of(at.node)](op, at)
+        made = COMPOSED[key_of(at.node)](op, at)
+    ys = made if isinstance(made, list) else [made]
+    start = {y: dy for y, dy in zip(ys, dys, strict=False) if y is not None and dy is not None}
+    if len(start) < sum(dy is not None for dy in dys):
+        raise at.refused("an output that has no row takes part in the loss")
     by = dict.fromkeys(value for index, value in enumerate(at.node.inputs) if value is not None and at.wants(index))
-    found = backward(op, nodes, {y: dy}, list(by))
+    found = backward(op, nodes, start, list(by))
     return [None if value is None else found.pop(value, None) for value in at.node.inputs]

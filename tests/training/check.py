@@ -38,7 +38,11 @@ def graph_of(
         nodes, "row", infos, [onnx.ValueInfoProto(name=output)],
         [numpy_helper.from_array(np.asarray(x), name) for name, x in constants.items()],
     )  # fmt: skip
-    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+    return ir.from_proto(
+        helper.make_model(
+            made, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=8
+        )
+    )
 
 
 def with_gradients(graph: ir.Model, weights: np.ndarray, by: Sequence[str]) -> tuple[ir.Model, list[str]]:

@@ -154,7 +154,8 @@ CASES = {
 """Row and what is special -> nodes, inputs, constants, options of `check_row`."""
 
 OWN = {name for name in {*DERIVATIVES, *COMPOSED} if name.startswith("com.microsoft.")} | {
-    "SimplifiedLayerNormalization"
+    "SimplifiedLayerNormalization",
+    "Attention",
 }
 """Tested in test_fused.py."""
 
@@ -344,6 +345,7 @@ def scaled(*scales: float) -> Any:
     [
         ({"mode": "linear", "antialias": 1}, (0.5, 0.6)),
         ({"mode": "cubic", "antialias": 1}, (0.4, 2.0)),
+        ({"mode": "linear", "antialias": 1, "exclude_outside": 1}, (0.5, 0.6)),
         ({"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}, (1.5, 0.6)),
         ({"mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"}, (1.7, 0.7)),
     ],

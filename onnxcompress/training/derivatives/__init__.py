@@ -9,9 +9,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxcompress.training.derivatives.branches import branches, captured
-from onnxcompress.training.derivatives.composed import COMPOSED
+from onnxcompress.training.derivatives.composed import COMPOSED as WRITTEN_OUT
+from onnxcompress.training.derivatives.composed import Composition
 from onnxcompress.training.derivatives.einsum import EINSUM
 from onnxcompress.training.derivatives.elementwise import ELEMENTWISE
+from onnxcompress.training.derivatives.fused import FUSED
 from onnxcompress.training.derivatives.layout import LAYOUT, split
 from onnxcompress.training.derivatives.linear import LINEAR
 from onnxcompress.training.derivatives.lookups import LOOKUPS
@@ -32,6 +34,9 @@ DERIVATIVES: dict[str, Rule] = {
     **REDUCTIONS,
 }
 """Operator -> row, for those with one output that counts; COMPOSED: those written out in others first."""
+
+COMPOSED: dict[str, Composition] = {**WRITTEN_OUT, **FUSED}
+"""Operator -> what it is made of."""
 
 SEVERAL: dict[str, SeveralRule] = {"Split": split, **RECURRENT}
 """Operator -> row, for those with several outputs that count."""

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from onnxcompress.training.derivatives.site import Site
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
-Composition = Callable[[Pen, Site], ir.Value]
-"""(op, at) -> the node's first output, computed by operators that have rows."""
+Composition = Callable[[Pen, Site], ir.Value | list[ir.Value | None]]
+"""(op, at) -> the node's first output computed by operators that have rows, or a list of its outputs, None for one that is not."""
 
 
 def _centred(op: Pen, x: ir.Value, axes: list[int], epsilon: float) -> ir.Value:
@@ -48,13 +48,14 @@ def _group(op: Pen, at: Site) -> ir.Value:
     return op.Add(op.Mul(normal, _by_channel(op, at, 1)), _by_channel(op, at, 2))  # type: ignore[no-any-return]
 
 
-def _root_mean_square(op: Pen, at: Site) -> ir.Value:
+def _root_mean_norm(op: Pen, at: Site) -> ir.Value:
     """x / sqrt(mean x² + epsilon) times scale; of SimplifiedLayerNormalization alike."""
     x, first = at.x[0], at.axis(-1)
-    return _rms(op, x, at.x[1], list(range(first, len(at.shape(0)))), at.attribute("epsilon", 1e-5))
+    return root_mean_square(op, x, at.x[1], list(range(first, len(at.shape(0)))), at.attribute("epsilon", 1e-5))
 
 
-def _rms(op: Pen, x: ir.Value, scale: ir.Value, axes: list[int], epsilon: float) -> ir.Value:
+def root_mean_square(op: Pen, x: ir.Value, scale: ir.Value, axes: list[int], epsilon: float) -> ir.Value:
+    """scale x / sqrt(mean x² + epsilon), the mean over these axes."""
     root = op.Sqrt(op.Add(_mean(op, op.Mul(x, x), axes), epsilon))
     return op.Mul(op.Mul(x, op.Reciprocal(root)), scale)  # type: ignore[no-any-return]
 
@@ -131,8 +132,8 @@ def _lp_pool(op: Pen, at: Site) -> ir.Value:
 COMPOSED: dict[str, Composition] = {
     "InstanceNormalization": _instance,
     "GroupNormalization": _group,
-    "RMSNormalization": _root_mean_square,
-    "SimplifiedLayerNormalization": _root_mean_square,
+    "RMSNormalization": _root_mean_norm,
+    "SimplifiedLayerNormalization": _root_mean_norm,
     "LpNormalization": _lp,
     "LRN": _local_response,
     "MeanVarianceNormalization": _mean_variance,

@@ -61,14 +61,13 @@ def _weights(at: Site, axis: int, size: int, out: int) -> np.ndarray:
 def _blended(places: np.ndarray, mode: str, narrow: float, size: int, at: Site) -> np.ndarray:
     """linear or cubic: the kernel at the distance of each entry, `narrow` times as fast; entries beyond the ends are the last ones."""
     reach = 1 if mode == "linear" else 2
-    antialias = bool(at.attribute("antialias", 0))
-    if mode == "linear" and not antialias:
+    if mode == "linear" and not at.attribute("antialias", 0):
         places = np.clip(places, 0, size - 1)
     wide = int(np.ceil(reach / narrow))
     taps = np.floor(places)[:, None] + np.arange(1 - wide, wide + 1)
     distance = np.abs(taps - places[:, None]) * narrow
     kernel = np.maximum(1 - distance, 0) if mode == "linear" else _cubic(distance, at.attribute("cubic_coeff_a", -0.75))
-    if antialias or at.attribute("exclude_outside", 0):
+    if at.attribute("exclude_outside", 0):
         kernel *= (taps >= 0) & (taps < size)
     return _at(np.clip(taps, 0, size - 1), kernel / kernel.sum(1, keepdims=True), size)
 
