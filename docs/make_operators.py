@@ -17,6 +17,7 @@ from onnxcompress.operators import FLOWS, SIGNATURES, case_of
 from onnxcompress.operators.notation import parse
 from onnxcompress.operators.view import Case, View
 from onnxcompress.passes.quantize.rows import ROWS, Row
+from onnxcompress.training.derivatives import COMPOSED, DERIVATIVES, FLAT, REFUSED, SEVERAL, WITH_BODIES
 
 HEAD = """# Operators
 
@@ -28,6 +29,8 @@ that is not listed freezes what it touches, and `inspect` names it.
 - *Patched*: what a cut changes at the node beside its constants' axes.
 - *Exact*: does cutting a zeroed unit leave the others as they are? "exact", or along which letter it does not, and why: that axis is
   frozen unless `--inexact` is given. "frozen": along that letter nothing is ever cut at this node.
+- *Gradient*: does training go through it (`training/derivatives/`)? "row": a row of the table; "parts": what it is made of is
+  differentiated; "0": it is flat; "no": why not.
 - *int8*, at the end: what `onnxcompress quantize` makes of it.
 - *Zeros*: what becomes of a unit that is zero on the way in. linear: its weights are zeroed, so it stays zero; keeps: f(0) = 0;
   all: a sum; any: a product; moves: f(0) is something else.
@@ -132,7 +135,7 @@ def rows(name: str) -> list[str]:
     """The lines of one operator: one a setting."""
     if name in FLOWS:
         patched, zeros = FLOW_FACTS[name]
-        return [f"| {name} | {_sentence(FLOWS[name])} | {patched} | {zeros} |"]
+        return [f"| {name} | {_sentence(FLOWS[name])} | {patched} | {zeros} | {gradient(name)} |"]
     entry = SIGNATURES[name]
     if not callable(entry):
         return [_line(name, Case(entry) if isinstance(entry, str) else entry)]
@@ -145,12 +148,28 @@ def rows(name: str) -> list[str]:
     return lines
 
 
+def gradient(name: str) -> str:
+    """Whether training goes through an operator."""
+    if name in DERIVATIVES or name in SEVERAL or name in WITH_BODIES:
+        return "row"
+    if name in COMPOSED:
+        return "parts"
+    return "0" if name in FLAT else f"no: {REFUSED.get(name, 'no row')}"
+
+
+def _others() -> str:
+    """Operators that training knows and the tables above do not."""
+    known = {*DERIVATIVES, *SEVERAL, *WITH_BODIES, *COMPOSED, *FLAT, *REFUSED} - SIGNATURES.keys() - FLOWS.keys()
+    lines = [f"| {name} | {gradient(name)} |" for name in sorted(known, key=str.lower)]
+    return "\n".join(["## Gradients of other operators", "", "| operator | gradient |", "|---|---|", *lines, ""])
+
+
 def _line(name: str, case: Case) -> str:
     patched = ", ".join(f"`{attribute}` = units of {letter}" for attribute, letter in case.attributes.items()) or "–"
     facts = [f"not along {letter}: {why}" for letter, why in case.inexact.items()]
     facts += [f"frozen along {letter}" for letter in _frozen(case)]
     exact = "; ".join(facts) or "exact"
-    return f"| {name} | `{case.signature}` | {patched} | {exact} | {case.zeros} |"
+    return f"| {name} | `{case.signature}` | {patched} | {exact} | {case.zeros} | {gradient(name.split(',')[0])} |"
 
 
 def _frozen(case: Case) -> list[str]:
@@ -185,15 +204,15 @@ def page() -> str:
     """The whole page."""
     rules = _table(
         "Signatures (`operators/signatures.py`)",
-        "operator, setting | axes | patched | exact | zeros |",
+        "operator, setting | axes | patched | exact | zeros | gradient |",
         list(SIGNATURES),
     )
     flows = _table(
         "Axes that depend on constants (`flows.py`, `reshape.py`, `shapes.py`): a cut is exact, or the axis is frozen",
-        "operator | rule | patched | zero behind it |",
+        "operator | rule | patched | zero behind it | gradient |",
         list(FLOWS),
     )
-    return f"{HEAD}{rules}\n{flows}\n{_integers()}"
+    return f"{HEAD}{rules}\n{flows}\n{_others()}\n{_integers()}"
 
 
 def _integers() -> str:

@@ -58,8 +58,8 @@ FLAT = frozenset(
 REFUSED = {
     "Loop": "bodies of loops are not differentiated",
     "Scan": "bodies of loops are not differentiated",
-    "QuantizeLinear": "rounding has no slope; train first, quantize then",
-    "DequantizeLinear": "its integers cannot be trained; train first, quantize then",
+    "QuantizeLinear": "rounding has no slope; only whole pairs of QuantizeLinear and DequantizeLinear train",
+    "DequantizeLinear": "its integers cannot be trained; only whole pairs of QuantizeLinear and DequantizeLinear train",
 }
 """Operators that are known and left out, and why."""
 
