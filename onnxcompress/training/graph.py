@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -103,6 +104,17 @@ def step_graph(
     graph.graph.outputs[:] = [*(_called(op, name, value) for name, value in outputs.items()), *batch]
     common.RemoveUnusedNodesPass()(graph)
     return StepGraph(graph, tuple(trained), tuple(terms), tuple(statistics))
+
+
+def settings_in(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs that are one whole number, such as a sampling rate: they choose branches, and a step graph is made for each value."""
+    return {name: array for name, array in feed.items() if array.ndim == 0 and array.dtype.kind in "iub"}
+
+
+def told_apart(feed: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+    """What a step graph is made for: the shapes and settings of a feed."""
+    settings = sorted((name, array.item()) for name, array in settings_in(feed).items())
+    return (*settings, *sorted((name, array.shape) for name, array in feed.items()))
 
 
 def _called(op: Pen, name: str, value: ir.Value) -> ir.Value:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxcompress.evidence.gather import Provider, Sources
 from onnxcompress.evidence.need import Need
 from onnxcompress.runtime.session import Session
-from onnxcompress.training.graph import GATE, GRADIENT, Criterion, step_graph
+from onnxcompress.training.graph import GATE, GRADIENT, Criterion, settings_in, step_graph, told_apart
 from onnxcompress.training.losses import LOSSES, Of
 from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
 from onnxcompress.training.targets import Target, targets_of
@@ -127,13 +127,20 @@ class _Steps:
     kept: dict[Any, Session] = field(default_factory=dict)
 
     def session(self, feed: Mapping[str, np.ndarray], targets: Sequence[Target]) -> Session:
-        """For inputs of these shapes."""
+        """For inputs of these shapes and settings."""
         shapes = {name: array.shape for name, array in feed.items()}
-        key = tuple(sorted(shapes.items()))
+        key = told_apart(feed)
         if key not in self.kept:
             if len(self.kept) >= GRAPHS:
                 self.kept.pop(next(iter(self.kept)))
-            made = step_graph(self.sources.current, shapes, self.parameters, weighed(targets), gates=self.gates)
+            made = step_graph(
+                self.sources.current,
+                shapes,
+                self.parameters,
+                weighed(targets),
+                gates=self.gates,
+                known=settings_in(feed),
+            )
             self.kept[key] = made.open(threads=self.sources.threads)
         return self.kept[key]
 

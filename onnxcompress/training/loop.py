@@ -21,7 +21,7 @@ from onnxcompress.runtime.session import Session
 from onnxcompress.training.blame import blamed
 from onnxcompress.training.checkpoint import State, load_state, save_state
 from onnxcompress.training.derivatives.normalization import unbiased
-from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, step_graph
+from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, settings_in, step_graph, told_apart
 from onnxcompress.training.integers import Limit
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into, clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
@@ -241,20 +241,17 @@ def _accumulate(
 def _step(
     lesson: Lesson, held: Parameters, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
 ) -> tuple[StepGraph, Session]:
-    """The step graph for these shapes and settings, made when they first come up; the one used longest ago makes room.
-
-    Settings are inputs that are one whole number: they choose branches.
-    """
-    known = {name: array for name, array in feed.items() if array.ndim == 0 and array.dtype.kind in "iub"}
-    settings = tuple((name, array.item()) for name, array in known.items())
-    key = (lesson.recipe.norms, settings, *((name, array.shape) for name, array in {**feed, **taught}.items()))
+    """The step graph for these shapes and settings, made when they first come up; the one used longest ago makes room."""
+    key = (lesson.recipe.norms, *told_apart({**feed, **taught}))
     if key not in lesson.graphs:
         if len(lesson.graphs) >= GRAPHS:
             lesson.graphs.pop(next(iter(lesson.graphs)))
         shapes = {name.removeprefix(TEACHER): array.shape for name, array in taught.items()}
         terms = criterion(lesson.targets, shapes, temperature=lesson.temperature)
         sizes = {name: array.shape for name, array in feed.items()}
-        made = step_graph(held.model, sizes, [*held.forms, *held.twins], terms, norms=lesson.recipe.norms)
+        made = step_graph(
+            held.model, sizes, [*held.forms, *held.twins], terms, norms=lesson.recipe.norms, known=settings_in(feed)
+        )
         lesson.graphs[key] = (made, made.open(threads=lesson.threads))
     else:
         lesson.graphs[key] = lesson.graphs.pop(key)
