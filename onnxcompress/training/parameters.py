@@ -50,6 +50,26 @@ VECTORS = ("Add", "Sub", "Mul", "Div")
 """Operators whose constant is a weight where it holds more than one number: x / 6 of a hard-swish is none."""
 
 
+MOVES = ("Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators that only move entries: exporters compute a recurrent layer's weights with them from those of the framework."""
+
+
+def _moved_from(value: ir.Value | None) -> list[ir.Value]:
+    """The constants that a value is, or is put together from; none where anything else takes part."""
+    if value is None or value.const_value is not None:
+        return [] if value is None else [value]
+    node = value.producer()
+    if node is None or node.domain or node.op_type not in MOVES:
+        return []
+    parts = [_moved_from(each) for each in (node.inputs if node.op_type == "Concat" else node.inputs[:1])]
+    return [each for part in parts for each in part] if all(parts) else []
+
+
+def _size(value: ir.Value | None) -> int:
+    """How many numbers a constant has; 0 for what is none."""
+    return 0 if value is None or value.const_value is None else int(value.const_value.size)
+
+
 def parameters_of(model: Model, frozen: Sequence[str] = ()) -> list[str]:
     """Names of the trainable constants, in the order of their readers, without those that a pattern of `frozen` matches.
 
@@ -58,13 +78,16 @@ def parameters_of(model: Model, frozen: Sequence[str] = ()) -> list[str]:
     """
     readers: dict[str, list[str]] = {}
     for node in walk(model.ir):
+        key = key_of(node)
         for index, value in enumerate(node.inputs):
-            tensor = None if value is None else value.const_value
-            if tensor is None or value is None or not value.name or value.name not in model.initializers:
-                continue
-            weight = index in WEIGHTS.get(key_of(node), ()) or (key_of(node) in VECTORS and tensor.size > 1)
-            if weight and tensor.dtype.is_floating_point():
-                readers.setdefault(value.name, []).append(node.name or "")
+            if index in WEIGHTS.get(key, ()):
+                found = _moved_from(value)
+            else:
+                found = [value] if key in VECTORS and value is not None and _size(value) > 1 else []
+            for each in found:
+                tensor, name = each.const_value, each.name
+                if name and name in model.initializers and tensor is not None and tensor.dtype.is_floating_point():
+                    readers.setdefault(name, []).append(node.name or "")
     known = {*readers, *(name for names in readers.values() for name in names)}
     for pattern in frozen:
         if not fnmatch.filter(known, pattern):

@@ -18,7 +18,7 @@ from onnxcompress.model import Model, load
 from onnxcompress.model.save import to_bytes
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.derivatives import REFUSED
-from onnxcompress.training.graph import Criterion, step_graph
+from onnxcompress.training.graph import Criterion, settings_in, step_graph
 from onnxcompress.training.losses import mean
 from onnxcompress.training.parameters import Layout, parameters_of
 from onnxcompress.training.pen import Pen, is_float
@@ -223,3 +223,48 @@ def test_generated_models_train_or_say_why(proto: onnx.ModelProto, seed: int) ->
         moved = (weights - size * losses[0] / max(square, 1e-30) * gradient).astype(np.float32)
         losses.append(float(session.run({**feeds, **layout.views(moved)})["loss"]))
     assert square < 1e-10 or min(losses[1:]) <= losses[0]
+
+
+def test_weights_that_a_recurrent_layer_reads_through_nodes_train() -> None:
+    """As exporters write them: gates put in ONNX's order by Slice, Concat and Unsqueeze. What is computed from data is no weight."""
+    parts = [helper.make_node("Slice", ["w", f"{i}", f"{i + 4}", "zero"], [f"w{i}"]) for i in (0, 4)]
+    model = small(
+        *parts, helper.make_node("Concat", ["w4", "w0"], ["turned"], axis=0), helper.make_node("Unsqueeze", ["turned", "zero"], ["W"]),
+        helper.make_node("Concat", ["x", "first"], ["more"], axis=0), helper.make_node("LSTM", ["x", "W", "R"], ["h"], hidden_size=2),
+        helper.make_node("MatMul", ["more", "head"], ["z"]), helper.make_node("ReduceSum", ["z"], ["total"]),
+        helper.make_node("Add", ["h", "total"], ["y"]),
+        w=RNG.normal(size=(8, 4)), R=RNG.normal(size=(1, 8, 2)), head=RNG.normal(size=(4, 2)), first=RNG.normal(size=(1, 3, 4)),
+        zero=np.array([0]), **{f"{i}": np.array([i]) for i in (4, 8)}, **{"0": np.array([0])},
+    )  # fmt: skip
+    assert sorted(parameters_of(model)) == ["R", "head", "w"]
+    made = step_graph(model, {"x": (2, 3, 4)}, parameters_of(model), squares("y"))
+    found = made.open().run({"x": RNG.normal(size=(2, 3, 4)).astype(np.float32), **arrays(model, parameters_of(model))})
+    assert np.abs(found["gradient/w"]).min() > 0
+
+
+@pytest.mark.parametrize("rate", [8, 16])
+def test_a_whole_number_that_is_fed_chooses_the_branch(rate: int) -> None:
+    """Only the branch that it chooses has a gradient."""
+
+    def scaled(branch: str, w: str) -> onnx.GraphProto:
+        result = [helper.make_tensor_value_info(branch, 1, None)]
+        return helper.make_graph([helper.make_node("Mul", ["x", w], [branch])], branch, [], result)
+
+    bodies = {"then_branch": scaled("then_branch", "a"), "else_branch": scaled("else_branch", "b")}
+    inputs = [helper.make_tensor_value_info("x", 1, [2, 3]), helper.make_tensor_value_info("rate", 7, [])]
+    graph = helper.make_graph(
+        [helper.make_node("Equal", ["rate", "high"], ["c"]), helper.make_node("If", ["c"], ["y"], name="choice", **bodies)],
+        "rates", inputs, [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(np.array(16), "high")]
+        + [numpy_helper.from_array(RNG.normal(size=(1, 3)).astype(np.float32), name) for name in "ab"],
+    )  # fmt: skip
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    # Mul's constants of several numbers are weights, in bodies too
+    feed = {"x": RNG.normal(size=(2, 3)).astype(np.float32), "rate": np.array(rate)}
+    names = parameters_of(model)
+    assert sorted(names) == ["a", "b"]
+    made = step_graph(model, {n: x.shape for n, x in feed.items()}, names, squares("y"), known=settings_in(feed))
+    assert "If" not in {node.op_type for node in made.graph.graph}
+    found = made.open().run({**feed, **arrays(model, names)})
+    chosen, other = ("a", "b") if rate == 16 else ("b", "a")
+    assert np.abs(found[f"gradient/{chosen}"]).min() > 0 and not found[f"gradient/{other}"].any()
