@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxcompress.passes.factorize.forms.canonical import Canonical, SplitCanonical
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
 from onnxcompress.passes.factorize.forms.lowrank import LowRank, SqueezeIn
 from onnxcompress.passes.factorize.forms.separable import Blueprint, Separable
@@ -9,7 +10,18 @@ from onnxcompress.passes.factorize.forms.spatial import Across, Spatial
 from onnxcompress.passes.factorize.forms.tucker import Tucker
 
 FORMS: dict[str, Form] = {
-    each.name: each for each in (LowRank(), SqueezeIn(), Tucker(), Spatial(), Across(), Separable(), Blueprint())
+    each.name: each
+    for each in (
+        LowRank(),
+        SqueezeIn(),
+        Tucker(),
+        Spatial(),
+        Across(),
+        Separable(),
+        Blueprint(),
+        SplitCanonical(),
+        Canonical(),
+    )
 }
 
 __all__ = ["FORMS", "Factors", "Form", "Part", "Ranks", "Shape"]

@@ -7,6 +7,7 @@ Jaderberg, Vedaldi, Zisserman, BMVC 2014, arXiv:1405.3866.
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,17 @@ import numpy as np
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
 from onnxcompress.passes.factorize.forms.lowrank import leading
 from onnxcompress.passes.factorize.metric import Metric, root
+
+
+def cut_of(shape: Shape) -> int:
+    """Kernel axes of the first part: up to the first wide one."""
+    return shape.wide[0] + 1
+
+
+def split_view(shape: Shape) -> tuple[int, ...]:
+    """[g, o, i, a, b]: the taps of the first part, and of the rest."""
+    before = prod(shape.kernel[: cut_of(shape)])
+    return (shape.groups, shape.outs, shape.ins, before, shape.taps // before)
 
 
 class Spatial(Form):
@@ -32,15 +44,13 @@ class Spatial(Form):
 
     def axes(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the first and of the last part; every axis belongs to one of them."""
-        cut = shape.wide[0] + 1
+        cut = cut_of(shape)
         before, behind = tuple(range(cut)), tuple(range(cut, len(shape.kernel)))
         return (before, behind) if self.first == "a" else (behind, before)
 
     def view(self, shape: Shape) -> tuple[int, ...]:
         """[g, o, i, a, b]"""
-        cut = shape.wide[0] + 1
-        before = int(np.prod(shape.kernel[:cut]))
-        return (shape.groups, shape.outs, shape.ins, before, shape.taps // before)
+        return split_view(shape)
 
     def full(self, shape: Shape) -> Ranks:
         """(r,)"""
