@@ -240,6 +240,15 @@ def test_conv_transpose(window: Any, groups: tuple[int, int, int], data: st.Data
     check_row([node("ConvTranspose", *inputs, group=count, **attributes)], inputs, float64=False)
 
 
+@pytest.mark.parametrize("size", [6, 7, 8, 9, 10])
+@pytest.mark.parametrize(
+    "more", [{}, {"auto_pad": "SAME_UPPER"}, {"auto_pad": "SAME_LOWER"}, {"output_padding": [1]}, {"pads": [1, 0]}]
+)
+def test_conv_transpose_of_a_given_output_shape(size: int, more: dict[str, Any]) -> None:
+    inputs = {"x": normal(1, 2, 4), "w": normal(2, 3, 3), "b": normal(3)}
+    check_row([node("ConvTranspose", *inputs, strides=[2], output_shape=[size], **more)], inputs, float64=False)
+
+
 def test_conv_transpose_in_float64() -> None:
     inputs = {"x": normal(1, 2, 3, 2), "w": normal(2, 3, 3, 2), "b": normal(3)}
     check_row([node("ConvTranspose", *inputs, strides=[2, 1], pads=[1, 0, 0, 1])], inputs)

@@ -94,18 +94,21 @@ def _conv_transpose(op: Pen, at: Site, dy: ir.Value) -> Gradients:
 
 
 def _backward_window(at: Site, extent: Sequence[int]) -> Window:
-    """How that Conv moves over dy. End pads follow from sizes: output_padding and auto_pad are in them."""
+    """How that Conv moves over dy. End pads follow from sizes: output_padding and auto_pad are in them.
+
+    Where output_shape is given pads are not read: what the output lacks is cut from both ends, the odd one from the begin, or from the
+    end with SAME_UPPER, and output_padding counts as output.
+    """
     kernel = at.shape(1)[2:]
     rank, kind = len(kernel), at.attribute("auto_pad", "NOTSET")
-    if "output_shape" in at.node.attributes and kind == "NOTSET":
-        raise at.refused("runtimes read output_shape without auto_pad differently")
     strides, dilations = at.attribute("strides", [1] * rank), at.attribute("dilations", [1] * rank)
     reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
     full = [(n - 1) * s + r + 1 for n, s, r in zip(at.shape(0)[2:], strides, reach, strict=True)]
     begins = at.attribute("pads", [0] * 2 * rank)[:rank]
-    if kind in ("SAME_UPPER", "SAME_LOWER"):
-        over = [f - n for f, n in zip(full, extent, strict=True)]
-        begins = [(each + 1) // 2 if kind == "SAME_LOWER" else each // 2 for each in over]
+    if kind in ("SAME_UPPER", "SAME_LOWER") or "output_shape" in at.node.attributes:
+        added = at.attribute("output_padding", [0] * rank)
+        over = [max(f + a - n, 0) for f, a, n in zip(full, added, extent, strict=True)]
+        begins = [each // 2 if kind == "SAME_UPPER" else (each + 1) // 2 for each in over]
     ends = [f - n - b for f, n, b in zip(full, extent, begins, strict=True)]
     seen = tuple(n + min(e, 0) for n, e in zip(extent, ends, strict=True))
     ends = [max(each, 0) for each in ends]
