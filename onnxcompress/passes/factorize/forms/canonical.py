@@ -119,7 +119,8 @@ def terms(tensor: np.ndarray, rank: int) -> list[np.ndarray]:
             found[axis] = np.linalg.solve(gram, _met(tensor, found, axis).T).T
             if axis < tensor.ndim - 1:  # the last one carries the sizes
                 found[axis] /= np.maximum(np.linalg.norm(found[axis], axis=0), 1e-300)
-    return found
+    order = np.argsort(-np.linalg.norm(found[-1], axis=0), kind="stable")  # so that the leading ones bring most
+    return [each[:, order] for each in found]
 
 
 def _directions(tensor: np.ndarray, axis: int, rank: int) -> np.ndarray:
