@@ -23,6 +23,10 @@ STEEP = 3e38
 FEW_CHANNELS = 8
 """Input channels up to which the taps of a kernel are laid side by side for one product, instead of one product a tap."""
 
+MOVED = 4
+"""512 by 512 channels, 8 images of 49 positions: 2.4 ms in one product against 7.7; 64 of 4: 1.9 against 17.5; 256 by 256, 32 of 64 (a
+ratio of 2): 7.5 against 5.2."""
+
 
 def step(op: Pen, x: ir.Value) -> ir.Value:
     """1 where x > 0, else 0: one HardSigmoid, 0.4 ms a million elements against 1.1 for Greater, Cast (Where: 6.3)."""
@@ -138,7 +142,14 @@ def conv_weight_grad(op: Pen, dy: ir.Value, x: ir.Value, window: Window, groups:
 
 
 def _product(op: Pen, left: ir.Value, right: ir.Value) -> ir.Value:
-    """sum over n of left [n, g, a, p] times right [n, g, b, p] transposed: [g, a, b]. onnxruntime fuses the Transpose."""
+    """sum over n of left [n, g, a, p] times right [n, g, b, p] transposed: [g, a, b]. onnxruntime fuses the last Transpose.
+
+    A product for each n writes a b numbers, one over all n first moves p (a + b) for each: `MOVED` times as many are worth it.
+    """
+    (batch, groups, a, positions), b = shape_of(left), shape_of(right)[2]
+    if batch > 1 and a * b > MOVED * positions * (a + b):
+        rows = [op.Reshape(op.Transpose(x, perm=[1, 2, 0, 3]), [groups, -1, batch * positions]) for x in (left, right)]
+        return op.MatMul(rows[0], op.Transpose(rows[1], perm=[0, 2, 1]))  # type: ignore[no-any-return]
     made = op.MatMul(left, op.Transpose(right, perm=[0, 1, 3, 2]))
     return op.ReduceSum(made, [0], keepdims=0)  # type: ignore[no-any-return]
 

@@ -230,6 +230,13 @@ def test_conv(window: Any, groups: tuple[int, int, int], auto: bool) -> None:
     check_row([node("Conv", *inputs, group=count, **attributes)], inputs, float64=plain)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv_of_many_channels_at_few_positions(groups: int) -> None:
+    """One product over the batch."""
+    inputs = {"x": normal(2, 12 * groups, 2), "w": normal(12 * groups, 12, 2)}
+    check_row([node("Conv", *inputs, group=groups)], inputs, float64=False)
+
+
 @FEW
 @given(window=windows(), groups=st.sampled_from([(1, 2, 3), (2, 4, 2), (3, 3, 3)]), data=st.data())
 def test_conv_transpose(window: Any, groups: tuple[int, int, int], data: st.DataObject) -> None:
