@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError, SettingError, nearest
 from onnxcompress.model import Model
+from onnxcompress.model.edit import axes_of
 from onnxcompress.training.graph import Criterion
 from onnxcompress.training.losses import LOSSES, Loss
 from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
@@ -89,10 +90,10 @@ def _output(value: ir.Value, teacher: Model, loss: str) -> Target:
             f"{teacher.source.name}: has no output {output!r}, the student has; give the student's own teacher"
         )
     end, other = _end(value), _end(twin)
-    if end is not None and other is not None and end.op_type == other.op_type:
-        usual, why = ENDS[end.op_type]
-        reads, taught = end.inputs[0], other.inputs[0]
-        axis: int | None = end.attributes.get_int("axis", -1) if end.op_type != "Sigmoid" else None
+    axis: int | None
+    if end is not None and other is not None and end[0] == other[0]:
+        usual, why = ENDS[end[0]]
+        (_, reads, axis), taught = end, other[1]
         kind = LOSSES[usual].of
     else:
         usual, why, kind = "mse", "plain numbers, which may be logits or an embedding", "features"
@@ -107,12 +108,33 @@ def _output(value: ir.Value, teacher: Model, loss: str) -> Target:
     return Target(output, reads.name or "", taught.name or "", chosen, axis, 1.0, why)  # type: ignore[union-attr]
 
 
-def _end(value: ir.Value) -> ir.Node | None:
-    """The Softmax or Sigmoid that makes the output."""
+def _end(value: ir.Value) -> tuple[str, ir.Value, int | None] | None:
+    """The Softmax or Sigmoid that makes the output, what it reads, and the axis of the classes."""
     node = value.producer()
     while node is not None and node.op_type in PASSED and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    return node if node is not None and node.op_type in ENDS and not node.domain else None
+    if node is None or node.domain:
+        return None
+    if node.op_type == "Div":
+        return _written_out(node)
+    if node.op_type not in ENDS or node.inputs[0] is None:
+        return None
+    return node.op_type, node.inputs[0], node.attributes.get_int("axis", -1) if node.op_type != "Sigmoid" else None
+
+
+def _written_out(node: ir.Node) -> tuple[str, ir.Value, int | None] | None:
+    """A Softmax of single operators: exp(x) over its own sum along one axis, spread again."""
+    exponential, below = node.inputs[0], node.inputs[1]
+    total = None if below is None else below.producer()
+    while total is not None and total.op_type in ("Reshape", "Expand", "Unsqueeze") and total.inputs[0] is not None:
+        total = total.inputs[0].producer()
+    maker = None if exponential is None else exponential.producer()
+    if maker is None or maker.op_type != "Exp" or maker.inputs[0] is None:
+        return None
+    if total is None or total.op_type != "ReduceSum" or total.inputs[0] is not exponential or exponential is None:
+        return None
+    axes = None if exponential.shape is None else axes_of(total, len(exponential.shape))
+    return ("Softmax", maker.inputs[0], axes[0]) if axes is not None and len(axes) == 1 else None
 
 
 def criterion(

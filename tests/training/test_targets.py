@@ -116,3 +116,23 @@ def test_classes_on_another_axis() -> None:
     p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (taught, z))
     found = session.run({"x": x, "w": w, "teacher/z": taught})
     assert found["loss"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_softmax_of_single_operators(whole: bool) -> None:
+    """As jax writes it; exp(x) over the sum of something else is none."""
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["z"]), helper.make_node("ReduceMax", ["z"], ["top"], axes=[1]),
+        helper.make_node("Sub", ["z", "top"], ["low"]), helper.make_node("Exp", ["low"], ["e"]),
+        helper.make_node("ReduceSum", ["e" if whole else "x", "one"], ["flat"], keepdims=0),
+        helper.make_node("Unsqueeze", ["flat", "one"], ["sum"]), helper.make_node("Div", ["e", "sum"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", 1, ["N", 3])], [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(np.array([1.0, 2.0, 3.0], np.float32), "w"), numpy_helper.from_array(np.array([1]), "one")],
+    )  # fmt: skip
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    (target,) = targets_of(model, model)
+    assert (target.student, target.loss, target.axis) == (
+        ("low", "soft-cross-entropy", 1) if whole else ("y", "mse", -1)
+    )
