@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model.edit import FILE_TYPE, narrow_tensor, new_constant
+from onnxcompress.model.edit import FILE_TYPE, constant_of, narrow_tensor, new_constant
 from onnxcompress.operators.layer import Layer
 from onnxcompress.operators.view import sizes_of
 from onnxcompress.passes.factorize.forms import Part, Shape
@@ -34,13 +34,20 @@ def write(
     before = node.inputs[place]
     assert before is not None
     fed = node.inputs[next(i for i, value in enumerate(node.inputs) if value is not None and value.name == layer.reads)]
+    constants = [value for value in node.inputs if value is not None and constant_of(value) is not None]
     left = not shape.kernel and on_left(node, layer)
     for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         last = number == len(parts) - 1
         op, attributes = _kind(node, layer, shape, part, last)
-        values = weight if left else _laid(op, layer, part, weight)
-        constant = _constant(graph, f"{layer.weight}.{name}.{number}", values, before)
-        rest = [each for i, each in enumerate(node.inputs) if i > 1] if last else []
+        if part.order:
+            constant = new_constant(graph, f"{layer.weight}.order.{number}", weight.astype(np.int64))
+        else:
+            values = weight if left else _laid(op, layer, part, weight)
+            constant = _constant(graph, f"{layer.weight}.{name}.{number}", values, before)
+        behind = weights[number + 1 :]
+        rest = (
+            _biases(graph, node, behind) if all(each.order for each in parts[number + 1 :]) and not part.order else []
+        )
         both = [constant, fed] if left else [fed, constant]
         made = ir.node(op, [*both, *rest], attributes, name=node.name if last else f"{node.name}.{name}.{number}")
         graph.graph.insert_before(node, made)
@@ -49,12 +56,26 @@ def write(
             _declare(fed, f"{node.name}.{name}.{number}.out", node, shape, parts[: number + 1], left)
         else:
             _hand_over(graph, node, made)
-    if not list(before.uses()):
-        graph.graph.initializers.pop(before.name or "", None)
+    for value in constants:
+        if not list(value.uses()):
+            graph.graph.initializers.pop(value.name or "", None)
+
+
+def _biases(graph: ir.Model, node: ir.Node, orders: Sequence[np.ndarray]) -> list[ir.Value | None]:
+    """What the node reads beside its weight, for channels that are put in these orders afterwards."""
+    rest = list(node.inputs[2:])
+    values = constant_of(rest[0]) if rest else None
+    if not orders or values is None or values.size == 1:
+        return rest
+    for order in reversed(orders):
+        values = values[..., np.argsort(order)]
+    return [new_constant(graph, f"{rest[0].name}.ordered", np.ascontiguousarray(values))]  # type: ignore[union-attr]
 
 
 def _kind(node: ir.Node, layer: Layer, shape: Shape, part: Part, last: bool) -> tuple[str, dict[str, Any]]:
     """Operator and attributes of a part."""
+    if part.order:
+        return "Gather", {"axis": 1}
     if not shape.kernel:
         keeps = last and layer.op == "Gemm"
         return ("Gemm", {k: a.value for k, a in node.attributes.items()}) if keeps else ("MatMul", {})

@@ -75,7 +75,9 @@ def ranks_by(rule: str, form: Form, shape: Shape, weight: np.ndarray) -> Ranks |
 
 
 def unfolded(form: Form, shape: Shape, weight: np.ndarray, letter: str) -> np.ndarray | None:
-    """[batch, rows, columns]: the weight as the rank with this letter cuts it; None where more than two factors share it."""
+    """[batch, rows, columns]: the weight as the rank with this letter cuts it; None where not just two factors share it."""
+    if letter not in form.equation:
+        return None
     inputs, output = form.equation.split("->")
     terms = inputs.split(",")
     sharing = [number for number, term in enumerate(terms) if letter in term]

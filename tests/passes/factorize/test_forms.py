@@ -99,7 +99,7 @@ def test_a_gram_matrix_makes_less_error_on_what_is_fed_and_alternating_no_more(n
     gram = mixing @ mixing.transpose(0, 2, 1)
     known, ranks = Metric(gram), form.ladder(shape)[len(form.ladder(shape)) // 2]
     plain, begun = (form.start(shape, weight, ranks, metric) for metric in (Metric(), known))
-    fitted = alternated(form, shape, weight, begun, known)
+    fitted = begun if form.closed else alternated(form, shape, weight, begun, known)
     errors = [known.error(weight - form.dense(shape, each)) for each in (plain, begun, fitted)]
     assert errors[2] <= errors[1] * (1 + 1e-9)
     assert errors[2] < 0.9 * errors[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxcompress.passes.factorize.forms.canonical import Canonical, SplitCanonical
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
+from onnxcompress.passes.factorize.forms.grouped import Grouped
 from onnxcompress.passes.factorize.forms.lowrank import LowRank, SqueezeIn
 from onnxcompress.passes.factorize.forms.separable import Blueprint, Separable
 from onnxcompress.passes.factorize.forms.spatial import Across, Spatial
@@ -20,6 +21,7 @@ FORMS: dict[str, Form] = {
         Separable(),
         Blueprint(),
         SplitCanonical(),
+        Grouped(),
         Canonical(),
     )
 }

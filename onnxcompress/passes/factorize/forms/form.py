@@ -63,15 +63,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """One layer of the chain: channels in all, groups, and the kernel axes that it covers: their taps, strides, pads and dilations."""
+    """One layer of the chain: channels in all, groups, and the kernel axes that it covers: their taps, strides, pads and dilations.
+
+    order  it only puts channels in another order: its link is the place that each comes from
+    """
 
     outs: int
     ins: int
     groups: int = 1
     axes: tuple[int, ...] = ()
+    order: bool = False
 
     def size(self, shape: Shape) -> int:
         """Weights."""
+        if self.order:
+            return 0
         return self.outs * self.ins // self.groups * prod(shape.over(self.axes))
 
 
@@ -80,7 +86,7 @@ class Form(ABC):
 
     name      as in --forms                equation  einsum of the factors -> the weight, letters g, o, i and the kernel's
     source    paper or network             formula   of its weights, in groups g, outs o, ins i (of a group), taps k and ranks
-    letters   of the ranks, in their order
+    letters   of the ranks, in their order      closed    is the start the best there is?
     """
 
     name: ClassVar[str]
@@ -88,6 +94,7 @@ class Form(ABC):
     source: ClassVar[str]
     formula: ClassVar[str]
     letters: ClassVar[str]
+    closed: ClassVar[bool] = False
 
     @abstractmethod
     def unfit(self, shape: Shape) -> str:
