@@ -163,6 +163,7 @@ def _merged(plan: Mapping[str, Any]) -> Table:
 RULES = {
     "idle": "changes nothing",
     "chain": "one after the other",
+    "through": "a scale, through the shift behind it",
     "ahead": "a norm or scale, into what reads it",
     "branches": "parallel branches",
     "concat": "laid end to end",

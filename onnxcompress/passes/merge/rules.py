@@ -1,6 +1,7 @@
 """What may be merged: one rule, one function from a node to a Rewrite, or to a Refusal, or to None where it has nothing to say.
 
   chain     two linear nodes one after the other                     one
+  through   a scale and a shift ahead of a product that pads         the scale goes into the product, the shift stays
   ahead     a scale and shift of channels that only products read    part of each of them
   branches  two ways from one value to an Add, each linear or none   one (RepVGG, ACNet, residuals without a function, LoRA)
   concat    convolutions of one value, laid end to end               one
@@ -13,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model.edit import constant_of
 from onnxcompress.model.wiring import alone
 from onnxcompress.operators.view import rank_of, sizes_of
 from onnxcompress.passes.merge.linear import AFFINE, Linear, affine_of, ending_in, positions, product_of, write
-from onnxcompress.passes.merge.maps import Map, added, chained, identity, stacked
+from onnxcompress.passes.merge.maps import Map, added, chained, channelwise, identity, stacked
 from onnxcompress.plan import Refusal
 
 Pair = tuple[int, int]
@@ -158,6 +160,42 @@ def _host(first: Linear, second: Linear, new: Map) -> Linear | None:
     weight, bias = new.arrays
     same = first.node.op_type if first.node.op_type == second.node.op_type else None
     return second if (same == "Mul" and not bias.any()) or (same == "Add" and (weight == 1).all()) else None
+
+
+# -- a scale through a shift ---------------------------------------------------------------------------------------
+
+
+def through(node: ir.Node) -> Found:
+    """A scale, a shift, and a product that cannot take the shift since it pads: s·x + b is s·(x + b/s), and it takes the scale."""
+    product = product_of(node)
+    if product is None or not product.map.window.padded:
+        return None
+    shift = affine_of(product.reads.producer(), product.axes, product.map.ins)
+    scale = None if shift is None else affine_of(shift.reads.producer(), product.axes, product.map.ins)
+    if (
+        shift is None
+        or scale is None
+        or shift.node.op_type != "Add"
+        or not (alone(shift.writes) and alone(scale.writes))
+    ):
+        return None
+    (factors, none), bias = scale.map.arrays, shift.map.arrays[1]
+    parts = [scale, shift, product]
+    if none.any() or not factors.all() or any(each.node.graph is not node.graph for each in parts):
+        return None
+    new = chained(scale.map, product.map)
+    if isinstance(new, str):
+        return None
+    moved = channelwise(np.ones(len(bias)), bias / factors.reshape(-1), product.axes)
+    counted = sum(each.numbers for each in parts), _numbers(new, product) + len(np.unique(moved.arrays[1]))
+    macs = product.macs, new.size
+
+    def act(graph: ir.Model) -> None:
+        write(graph, product, new, product.reads, product.writes)
+        write(graph, shift, moved, scale.reads, shift.writes)
+        shift.writes.name = f"{shift.writes.name}.unscaled"  # the name stands for another value in the original
+
+    return Rewrite([each for part in parts for each in part.nodes], counted, macs, act)
 
 
 # -- ahead of products ---------------------------------------------------------------------------------------------
@@ -310,6 +348,7 @@ def _passed(node: ir.Node, reads: ir.Value) -> None:
 RULES: Mapping[str, Callable[[ir.Node], Found]] = {
     "idle": idle,
     "chain": chain,
+    "through": through,
     "ahead": ahead,
     "branches": branches,
     "concat": concat,

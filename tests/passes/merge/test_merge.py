@@ -184,6 +184,14 @@ def test_a_norm_before_a_padded_convolution_stays(pads: int, left: list[str]) ->
     )
 
 
+def test_a_scale_goes_through_a_shift_that_padding_holds_back() -> None:
+    g = Made(6)
+    scaled = g.op("Add", g.mul("x", g.scale(6).reshape(6, 1, 1)), g.vector(6).reshape(6, 1, 1))
+    g.width[scaled] = 6
+    new, plan = check(g.model(g.conv(scaled, 4, 3, pads=1), relu))
+    assert ops_of(new) == ["Add", "Conv", "Relu"] and rules_of(plan) == ["through"]
+
+
 def test_a_norm_that_only_products_read_goes_into_each() -> None:
     g = Made(6)
     shared = g.norm("x", 6)
