@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxcompress.packing import Packing, load_packed, pack, unpack
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
-    from onnxcompress.verbs import apply, binarize, cluster, distill, merge, prune, quantize, sparsify
+    from onnxcompress.verbs import apply, binarize, cluster, distill, factorize, merge, prune, quantize, sparsify
 
 HOMES = {
     "checkup": ("Checkup", "check"),
@@ -35,7 +35,7 @@ HOMES = {
     "packing": ("Packing", "load_packed", "pack", "unpack"),
     "plan": ("Plan",),
     "result": ("Report", "Result"),
-    "verbs": ("apply", "binarize", "cluster", "distill", "merge", "prune", "quantize", "sparsify"),
+    "verbs": ("apply", "binarize", "cluster", "distill", "factorize", "merge", "prune", "quantize", "sparsify"),
 }
 """Module -> the public names that live in it."""
 
@@ -63,6 +63,7 @@ __all__ = [
     "cluster",
     "compare",
     "distill",
+    "factorize",
     "inspect",
     "load",
     "load_packed",

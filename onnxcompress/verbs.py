@@ -10,7 +10,7 @@ from typing import Any
 from onnxcompress import budgets as gates
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.judging import CLOCKED, Runnable, clocked, judging_data, sorted_out
-from onnxcompress.largest import largest_cut, smallest
+from onnxcompress.largest import fewest, largest_cut, smallest
 from onnxcompress.mixed import ON_OUTPUTS, mixed_precision
 from onnxcompress.model import Loadable, load
 from onnxcompress.model.save import finished, to_bytes
@@ -145,6 +145,33 @@ def merge(model: Loadable, *, data: Any = None, dry: bool = False, **settings: A
 
     own, wanted, how = sorted_out(settings, Merge)
     return _run(model, [made(Merge, own)], data, wanted, how, dry=dry)
+
+
+def factorize(
+    model: Loadable, *, data: Any = None, refit: bool | None = None, dry: bool = False, **settings: Any
+) -> Result:
+    """Layers become chains of smaller ones, each in the form and with the ranks that lose least for what they save on this CPU.
+
+    data      calibration and held-out samples: factors for what layers are fed, each making up for what those before it lost;
+              None: for the weights alone
+    refit     then fit all layers, the last one of each chain too (default: where there is data)
+    settings  fields of `passes.Factorize`, names of BUDGETS, fields of `run.How`
+
+    Norms are merged into weights first. Where a budget on outputs is given and no target, the fewest multiply-adds that meet it.
+    """
+    from onnxcompress.passes import Factorize, Merge, Refit
+
+    own, wanted, how = sorted_out(settings, Factorize)
+    if own.get("fit") is None:
+        own["fit"] = "weights" if data is None else "data"
+    if data is None and (refit or own["fit"] == "data"):
+        raise SettingError("a fit to what layers are fed needs data of your own; give data, or fit weights")
+    each = made(Factorize, {**own, "seed": how.seed})
+    repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and each.fit == "data") else []
+    on_outputs = {name: value for name, value in wanted.items() if name in ON_OUTPUTS}
+    if on_outputs and each.free and not dry:
+        each = fewest(model, each, data, budgets=on_outputs, before=[Merge()], then=repair, how=how)
+    return _run(model, [Merge(), each, *([] if dry else repair)], data, wanted, how, dry=dry)
 
 
 def binarize(

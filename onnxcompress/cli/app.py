@@ -35,6 +35,7 @@ from onnxcompress.inspection import inspect as inspected
 from onnxcompress.methods.distill import Distill
 from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
+from onnxcompress.passes.factorize.factorize import Factorize
 from onnxcompress.passes.merge.merge import Merge
 from onnxcompress.passes.prune.prune import Prune
 from onnxcompress.passes.prune.sparsify import Sparsify
@@ -86,6 +87,7 @@ PLANNING = [
 REFIT = [option for option in PLANNING if option.name == "refit"]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
 SPARSIFYING = options_of(Sparsify, panel="Sparsity", without=["seed"])
+FACTORIZING = options_of(Factorize, panel="Factors", without=["seed"])
 MERGING = options_of(Merge, panel="Merging")
 CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
 BINARIZING = options_of(Binarize, panel="Binary weights", without=["seed"])
@@ -198,6 +200,12 @@ def cluster(model: Model, **given: Any) -> None:
 def merge(model: Model, **given: Any) -> None:
     """Merge linear layers that stand side by side (norms, branches, chains) where one costs less; the outputs stay the same."""
     _compress(verbs.merge, Merge, MERGING, model, given)
+
+
+@verb(OUTPUT, FACTORIZING, REFIT, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
+def factorize(model: Model, **given: Any) -> None:
+    """Layers become chains of smaller ones (low rank, Tucker, spatial, depthwise separable), where that is faster on this CPU."""
+    _compress(verbs.factorize, Factorize, FACTORIZING, model, given, refit=given["refit"])
 
 
 @verb(OUTPUT, BINARIZING, REFIT, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)

@@ -76,6 +76,10 @@ class Model:
         """The Model around an edited clone of this one's graph."""
         return Model(graph, self.source, self.origin if origin is None else origin, self.notes, self.declared)
 
+    def as_original(self) -> Model:
+        """The same graph as its own original: for walks whose goal is this model, cut already, and not the one that it was cut from."""
+        return self.edited(self.ir, origin={})
+
     @property
     def initializers(self) -> Mapping[str, Value]:
         """Every constant tensor by name; the door lifted those of If and Loop bodies to the main graph."""

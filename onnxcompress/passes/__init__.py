@@ -6,6 +6,7 @@ from typing import Any
 
 from onnxcompress.passes.binarize.binarize import Binarize
 from onnxcompress.passes.cluster.cluster import Cluster
+from onnxcompress.passes.factorize.factorize import Factorize
 from onnxcompress.passes.merge.merge import Merge
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import Prune
@@ -18,7 +19,7 @@ from onnxcompress.passes.refit import Refit
 
 PASSES: dict[str, type[Any]] = {
     each.name: each
-    for each in (Merge, Prune, Sparsify, Refit, Cluster, Binarize, Fold, Equalize, Quantize, QuantizeWeights)
+    for each in (Merge, Factorize, Prune, Sparsify, Refit, Cluster, Binarize, Fold, Equalize, Quantize, QuantizeWeights)
 }
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Binarize",
     "Cluster",
     "Equalize",
+    "Factorize",
     "Fold",
     "Merge",
     "Pass",

@@ -146,6 +146,26 @@ def _clustered(plan: Mapping[str, Any]) -> Table:
     )
 
 
+def _factorized(plan: Mapping[str, Any]) -> Table:
+    cells = [
+        (
+            each["weight"],
+            each["op"],
+            each["form"],
+            " ".join(map(str, each["ranks"])),
+            words.percent(each["macs"][1] / each["macs"][0], 0),
+            words.UNKNOWN if each["time"] is None else words.percent(each["time"], 0),
+            words.decibel(each["plain_db"]) if "plain_db" in each else words.UNKNOWN,
+            words.decibel(each["held_out_db"]) if "held_out_db" in each else words.UNKNOWN,
+        )
+        for each in sorted(plan["decisions"], key=lambda each: each.get("held_out_db", 0.0))
+    ]
+    columns = ("weight", "operator", "form", "ranks", "MACs left", "time left", "SQNR by weights", "on data")
+    return table(
+        f"factors: {words.things(len(cells), 'layer')}, those that lose most first", columns, cells, columns[3:]
+    )
+
+
 def _merged(plan: Mapping[str, Any]) -> Table:
     cells = [
         (
@@ -172,6 +192,7 @@ RULES = {
 
 DECISIONS = {
     "merge": _merged,
+    "factorize": _factorized,
     "cluster": _clustered,
     "binarize": _clustered,
     "distill": _learned,

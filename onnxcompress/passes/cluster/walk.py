@@ -61,6 +61,7 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
     """
     places = {node.name or "": node for node in walk(model.ir)}
+    model = model.as_original()
     todo = {
         layer.name: layer
         for layer in layers(model)

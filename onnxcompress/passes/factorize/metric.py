@@ -54,6 +54,22 @@ class Metric:
         flat = weight.reshape(*weight.shape[:2], -1)
         return self.between(flat, flat)
 
+    def leading(self, weight: np.ndarray, rank: int) -> np.ndarray:
+        """[groups, out, rank]: the orthonormal directions in which a weight puts out most.
+
+        By whichever side is shorter: a classifier of 8,210 characters has a moment matrix of half a gigabyte, and minutes of it.
+        """
+        flat = weight.reshape(*weight.shape[:2], -1)
+        inner = flat.shape[2] if self.rows is None else self.rows.shape[1]
+        if flat.shape[1] <= inner:
+            return top(self.outputs(weight), rank)
+        if self.gram is not None:
+            fed = flat @ root(self.gram, 0.0)[0]
+        else:
+            fed = flat if self.rows is None else flat @ self.rows.transpose(0, 2, 1)
+        sent = fed @ top(fed.transpose(0, 2, 1) @ fed, min(rank, inner))
+        return np.linalg.qr(sent)[0]
+
     def of_axes(self, sizes: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
         """[groups, m, m] moments between positions along some axes of [in, *kernel] (sizes), summed over the other axes.
 
@@ -86,6 +102,11 @@ class Metric:
 
 def _letters(count: int) -> tuple[list[str], list[str]]:
     return list("abcdefgh"[:count]), list("ABCDEFGH"[:count])
+
+
+def top(moments: np.ndarray, rank: int) -> np.ndarray:
+    """[groups, n, n] -> [groups, n, rank]: the directions with the largest moments, largest first."""
+    return np.ascontiguousarray(np.linalg.eigh(moments)[1][:, :, ::-1][:, :, :rank])
 
 
 def root(moments: np.ndarray, damping: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:

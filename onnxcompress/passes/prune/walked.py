@@ -70,6 +70,7 @@ def walked(
     others  constants that are pruned in another way, which these layers are to make up for too
     rows    positions of samples that a layer is fitted on, at most
     """
+    model = model.as_original()
     nodes = {node.name or "": node for node in walk(model.ir)}
     by_name = {layer.name: layer for layer in chosen}
     graph = model.ir.clone()

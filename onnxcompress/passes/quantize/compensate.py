@@ -63,6 +63,7 @@ def compensated(
     nodes   that run on integers      grids  of the values that are rounded
     Weights of which no rows can be gathered (`fits`) stay as in `start`.
     """
+    model = model.as_original()
     todo = {layer.name: layer for layer in layers(model) if layer.name in nodes and layer.weight in start}
     places = {node.name or "": node for node in walk(model.ir)}
     todo = {name: layer for name, layer in todo.items() if fits(model, layer, places[name])}

@@ -50,6 +50,7 @@ def compensated_weights(
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
     found   weight -> what reads it           forms  weight -> its form, and integers with the nearest levels
     """
+    model = model.as_original()
     places = {node.name or "": node for node in walk(model.ir)}
     now = {name: decoded(each, model.array(name).shape, found[name], form) for name, (form, each) in forms.items()}
     tables = [stored.levels for name, (_, stored) in forms.items() if found[name].op == "Gather"]

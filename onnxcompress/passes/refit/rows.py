@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Shelf
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.refit.solver import Held, Sums
+from onnxcompress.passes.refit.solver import Sums
 
 PIECE_BYTES = 32 << 20
 """Rows made at once, in float64: a Gram matrix takes them in piece by piece."""
@@ -26,6 +27,14 @@ FOLD_BYTES = 256 << 20
 
 Places = tuple[np.ndarray, ...]
 """Index arrays [n]: sample, then one a spatial axis."""
+
+
+class Adding(Protocol):
+    """Sums, or what else takes rows in."""
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Rows [groups, n, k] and what they should become [groups, n, out]."""
+        ...
 
 
 def gathered(
@@ -52,7 +61,7 @@ def folded(
 
 
 def spread(
-    parts: Sequence[Sums | Held],
+    parts: Sequence[Adding],
     node: ir.Node,
     layer: Layer,
     fed: Shelf,

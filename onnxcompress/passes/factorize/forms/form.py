@@ -125,6 +125,15 @@ class Form(ABC):
         found = np.einsum(self.equation, *factors, optimize=True)
         return np.ascontiguousarray(found).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
 
+    def leading(self, factors: Factors, ranks: Ranks) -> Factors:
+        """The factors of smaller ranks: those of larger ones, cut. To be overridden where terms are not sorted by what they bring."""
+        most = dict(zip(self.letters, ranks, strict=True))
+        terms = self.equation.split("->")[0].split(",")
+        return [
+            factor[tuple(slice(most.get(letter)) for letter in term)]
+            for term, factor in zip(terms, factors, strict=True)
+        ]
+
     def size(self, shape: Shape, ranks: Ranks) -> int:
         """Weights."""
         return sum(part.size(shape) for part in self.parts(shape, ranks))

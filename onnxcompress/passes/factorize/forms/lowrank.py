@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
-from onnxcompress.passes.factorize.metric import Metric, root
+from onnxcompress.passes.factorize.metric import Metric, root, top
 
 
 class LowRank(Form):
@@ -25,6 +25,7 @@ class LowRank(Form):
     source: ClassVar[str] = "SVD; Denil et al. 2013, Zhang et al. 2016"
     formula: ClassVar[str] = "g·r·(i·k + o)"
     letters: ClassVar[str] = "r"
+    closed: ClassVar[bool] = True
 
     def unfit(self, shape: Shape) -> str:
         """Of one output or input there is no rank."""
@@ -42,7 +43,7 @@ class LowRank(Form):
 
     def start(self, shape: Shape, weight: np.ndarray, ranks: Ranks, metric: Metric) -> Factors:
         """The best there is."""
-        basis = leading(metric.outputs(weight), ranks[0])
+        basis = metric.leading(weight, ranks[0])
         return [np.einsum("gor,goik->grik", basis, weight, optimize=True), basis]
 
     def links(self, shape: Shape, factors: Factors) -> list[np.ndarray]:
@@ -92,15 +93,10 @@ class SqueezeIn(Form):
         ]
 
 
-def leading(moments: np.ndarray, rank: int) -> np.ndarray:
-    """[groups, n, n] -> [groups, n, rank]: the directions with the largest moments."""
-    return np.ascontiguousarray(np.linalg.eigh(moments)[1][:, :, ::-1][:, :, :rank])
-
-
 def channels(shape: Shape, weight: np.ndarray, rank: int, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """What reads `rank` mixtures of the input channels [groups, rank, in], and what restores the channels [groups, in, rank]."""
     whitener, inverse = root(metric.of_axes((shape.ins, shape.taps), (0,)))
     whitener, inverse = (np.broadcast_to(each, (shape.groups, *each.shape[1:])) for each in (whitener, inverse))
     seen = np.einsum("goik,gij->gokj", weight, whitener, optimize=True).reshape(shape.groups, -1, shape.ins)
-    basis = leading(seen.transpose(0, 2, 1) @ seen, rank)
+    basis = top(seen.transpose(0, 2, 1) @ seen, rank)
     return basis.transpose(0, 2, 1) @ inverse, whitener @ basis

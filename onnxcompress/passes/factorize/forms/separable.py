@@ -14,8 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
-from onnxcompress.passes.factorize.forms.lowrank import leading
-from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.metric import Metric, top
 
 
 class Separable(Form):
@@ -46,7 +45,7 @@ class Separable(Form):
     def start(self, shape: Shape, weight: np.ndarray, ranks: Ranks, metric: Metric) -> Factors:
         """For each channel the leading shapes of its kernels, as the layer's inputs weigh taps."""
         kernels = weight.transpose(0, 2, 3, 1)
-        basis = leading((kernels @ kernels.transpose(0, 1, 3, 2)).reshape(-1, shape.taps, shape.taps), ranks[0])
+        basis = top((kernels @ kernels.transpose(0, 1, 3, 2)).reshape(-1, shape.taps, shape.taps), ranks[0])
         basis = basis.reshape(shape.groups, shape.ins, shape.taps, ranks[0])
         return [basis.transpose(0, 1, 3, 2), np.einsum("goik,gikt->goit", weight, basis, optimize=True)]
 
@@ -87,7 +86,7 @@ class Blueprint(Form):
     def start(self, shape: Shape, weight: np.ndarray, ranks: Ranks, metric: Metric) -> Factors:
         """For each output the leading shapes of its kernels."""
         kernels = weight.transpose(0, 1, 3, 2)
-        basis = leading((kernels @ kernels.transpose(0, 1, 3, 2)).reshape(-1, shape.taps, shape.taps), ranks[0])
+        basis = top((kernels @ kernels.transpose(0, 1, 3, 2)).reshape(-1, shape.taps, shape.taps), ranks[0])
         basis = basis.reshape(shape.groups, shape.outs, shape.taps, ranks[0])
         return [np.einsum("goik,gokt->goti", weight, basis, optimize=True), basis.transpose(0, 1, 3, 2)]
 

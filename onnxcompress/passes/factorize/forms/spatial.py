@@ -13,8 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
-from onnxcompress.passes.factorize.forms.lowrank import leading
-from onnxcompress.passes.factorize.metric import Metric, root
+from onnxcompress.passes.factorize.metric import Metric, root, top
 
 
 def cut_of(shape: Shape) -> int:
@@ -74,7 +73,7 @@ class Spatial(Form):
         split = whitener.reshape(shape.groups, shape.ins, length, n)
         seen = np.einsum(letters, weight.reshape(sizes), split, optimize=True)
         flat = seen.reshape(shape.groups, -1, n)
-        basis = leading(flat.transpose(0, 2, 1) @ flat, ranks[0])
+        basis = top(flat.transpose(0, 2, 1) @ flat, ranks[0])
         reading = (basis.transpose(0, 2, 1) @ inverse).reshape(shape.groups, -1, shape.ins, length)
         return [reading, np.einsum("gobj,gjr->gorb", seen, basis, optimize=True)]
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.forms.form import SHARES, Factors, Form, Part, Ranks, Shape, proportional, rounded
-from onnxcompress.passes.factorize.forms.lowrank import channels, leading
+from onnxcompress.passes.factorize.forms.lowrank import channels
 from onnxcompress.passes.factorize.metric import Metric
 
 LEANINGS = (0.5, 0.7, 1.0, 1.4, 2.0)
@@ -59,7 +59,7 @@ class Tucker(Form):
         reading, restoring = channels(shape, weight, ranks[0], metric)
         core = np.einsum("goik,gir->gork", weight, restoring, optimize=True)
         near = np.einsum("gork,gri->goik", core, reading, optimize=True)
-        basis = leading(metric.outputs(near), ranks[1])
+        basis = metric.leading(near, ranks[1])
         return [reading, np.einsum("gos,gork->gsrk", basis, core, optimize=True), basis]
 
     def links(self, shape: Shape, factors: Factors) -> list[np.ndarray]:

@@ -1,0 +1,104 @@
+"""What each form would cost and lose at each layer, before any is made: (cost, error) candidates for the one solver.
+
+Rows of what a layer is fed give the start of each form at its largest ranks; smaller ones are its leading terms. Other rows judge:
+
+    error = Σ ‖(W − Ŵ) x‖² / Σ ‖y‖²   times how far a relative error of this layer arrives at the model's outputs
+
+Without data rows are taken as white noise: ‖W − Ŵ‖² / ‖W‖².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxcompress.passes.factorize.forms import FORMS, Factors, Form, Ranks, Shape
+from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.sites import Site
+
+PROBES = 48
+"""Random mixtures of the outputs on which errors are measured where a layer has more: off by a few percent, in a tenth of the time."""
+
+ROWS, JUDGING = 768, 256
+"""Rows of a layer on which forms are begun, and on which they are judged."""
+
+ROW_BYTES = 64 << 20
+"""For both, where rows are wide."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form with its ranks; without a name: the layer as it is."""
+
+    form: str = ""
+    ranks: Ranks = ()
+
+
+@dataclass(eq=False)
+class Seen:
+    """Rows of a layer as they come [groups, n, k], with what the layer puts out [groups, n, out]; batches in turn, see refit/rows.py."""
+
+    x: list[np.ndarray] = field(default_factory=list)
+    power: float = 0.0
+    count: int = 0
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Take more in."""
+        self.x.append(x.astype(np.float32))
+        self.power += float(np.square(y).sum())
+        self.count += x.shape[1]
+
+    def metric(self) -> Metric:
+        """How errors count on these rows, a row on average."""
+        return Metric(rows=np.concatenate(self.x, axis=1) / np.float32(np.sqrt(max(self.count, 1))))
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Of one layer: rows to begin on and rows to judge on; how much it puts out, a row; how far errors arrive."""
+
+    fit: Metric
+    judge: Metric
+    power: float
+    arrives: float = 1.0
+
+
+def unknown(weight: np.ndarray) -> Known:
+    """Without data."""
+    return Known(Metric(), Metric(), float(np.square(weight).sum()))
+
+
+def tried(
+    site: Site, weight: np.ndarray, known: Known, forms: Collection[str], seed: int = 0
+) -> Iterator[tuple[Choice, float]]:
+    """Each form at each of its ranks, with its share of noise at the model's outputs; the layer as it is comes first."""
+    yield Choice(), 0.0
+    weight = weight.astype(np.float32) if known.judge.rows is not None else weight
+    for name in forms:
+        form = FORMS[name]
+        if form.unfit(site.shape):
+            continue
+        ladder = form.ladder(site.shape)
+        if not ladder:
+            continue
+        largest = tuple(max(each) for each in zip(*ladder, strict=True))
+        begun = form.start(site.shape, weight, largest, known.fit)
+        for ranks in ladder:
+            near = _error(form, site.shape, weight, form.leading(begun, ranks), known.judge, seed)
+            yield Choice(name, ranks), known.arrives * near / max(known.power, 1e-300)
+
+
+def _error(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, judge: Metric, seed: int) -> float:
+    """‖(W − Ŵ) X‖², of PROBES mixtures of the outputs where one factor alone writes them."""
+    terms = form.equation.split("->")[0].split(",")
+    writers = [j for j, term in enumerate(terms) if "o" in term]
+    if len(writers) != 1 or shape.outs <= 2 * PROBES:
+        return judge.error(weight - form.dense(shape, factors))
+    mixing = np.random.default_rng(seed).normal(size=(PROBES, shape.outs)).astype(weight.dtype) / np.sqrt(PROBES)
+    place = terms[writers[0]].index("o")
+    mixed = list(factors)
+    mixed[writers[0]] = np.moveaxis(np.tensordot(mixing, factors[writers[0]], (1, place)), 0, place)
+    few = replace(shape, outs=PROBES)
+    return judge.error(np.einsum("qo,goik->gqik", mixing, weight, optimize=True) - form.dense(few, mixed))

@@ -1,0 +1,213 @@
+"""Factorize: layers become chains of smaller ones, where that pays on the clock, with ranks and forms chosen under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from onnxcompress.errors import ModelError, SettingError
+from onnxcompress.evidence.need import SHAPES, Evidence, Need
+from onnxcompress.evidence.paired import Paired
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_constant
+from onnxcompress.operators.cost import macs_by_layer, parameters
+from onnxcompress.operators.layer import by_node
+from onnxcompress.passes.factorize.candidates import Known, tried, unknown
+from onnxcompress.passes.factorize.chain import write
+from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen
+from onnxcompress.passes.factorize.forms import FORMS
+from onnxcompress.passes.factorize.sites import Site, shape_of, sites
+from onnxcompress.passes.factorize.timing import Stopwatch
+from onnxcompress.passes.factorize.walk import Made, Walk, by_weights, looked, walked
+from onnxcompress.plan import Plan, Refusal
+from onnxcompress.settings import check_names
+
+SHARE = 0.5
+"""Of the multiply-adds that is left where nobody says."""
+
+
+@dataclass(frozen=True)
+class Factorize:
+    """Layers become chains of smaller ones (low rank, Tucker, spatial, depthwise separable), where this CPU rewards it."""
+
+    name: ClassVar[str] = "factorize"
+
+    target_macs: Annotated[
+        float | None,
+        Field(gt=0, description="multiply-adds left, or up to 1 as a share of the original's (default: 0.5)"),
+    ] = None
+    target_params: Annotated[
+        float | None, Field(gt=0, description="parameters left, or up to 1 as a share; instead of target_macs")
+    ] = None
+    target_latency: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="share of the time of all layers that may be factorized, each measured on this CPU; instead of target_macs",
+        ),
+    ] = None
+    forms: Annotated[tuple[str, ...], Field(description="that may be used (default: all)")] = ()
+    fit: Annotated[
+        Literal["weights", "data"] | None,
+        Field(description="factors for what layers are fed, or for weights alone (default: data where there is some)"),
+    ] = None
+    pays: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="share of the saved multiply-adds that the clock must show, else a form is not made; 0: do not ask it",
+        ),
+    ] = 0.7
+    seconds: Annotated[float, Field(gt=0, description="of the clock for each chain that is measured")] = 0.05
+    keep: Annotated[
+        tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")
+    ] = ()
+    rows: Annotated[int, Field(ge=16, description="positions of samples that a layer is fitted on, at most")] = 4096
+    seed: Annotated[int, Field(ge=0, description="of positions that are drawn")] = 0
+
+    def __post_init__(self) -> None:
+        check_names(self.forms, FORMS, "form")
+        given = [name for name in ("target_macs", "target_params", "target_latency") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise SettingError(f"{given[0]} and {given[1]} are both targets; give one")
+
+    @property
+    def free(self) -> bool:
+        """Is no target given?"""
+        return self.target_macs is None and self.target_params is None and self.target_latency is None
+
+    def needs(self, model: Model) -> list[Need]:
+        """Shapes of a run; with data the paired walk, and how far errors of each layer arrive."""
+        if self.fit != "data":
+            return [SHAPES]
+        found = sites(model, self.keep, {})[0]
+        return [SHAPES, Paired.NEED, *dict.fromkeys(_arrives(site) for site in found)]
+
+    def plan(self, model: Model, evidence: Evidence) -> Plan:
+        """What each form would lose, which are chosen, and their factors."""
+        plan = Plan(self.name, {**vars(self), "keep": list(self.keep), "forms": list(self.forms)}, model.fingerprint)
+        found, refused = sites(model, self.keep, evidence[SHAPES])
+        plan.refusals.extend(refused)
+        seen = [site for site in found if site.read is not None and site.written is not None]
+        plan.refusals.extend(
+            Refusal(site.layer.weight, "it was not seen to run", site.layer.name) for site in found if site not in seen
+        )
+        options = {
+            site.layer.name: self._options(site, known, site.weight(model.array(site.layer.weight)))
+            for site, known in self._known(model, seen, evidence)
+        }
+        if not options:
+            plan.notes.append("no layer is left that a form could stand for")
+            return plan
+        stopwatch = Stopwatch(seconds=self.seconds)
+        budget = self._budget(model, evidence, [each[0].site for each in options.values()])
+        choices, declined = chosen(options, budget, stopwatch, self.pays)
+        plan.refusals.extend(declined)
+        taken = {name: (each.site, each.choice) for name, each in choices.items() if each.choice.form}
+        how = Walk(self.rows, self.seed)
+        if self.fit == "data":
+            made = walked(how, model, evidence[Paired.NEED], taken)
+        else:
+            made = {name: by_weights(model, site, choice) for name, (site, choice) in taken.items()}
+        for name in taken:
+            self._decide(plan, choices[name], made[name])
+        return plan
+
+    def apply(self, model: Model, plan: Plan) -> Model:
+        """Write the chains."""
+        plan.check_fits(model.fingerprint)
+        graph = model.ir.clone()
+        for each in plan.decisions:
+            carry_out(graph, model, each, plan.arrays)
+        return model.edited(graph)
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    def _known(self, model: Model, found: Sequence[Site], evidence: Evidence) -> Iterator[tuple[Site, Known]]:
+        """Each site with what is known of it: rows of what it is fed, or nothing."""
+        if self.fit != "data":
+            for site in found:
+                yield site, unknown(site.weight(model.array(site.layer.weight)))
+            return
+        arriving = {site.layer.name: evidence.get(_arrives(site)) for site in found}
+        most = max((float(each) for each in arriving.values() if each is not None), default=1.0)
+        by_name = {site.layer.name: site for site in found}
+        for site, known in looked(model, evidence[Paired.NEED], by_name, self.seed):
+            arrives = arriving[site.layer.name]
+            yield site, replace(known, arrives=most if arrives is None else float(arrives))
+
+    def _options(self, site: Site, known: Known, weight: np.ndarray) -> list[Option]:
+        """All there is for a layer, as it is first."""
+        found: list[Option] = []
+        names = self.forms or tuple(FORMS)
+        for choice, error in tried(site, weight, known, names, self.seed):
+            form = FORMS.get(choice.form)
+            parts = [site.whole] if form is None else form.parts(site.shape, choice.ranks)
+            macs = site.macs(parts)
+            assert macs is not None
+            size = sum(part.size(site.shape) for part in parts)
+            if form is None or min(macs / found[0].macs, size / found[0].parameters) <= 1 - FEWEST:
+                found.append(Option(site, choice, macs, size, error))
+        return found
+
+    def _budget(self, model: Model, evidence: Evidence, found: Sequence[Site]) -> Budget:
+        """What all layers may cost together."""
+        if self.target_latency is not None:
+            return Budget("latency", self.target_latency, 1.0, 0.0)
+        if self.target_params is not None:
+            whole, mine = parameters(model), sum(site.shape.size for site in found)
+            target, kind = self.target_params, "params"
+        else:
+            whole = sum(macs_by_layer(model, evidence[SHAPES]).values())
+            mine = sum(site.macs([site.whole]) or 0 for site in found)
+            target, kind = self.target_macs or SHARE, "macs"
+        return Budget(kind, target * whole if target <= 1 else target, whole, whole - mine)
+
+    def _decide(self, plan: Plan, option: Option, made: Made) -> None:
+        """One chain, as data."""
+        site, choice = option.site, option.choice
+        links = FORMS[choice.form].links(site.shape, made.factors)
+        decision: dict[str, Any] = {
+            "layer": site.layer.name,
+            "weight": site.layer.weight,
+            "op": site.layer.op,
+            "form": choice.form,
+            "ranks": list(choice.ranks),
+            "parameters": [site.shape.size, option.parameters],
+            "macs": [site.macs([site.whole]), option.macs],
+            "time": option.time,
+            "bias": None,
+        }
+        for number, link in enumerate(links):
+            plan.arrays[f"{site.layer.weight}/{number}"] = link.astype(np.float32)
+        if made.held_out_db is not None:
+            decision |= dict(zip(("plain_db", "held_out_db"), made.held_out_db, strict=True))
+        if made.bias is not None:
+            decision["bias"], plan.arrays[f"bias/{made.bias[0]}"] = made.bias
+        plan.decisions.append(decision)
+
+
+def _arrives(site: Site) -> Need:
+    return Need("sensitivity of logits", site.layer.writes, site.layer.channel_axis)
+
+
+def carry_out(graph: ir.Model, model: Model, each: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write one chain. ModelError where a damaged plan does not fit."""
+    layer = by_node(model).get(each["layer"])
+    form = FORMS.get(each["form"])
+    if layer is None or form is None:
+        raise ModelError(
+            f"{each['layer']!r} cannot be {each['form']!r} as the plan says; make a new one with --save-plan"
+        )
+    shape = shape_of(layer, model.array(layer.weight))
+    parts = form.parts(shape, tuple(each["ranks"]))
+    write(graph, layer, shape, each["form"], parts, [arrays[f"{each['weight']}/{n}"] for n in range(len(parts))])
+    if each["bias"] is not None:
+        set_constant(graph, each["bias"], arrays[f"bias/{each['bias']}"])

@@ -1,0 +1,90 @@
+"""How long a chain takes beside the layer that it stands for, by onnxruntime on this CPU: what is not rewarded is not made.
+
+Both are run in turn on noise of the shape that the layer is fed. Multiply-adds tell little: depthwise and thin layers reach a fraction
+of the speed of dense ones. A layer that a model has many times is measured once in a process; nothing is kept on the disk, since what
+a busy machine once measured would be believed for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.passes.factorize.candidates import Choice
+from onnxcompress.passes.factorize.chain import write
+from onnxcompress.passes.factorize.forms import FORMS
+from onnxcompress.passes.factorize.sites import Site
+from onnxcompress.runtime import clock
+from onnxcompress.runtime.loose import loose
+
+SECONDS = 0.05
+"""For each chain beside its layer; each runs five times at least."""
+
+
+@dataclass(eq=False)
+class Stopwatch:
+    """(layer in all that tells its time, choice) -> share of the layer's own time; and the layer's milliseconds."""
+
+    threads: int = 1
+    seconds: float = SECONDS
+    shares: dict[tuple[object, Choice], float] = field(default_factory=dict)
+    own: dict[object, float] = field(default_factory=dict)
+
+    def share(self, site: Site, choices: Sequence[Choice]) -> dict[Choice, float | None]:
+        """Choice -> its time as a share of the layer's; None where the layer was not seen to run."""
+        key = _key(site)
+        if site.read is None:
+            return dict.fromkeys(choices)
+        unknown = [each for each in dict.fromkeys(choices) if each.form and (key, each) not in self.shares]
+        if unknown:
+            graph, feed = single(site)
+            models = {"": loose(graph)} | {str(each): loose(_chained(site, graph, each)) for each in unknown}
+            times = clock.paired_ms(models, [feed], threads=self.threads, seconds=self.seconds * len(models))
+            self.own[key] = times[""]
+            self.shares |= {(key, each): times[str(each)] / times[""] for each in unknown}
+        return {each: self.shares[key, each] if each.form else 1.0 for each in choices}
+
+    def milliseconds(self, site: Site) -> float | None:
+        """Of the layer as it is, once it was measured beside a chain."""
+        return self.own.get(_key(site))
+
+
+def _key(site: Site) -> object:
+    attributes = tuple(sorted((key, str(each.value)) for key, each in site.node.attributes.items()))
+    return site.layer.op, site.shape, site.read, site.layer.order, attributes
+
+
+def single(site: Site) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """A graph with the layer alone, its weights noise, and a feed."""
+    assert site.read is not None
+    rng = np.random.default_rng(0)
+    fed, out, constant = (ir.val(name, dtype=ir.DataType.FLOAT) for name in ("x", "y", site.layer.weight))
+    fed.shape = ir.Shape(site.read)
+    inputs = [fed if v is not None and v.name == site.layer.reads else constant for v in site.node.inputs[:2]]
+    values = rng.normal(size=_weight_shape(site)).astype(np.float32)
+    constant.const_value, constant.shape = ir.Tensor(values, name=site.layer.weight), ir.Shape(values.shape)
+    attributes = {name: each.value for name, each in site.node.attributes.items()}
+    node = ir.node(site.layer.op, inputs, attributes, outputs=[out], name=site.layer.name)
+    out.shape = None if site.written is None else ir.Shape(site.written)
+    graph = ir.Graph([fed], [out], nodes=[node], initializers=[constant], opset_imports={"": 17}, name="single")
+    return ir.Model(graph, ir_version=8), {"x": rng.normal(size=site.read).astype(np.float32)}
+
+
+def _weight_shape(site: Site) -> tuple[int, ...]:
+    value = next(v for v in site.node.inputs if v is not None and v.name == site.layer.weight)
+    return tuple(int(size) for size in value.const_value.shape)  # type: ignore[union-attr,arg-type]
+
+
+def _chained(site: Site, graph: ir.Model, choice: Choice) -> ir.Model:
+    form, rng = FORMS[choice.form], np.random.default_rng(0)
+    made = graph.clone()
+    parts = form.parts(site.shape, choice.ranks)
+    weights = [
+        rng.normal(size=(part.outs, part.ins // part.groups, *site.shape.over(part.axes))).astype(np.float32)
+        for part in parts
+    ]
+    write(made, site.layer, site.shape, choice.form, parts, weights)
+    return made

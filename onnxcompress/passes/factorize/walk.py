@@ -1,0 +1,132 @@
+"""The chosen forms, fitted layer by layer to what the factorized network really feeds each layer.
+
+original ──────── y ────────────────────────────┐
+factorized, walked beside it ── x ─▶ Gram matrix ─▶ aim ─▶ factors ─▶ bias ─▶ the next layer is fed by these
+
+The aim is the weight that brings what the layer is now fed nearest to what the original put out (a crossed Gram matrix: AA-SVD,
+arXiv:2604.02119); its factors are those with the least error in the metric of the shifted inputs (SVD-LLM, arXiv:2403.07378), with the
+Gram matrix drawn towards white noise by as much as does best on rows that are kept back. The factors of the weights alone are always
+among what these rows judge, so that data does no harm where there is too little of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxcompress.evidence.paired import Pair, Paired
+from onnxcompress.model import Model
+from onnxcompress.passes.factorize.alternate import WIDEST, alternated
+from onnxcompress.passes.factorize.candidates import JUDGING, ROW_BYTES, ROWS, Choice, Known, Seen
+from onnxcompress.passes.factorize.forms import FORMS, Factors
+from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.sites import Site
+from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
+from onnxcompress.passes.refit.goals import kept
+from onnxcompress.passes.refit.rows import spread
+
+DRAWN = (0.3, 0.03, 0.003)
+"""Shares of white noise that are tried in a Gram matrix, of its mean diagonal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """factors of a layer; its bias where that is fitted too; SQNR of what it puts out on held-out rows: by the weights alone, and now."""
+
+    factors: Factors
+    bias: tuple[str, np.ndarray] | None = None
+    held_out_db: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """rows  positions of samples at most, a layer      seed  draws them"""
+
+    rows: int = 4096
+    seed: int = 0
+    made: dict[str, Made] = field(default_factory=dict)
+
+
+def looked(model: Model, paired: Paired, sites: Mapping[str, Site], seed: int) -> Iterator[tuple[Site, Known]]:
+    """Each layer with rows of what the model as it is feeds it, one after another."""
+    own = model.as_original()
+    for pair in replace(paired, original=own, current=own).walk(list(sites)):
+        site = sites[pair.node]
+        width = 4 * site.shape.groups * site.shape.ins * site.shape.taps
+        share = min(1.0, ROW_BYTES / (width * (ROWS + JUDGING)))
+        fit, judge = Seen(), Seen()
+        parts = [fit] * (ROWS // JUDGING) + [judge]
+        most = max(int(share * (ROWS + JUDGING)), 16)
+        spread(
+            parts, site.node, site.layer, pair.read(site.layer.reads), kept(own, site.layer.writes, pair), most, seed
+        )
+        if fit.count and judge.count and judge.power > 0:
+            yield site, Known(fit.metric(), judge.metric(), judge.power / judge.count)
+
+
+def walked(how: Walk, model: Model, paired: Paired, chosen: Mapping[str, tuple[Site, Choice]]) -> dict[str, Made]:
+    """Node -> its factors, for all layers that are not left as they are."""
+    found = {}
+    own = model.as_original()
+    for pair in replace(paired, original=own, current=own).walk(list(chosen)):
+        site, choice = chosen[pair.node]
+        made = fitted(how, own, site, choice, pair)
+        found[pair.node] = made
+        dense = FORMS[choice.form].dense(site.shape, made.factors)
+        pair.replace(site.layer.weight, site.stored(dense, model.array(site.layer.weight)))
+        if made.bias is not None:
+            pair.replace(*made.bias)
+    return found
+
+
+def by_weights(model: Model, site: Site, choice: Choice) -> Made:
+    """Without data."""
+    weight = site.weight(model.array(site.layer.weight))
+    return Made(FORMS[choice.form].start(site.shape, weight, choice.ranks, Metric()))
+
+
+def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> Made:
+    """The factors that do best on held-out rows of those that are tried."""
+    plain = by_weights(model, site, choice)
+    at = fitting(model, site.layer, site.node, pair, how.rows, how.seed) if fits(model, site.layer, site.node) else None
+    if at is None:
+        return plain
+    form, shape = FORMS[choice.form], site.shape
+    before = at.tried(form.dense(shape, plain.factors).reshape(-1, shape.ins * shape.taps), Values())
+    best, factors = before, plain.factors
+    for each in _tried(at, site, choice):
+        now = at.tried(form.dense(shape, each).reshape(-1, shape.ins * shape.taps), Values())
+        if now.error >= best.error:
+            break
+        best, factors = now, each
+    return Made(factors, _bias(model, at, best), (at.decibel(before.error), at.decibel(best.error)))
+
+
+def _tried(at: Fitting, site: Site, choice: Choice) -> Iterator[Factors]:
+    """From much to little white noise in the Gram matrix."""
+    form, shape = FORMS[choice.form], site.shape
+    n = shape.ins * shape.taps
+    weight = (at.aim() if n <= WIDEST else at.weight).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
+    gram = at.gram()
+    noise = np.einsum("gkk->g", gram) / n
+    for share in DRAWN:
+        drawn = gram.copy()
+        np.einsum("gkk->gk", drawn)[:] += share * noise[:, None]
+        metric = Metric(drawn)
+        factors = form.start(shape, weight, choice.ranks, metric)
+        yield factors if form.closed else alternated(form, shape, weight, factors, metric)
+
+
+def _bias(model: Model, at: Fitting, best: Tried) -> tuple[str, np.ndarray] | None:
+    values = at.bias_like(model, best)
+    return None if at.bias is None or values is None else (at.bias, values)
+
+
+class Values:
+    """Weights that stand for themselves."""
+
+    def values(self, levels: np.ndarray, /) -> np.ndarray:
+        """The same."""
+        return levels

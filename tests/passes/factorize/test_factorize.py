@@ -1,0 +1,98 @@
+"""The pass on the small trained model: budgets, data beside weights, the clock's word, plans that are saved, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import onnxcompress
+from onnxcompress.errors import SettingError
+from onnxcompress.passes import Cluster, Factorize, Merge, Prune, Refit
+from onnxcompress.run import How, run
+from onnxcompress.verbs import save_plans
+
+FOLDER = Path(onnxcompress.__file__).parents[1] / "sample_models"
+MODEL, DATA = FOLDER / "digits.onnx", FOLDER / "digits.npz"
+
+
+@pytest.fixture(scope="module")
+def on_data():
+    return onnxcompress.factorize(MODEL, data=DATA, target_macs=0.6, pays=0, limit=64)
+
+
+def test_the_budget_is_met_and_the_report_adds_up(on_data):
+    assert on_data.after.macs <= 0.6 * on_data.before.macs
+    plan = next(each for each in on_data.plans if each.method == "factorize")
+    saved = sum(each["macs"][0] - each["macs"][1] for each in plan.decisions)
+    assert on_data.before.macs - on_data.after.macs == saved
+    both = [each for plan in on_data.plans if plan.method in ("merge", "factorize") for each in plan.decisions]
+    assert on_data.before.parameters - on_data.after.parameters == sum(
+        each["parameters"][0] - each["parameters"][1] for each in both
+    )
+
+
+def test_data_is_nearer_than_weights_alone(on_data):
+    alone = onnxcompress.factorize(MODEL, data=DATA, fit="weights", refit=False, target_macs=0.6, pays=0, limit=64)
+    assert on_data.comparison.sqnr_db > alone.comparison.sqnr_db + 5
+    plan = next(each for each in on_data.plans if each.method == "factorize")
+    assert all(each["held_out_db"] >= each["plain_db"] for each in plan.decisions)
+
+
+def test_a_saved_plan_makes_the_same_model(on_data, tmp_path):
+    save_plans(on_data.plans, tmp_path / "plan.json")
+    again = onnxcompress.apply(MODEL, tmp_path / "plan.json", data=DATA, limit=64)
+    assert again.model.serialized == on_data.model.serialized
+
+
+def test_parameters_are_a_budget_too():
+    result = onnxcompress.factorize(MODEL, target_params=0.5, pays=0)
+    assert result.after.parameters <= 0.5 * result.before.parameters
+
+
+def test_what_cannot_be_met_says_what_could():
+    with pytest.raises(SettingError, match=r"at least 0.* are left"):
+        onnxcompress.factorize(MODEL, target_macs=0.01, pays=0)
+    with pytest.raises(SettingError, match="both targets"):
+        onnxcompress.factorize(MODEL, target_macs=0.5, target_params=0.5)
+    with pytest.raises(SettingError, match=r"no form is called 'tuker'.*tucker"):
+        onnxcompress.factorize(MODEL, forms=["tuker"])
+    with pytest.raises(SettingError, match="needs data"):
+        onnxcompress.factorize(MODEL, fit="data")
+
+
+class Slow:
+    """A clock on which nothing pays but one form."""
+
+    def __init__(self, good):
+        self.good = good
+
+    def share(self, site, choices):
+        return {each: 0.5 if each.form == self.good else 1.1 for each in choices}
+
+    def milliseconds(self, site):
+        return 1.0
+
+
+def test_what_the_clock_does_not_reward_is_not_made():
+    plan = _plan(Slow("lowrank"), 0.7)
+    assert {each["form"] for each in plan.decisions} == {"lowrank"}
+    plan = _plan(Slow("none"), 1.0)
+    assert not plan.decisions
+    assert any("would take 1.10 of the time" in each.why for each in plan.refusals)
+
+
+def _plan(clock, target):
+    from unittest.mock import patch
+
+    with patch("onnxcompress.passes.factorize.factorize.Stopwatch", lambda **_: clock):
+        result = onnxcompress.factorize(MODEL, target_macs=target, dry=True, forms=["lowrank", "spatial"])
+    return result.plans[-1]
+
+
+def test_it_chains_with_pruning_and_codebooks():
+    pruned = [Merge(), Prune(amount=0.2), Refit()]
+    passes = [*pruned, Factorize(fit="data", target_macs=0.4, pays=0), Cluster(assign="compensated")]
+    result = run(MODEL, passes, DATA, how=How(limit=64))
+    assert result.after.macs <= 0.4 * result.before.macs
+    assert result.comparison.sqnr_db > 5
