@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import BudgetError, SettingError
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
+from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
@@ -22,11 +23,15 @@ from onnxcompress.passes.cluster.one_price import NODES, at_one_price
 from onnxcompress.passes.cluster.sharing import SHARINGS
 from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
 from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
+from onnxcompress.passes.quantize.kept_back import kept_back
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES, Coded
 
 BITS = 4
 """A weight, where nobody says."""
+
+RATED = ("file", "container")
+"""What `rate` may be where indices have a price."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,13 @@ class Cluster:
         ),
     ] = False
     rate: Annotated[
-        Literal["none", "file", "container"],
+        Literal["auto", "none", "file", "container"],
         Field(
             description="indices by error and bits, at one price for the whole model, for an entropy code: that of the file, or "
-            "that of `pack`; bits and target_size count its bytes"
+            "that of `pack`; bits and target_size count its bytes. auto: on data that of the file, where samples kept back "
+            "are answered better so"
         ),
-    ] = "none"
+    ] = "auto"
     target_size: Annotated[
         float | None,
         Field(gt=0, description="of the file, in bytes, or up to 1 as a share of the original; instead of bits"),
@@ -104,7 +110,7 @@ class Cluster:
             raise SettingError(
                 f"vectors of {self.vector} with {self.bits or BITS} bits a weight; give {8 // self.vector} at most"
             )
-        if self.rate != "none" and (not self.allocates or self.share != "auto"):
+        if self.rate in RATED and (not self.allocates or self.share != "auto"):
             raise SettingError("rate decides the entries of each tensor; leave out same, clusters, share and vector")
 
     @property
@@ -116,6 +122,12 @@ class Cluster:
     def allocates(self) -> bool:
         """Does each tensor get its own number of entries?"""
         return not any(self._fixed.values())
+
+    @property
+    def tries_both(self) -> bool:
+        """Are an allocation and one price both tried on data, and judged by samples kept back?"""
+        free = self.allocates and self.share == "auto" and self.start == "optimal" and not self.trellis
+        return self.rate == "auto" and self.assign == "compensated" and free
 
     @property
     def _fixed(self) -> dict[str, bool]:
@@ -136,7 +148,7 @@ class Cluster:
         """The paired walk, and for an allocation what layers are fed and how far their errors arrive."""
         if self.assign != "compensated":
             return []
-        found = [Paired.NEED]
+        found = [Paired.NEED, *([Trial.NEED] if self.tries_both else [])]
         if self.allocates:
             for each in self.tensors(model)[0]:
                 if each.weight.layer is not None:
@@ -151,6 +163,24 @@ class Cluster:
         if not found:
             plan.notes.append("no weight is left that is worth a codebook")
             return plan
+        if not self.tries_both:
+            return self._filled(plan, model, found, evidence)
+        plans = [replace(self, rate="none")._filled(_copy(plan), model, found, evidence)]
+        try:
+            plans.append(replace(self, rate="file")._filled(_copy(plan), model, found, evidence))
+        except BudgetError:
+            return plans[0]
+        graphs = {str(number): self.apply(model, each).ir for number, each in enumerate(plans)}
+        told = evidence[Trial.NEED].logits_db(graphs, kept_back(evidence[Paired.NEED]))
+        books, rated = told["0"], told["1"]
+        plans[rated > books].notes.append(
+            f"samples kept back: {books:.1f} dB with indices of even length, {rated:.1f} dB with an entropy code at one price; "
+            "the better one was taken"
+        )
+        return plans[rated > books]
+
+    def _filled(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> Plan:
+        """The plan with what becomes of each tensor."""
         start, codes = self._codes(plan, model, found, evidence)
         for each in found:
             choice = start[each.name][1]
@@ -161,7 +191,7 @@ class Cluster:
     def _codes(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> tuple[Start, Found]:
         """What each tensor begins with, and what it becomes."""
         how = Walk(self.rows, self.seed)
-        if self.rate != "none":
+        if self.rate in RATED:
             return at_one_price(how, model, evidence, found, self.rate, self._budget(model, found))
         coders = self._coders(plan, model, found, evidence)
         start = {
@@ -238,6 +268,11 @@ class Cluster:
         """The same with a target size that leaves so many bits a weight."""
         found = self.tensors(model)[0]
         return replace(self, target_size=max(_rest(model, found) + sum(each.size for each in found) * bits / 8, 2.0))
+
+
+def _copy(plan: Plan) -> Plan:
+    """A plan that can be filled in another way."""
+    return replace(plan, decisions=[], arrays={}, refusals=list(plan.refusals), notes=list(plan.notes))
 
 
 def _rest(model: Model, found: list[Clustered]) -> int:

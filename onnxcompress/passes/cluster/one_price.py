@@ -24,7 +24,8 @@ from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.passes.cluster.vectors import Vectors
 from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
 from onnxcompress.weights.coded import Coded
-from onnxcompress.weights.forms import bytes_of, chosen
+from onnxcompress.weights.forms import FORMS, chosen, chosen_together
+from onnxcompress.weights.pools import POOLED, SHARED_BYTES
 
 WALKS = 4
 """At most, to meet a size on data."""
@@ -35,10 +36,24 @@ NODES = 1400
 
 
 def in_file(coded: Coded) -> float:
-    """Bytes of a tensor in the form that its file will have, without NODES."""
-    form = chosen(coded)
-    found = None if form is None else bytes_of(coded, form)
-    return float(np.prod(coded.shape) * coded.dtype.itemsize) if found is None else max(found - NODES, 0.0)
+    """Bytes of a tensor in the form that its file will have, without nodes."""
+    return _held(coded, chosen(coded))
+
+
+def _held(coded: Coded, form: str | None) -> float:
+    """Symbols in a form, and two bytes for each entry, scale and number of a book."""
+    symbols = None if form is None else FORMS[form].size(coded)
+    if symbols is None:
+        return float(np.prod(coded.shape) * coded.dtype.itemsize)
+    beside = [each.size for each in (coded.books, coded.scales, coded.groups) if each is not None]
+    return float(symbols + 2 * sum(beside))
+
+
+def _together(tensors: Mapping[str, Coded]) -> float:
+    """Of a file: what tensors share counts once."""
+    forms = chosen_together(tensors)
+    shared = SHARED_BYTES if any(form in POOLED for form in forms.values()) else 0
+    return shared + sum(_held(each, forms.get(name)) for name, each in tensors.items())
 
 
 def in_container(coded: Coded) -> float:
@@ -48,10 +63,15 @@ def in_container(coded: Coded) -> float:
 
 Size = Callable[[Coded], float]
 
-SIZES: dict[str, tuple[tuple[int, ...], Size]] = {"file": ((15, 31, 63), in_file), "container": ((MOST,), in_container)}
-"""Where symbols will lie -> how many entries a book may have, and the bytes of a tensor there. A file holds them in Tunstall's code,
-whose 256 words are short where there are many: on PP-OCRv4's recogniser 15 entries took 2.56 bits a weight for 12.9 dB, 31 took
-2.75 for 13.3, 255 took 2.79 for 13.4, at one λ."""
+Whole = Callable[[Mapping[str, Coded]], float]
+
+SIZES: dict[str, tuple[tuple[int, ...], Size, Whole]] = {
+    "file": ((15, 31, 63), in_file, _together),
+    "container": ((MOST,), in_container, lambda tensors: sum(map(in_container, tensors.values()))),
+}
+"""Where symbols will lie -> how many entries a book may have, the bytes of a tensor there, and of all tensors together. A file holds
+them in Tunstall's code, whose 256 words are short where there are many: on PP-OCRv4's recogniser 15 entries took 2.56 bits a weight for
+12.9 dB, 31 took 2.75 for 13.3, 255 took 2.79 for 13.4, at one λ."""
 
 
 def at_one_price(
@@ -71,7 +91,7 @@ def at_one_price(
 def _at_one_price(
     how: Walk, model: Model, evidence: Evidence, tensors: Sequence[Clustered], where: str, target: float, coarse: float
 ) -> tuple[Start, Found]:
-    most, size = SIZES[where]
+    most, size, whole = SIZES[where]
     units = _units(model, tensors, evidence, coarse)
     sketches = {each.name: [Sketch(units[each.name][0], count) for count in most] for each in tensors}
     paired = evidence.get(Paired.NEED)
@@ -84,7 +104,7 @@ def _at_one_price(
             choice = ByRate(found.books.entries.size, "tensor", price, unit.worth, count, unit.limit, measured)
             start[each.name] = each, choice, found.symbols, found.books
         codes = begun(model, start) if paired is None else walked(how, model, paired, start)
-        return sum(map(size, codes.coded.values())), (start, codes)
+        return whole(codes.coded), (start, codes)
 
     return searched(coded, [each[-1] for each in sketches.values()], target, runs=RUNS if paired is None else WALKS)[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,21 @@ def test_layouts_of_other_graphs(name: str, way: str) -> None:
     written = cluster.apply(model, plan)
     for each in plan.decisions:
         assert np.array_equal(written.array(each["weight"]), read(each, plan.arrays).decode())
+
+
+def test_on_data_both_ways_are_tried_and_the_better_one_is_kept() -> None:
+    auto = clustered(DATA, bits=3)
+    ways = {rate: clustered(DATA, bits=3, rate=rate) for rate in ("none", "file")}
+    assert to_bytes(finished(auto.model)) in [to_bytes(finished(each.model)) for each in ways.values()]
+    (note,) = [each for each in auto.plans[-1].notes if "samples kept back" in each]
+    books, rated = (float(each) for each in re.findall(r"([\d.]+) dB", note))
+    better = ways["file" if rated > books else "none"]
+    assert to_bytes(finished(auto.model)) == to_bytes(finished(better.model))
+    assert sqnr(better) == max(map(sqnr, ways.values()))
+
+
+def test_a_way_that_was_asked_for_is_not_compared() -> None:
+    for settings in ({"same": True}, {"trellis": True}, {"vector": 2}, {"rate": "none"}, {"start": "linear"}):
+        assert not Cluster(assign="compensated", **settings).tries_both  # type: ignore[arg-type]
+    assert Cluster(assign="compensated").tries_both
+    assert not Cluster(assign="nearest").tries_both
