@@ -23,7 +23,9 @@ from onnxcompress.data import Data, open_data
 from onnxcompress.difference import sqnr_db
 from onnxcompress.errors import ModelError
 from onnxcompress.evidence.gates import noise_share
+from onnxcompress.model.edit import constant_of
 from onnxcompress.model.load import check_external, read
+from onnxcompress.model.native import first_line
 from onnxcompress.operators.stored import ON_LEVELS, held, table_of
 from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
 from onnxcompress.runtime.session import open_session
@@ -88,13 +90,19 @@ class Examined:
 
     @cached_property
     def graph(self) -> ir.Model:
-        """The file as onnx-ir reads it."""
+        """The file as onnx-ir reads it, every constant of it whole."""
         try:
             graph = ir.from_proto(self.proto)
+            if isinstance(self.runnable, Path):
+                ir.external_data.set_base_dir(graph.graph, self.runnable.parent)
+            for each in [graph.graph, *graph.graph.subgraphs()]:
+                for value in each.initializers.values():
+                    constant_of(value)
         except (ir.serde.SerdeError, ValueError, TypeError) as error:
-            raise ModelError(f"{self.name}: not a legal ONNX graph: {error.__cause__ or error}") from error
-        if isinstance(self.runnable, Path):
-            ir.external_data.set_base_dir(graph.graph, self.runnable.parent)
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise ModelError(f"{self.name}: not a legal ONNX graph: {first_line(cause)}") from error
         return graph
 
     @cached_property

@@ -87,14 +87,14 @@ class Equalize:
         """Multiply constants by their factors, in float64."""
         plan.check_fits(model.fingerprint)
         graph = model.ir.clone()
-        changed: dict[str, np.ndarray] = {}
-        for key, factors in plan.arrays.items():
-            tensor, _, axis = key.rpartition("|")
-            values = changed.get(tensor, model.array(tensor)).astype(np.float64)
-            shape = [1] * values.ndim
-            shape[int(axis)] = -1
-            changed[tensor] = values * factors.reshape(shape)
-        for tensor, values in changed.items():
+        changed: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for key, each in plan.arrays.items():
+            tensor, _, along = key.rpartition("|")
+            changed[tensor].append((int(along), each))
+        for tensor, parts in changed.items():
+            values = model.array(tensor).astype(np.float64)
+            for axis, factors in parts:
+                values *= factors.reshape([-1 if each == axis else 1 for each in range(values.ndim)])
             set_constant(graph, tensor, values)
         return model.edited(graph)
 

@@ -49,7 +49,11 @@ class Grid:
     def values(self, levels: np.ndarray) -> np.ndarray:
         """Levels -> float32, exactly as DequantizeLinear computes them."""
         scale, zero = self._along(levels.ndim)
-        return (levels.astype(np.int32) - zero).astype(np.float32) * scale
+        if levels.dtype.itemsize > 2 or zero.any():
+            return (levels.astype(np.int32) - zero).astype(np.float32) * scale
+        values = levels.astype(np.float32)  # as exact, with a copy less
+        values *= scale
+        return values
 
     def rounded(self, values: np.ndarray) -> np.ndarray:
         """Quantized and dequantized."""

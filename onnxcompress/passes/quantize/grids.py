@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from onnxcompress.evidence.kinds import KINDS, Histogram
+from onnxcompress.evidence.kinds import KINDS, Histogram, Range
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import by_node
@@ -41,11 +41,7 @@ def grids_of(
 def _grid(model: Model, share: Share, evidence: Evidence, method: str, percentile: float) -> Grid | None:
     if share.fixed is not None:
         return grid_of(*share.fixed, "uint8", symmetric=False)
-    seen: Histogram | None = None
-    for value in share.ranges:
-        each = evidence.get(Need("histogram", value, 0))
-        if each is not None:
-            seen = KINDS["histogram"].merge(replace(seen) if seen is not None else None, each)
+    seen = _seen(share, evidence)
     if seen is None:
         return None
     seen = within(seen, *share.limits)
@@ -53,6 +49,19 @@ def _grid(model: Model, share: Share, evidence: Evidence, method: str, percentil
     low, high = calibrate(share.ranges[0], seen, method, "uint8", symmetric=False, **told)
     grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=False)
     return grid if share.holds is None else holding(grid, share.holds, NEAR)
+
+
+def _seen(share: Share, evidence: Evidence) -> Histogram | Range | None:
+    """What was seen of all values that share a grid: the histograms, or where only ranges were asked for, these."""
+    for kind in ("histogram", "range"):
+        found: Any = None
+        for value in share.ranges:
+            each = evidence.get(Need(kind, value, 0))
+            if each is not None:
+                found = KINDS[kind].merge(replace(found) if found is not None else None, each)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    return None
 
 
 def _energy(model: Model, share: Share, evidence: Evidence) -> dict[str, Any]:

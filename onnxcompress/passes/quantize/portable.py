@@ -341,7 +341,7 @@ def _lost(
 class Restricted:
     """Weights that cannot saturate, and what that costs.
 
-    levels  int32 [out, row]    scale  [out]
+    levels  int8 (int32 where these do not fit) [out, row]    scale  [out]
     lost    [out] Σ importance · (error)²; unrestricted the same with all levels free, at its own best scale
     tight   how many rows hold a pair that would overflow
     """
@@ -384,10 +384,15 @@ def _restrict(
     scale, free_lost = _scales(rows, low, high, None, importance)
     levels = np.clip(np.rint(rows / scale[:, None]), low, high)
     if pairs is None:
-        return Restricted(levels.astype(np.int32), scale, free_lost, free_lost, 0)
+        return Restricted(levels.astype(_narrowest(low, high)), scale, free_lost, free_lost, 0)
     tight, lost = np.flatnonzero(overflows(levels, pairs).any(axis=1)), free_lost.copy()
     if len(tight):
         scale[tight], lost[tight] = _scales(rows[tight], low, high, pairs, _of(importance, tight))
         levels[tight] = safe_levels(rows[tight] / scale[tight][:, None], low, high, pairs)
     # a larger scale may suit a short row by chance, and is open to weights without the limit too
-    return Restricted(levels.astype(np.int32), scale, lost, np.minimum(lost, free_lost), len(tight))
+    return Restricted(levels.astype(_narrowest(low, high)), scale, lost, np.minimum(lost, free_lost), len(tight))
+
+
+def _narrowest(low: int, high: int) -> type[np.generic]:
+    """The type that takes least room for levels from `low` to `high`."""
+    return np.int8 if low >= -128 and high <= 127 else np.int32

@@ -98,9 +98,10 @@ class Quantize:
     ] = False
 
     def needs(self, model: Model) -> list[Need]:
-        """Histograms of what the nodes read and write, means of what layers read, and the clock."""
+        """Histograms (or ranges) of what the nodes read and write, means of what layers read, and the clock."""
         nodes, _ = self._nodes(model)
-        found = [Need("histogram", value, 0) for share in shares(model, nodes) for value in share.ranges]
+        kind = "range" if self.calibration == "minmax" and not self.explain else "histogram"
+        found = [Need(kind, value, 0) for share in shares(model, nodes) for value in share.ranges]
         if self.correct or self.calibration in ("output", "auto"):
             kind = "moments" if self.calibration == "output" else "mean"
             found += [Need(kind, layer.reads, layer.channel_axis) for layer in _weighted(model, nodes).values()]
@@ -337,7 +338,7 @@ def _rounded(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> R
     name = decision["weight"]
     scale = arrays[f"scale/{name}"]
     grid = Grid(scale, np.zeros(scale.shape, np.int64), "int8", decision["axis"], decision["low"], decision["high"])
-    return Rounded(arrays[f"levels/{name}"].astype(np.int32), grid)
+    return Rounded(arrays[f"levels/{name}"], grid)
 
 
 # -- what belongs together ---------------------------------------------------------------------------------------------

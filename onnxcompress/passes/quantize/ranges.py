@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxcompress.errors import DataError, SettingError, nearest
 from onnxcompress.evidence.kinds import Histogram, Moments
+from onnxcompress.evidence.kinds import Range as Seen
 from onnxcompress.operators.layer import Layer
 from onnxcompress.passes.quantize.bins import Bins, of_magnitudes
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, Kind, grid_of
@@ -46,7 +47,7 @@ WELL_RESOLVED = 1024
 # ---- ranges that are read off ----
 
 
-def minmax(histogram: Histogram, kind: Kind, symmetric: bool) -> Range:
+def minmax(histogram: Histogram | Seen, kind: Kind, symmetric: bool) -> Range:
     """The whole range that was seen. Jacob et al. 2018, arXiv:1712.05877."""
     return _with_zero(histogram.minimum, histogram.maximum)
 
@@ -150,11 +151,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {"percentile": ("percentile",), "output": 
 
 
 def calibrate(
-    value: str, histogram: Histogram, method: str, kind: Kind, *, symmetric: bool, **options: object
+    value: str, histogram: Histogram | Seen, method: str, kind: Kind, *, symmetric: bool, **options: object
 ) -> Range:
     """(low, high) for one tensor, low <= 0 <= high; `options` of other methods are left aside.
 
-    value   its name, for the error
+    value       its name, for the error
+    histogram   of the tensor; its range is enough for minmax
     Raises DataError where an entry was NaN or infinite, SettingError for a method that is not in CALIBRATORS.
     """
     if method not in CALIBRATORS:
@@ -185,14 +187,17 @@ def read_energy(layers: Sequence[Layer], weights: Sequence[np.ndarray], channels
 # ---- what a range must hold ----
 
 
-def within(histogram: Histogram, low: float, high: float) -> Histogram:
+def within(histogram: Histogram | Seen, low: float, high: float) -> Histogram | Seen:
     """The same entries, those beyond `low` <= 0 and `high` >= 0 moved there: whoever reads them makes no difference."""
     if histogram.minimum >= low and histogram.maximum <= high:
         return histogram
+    least, most = max(histogram.minimum, low), min(histogram.maximum, high)
+    if isinstance(histogram, Seen):
+        return Seen(least, most)
     return replace(
         histogram,
-        minimum=max(histogram.minimum, low),
-        maximum=min(histogram.maximum, high),
+        minimum=least,
+        maximum=most,
         lows=max(histogram.lows, low * histogram.samples),
         highs=min(histogram.highs, high * histogram.samples),
     )

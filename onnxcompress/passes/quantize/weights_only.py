@@ -311,7 +311,7 @@ def read(decision: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Store
     levels, scale = (arrays[f"{part}/{decision['weight']}"] for part in ("levels", "scale"))
     if decision["block"] is not None:
         return Blocks(levels, scale, decision["bits"], decision["block"])
-    return Rounded(levels.astype(np.int32), symmetric_grid(scale, decision["axis"]))
+    return Rounded(levels, symmetric_grid(scale, decision["axis"]))
 
 
 def _written(
