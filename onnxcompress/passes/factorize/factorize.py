@@ -208,6 +208,6 @@ def carry_out(graph: ir.Model, model: Model, each: Mapping[str, Any], arrays: Ma
         )
     shape = shape_of(layer, model.array(layer.weight))
     parts = form.parts(shape, tuple(each["ranks"]))
-    write(graph, layer, shape, each["form"], parts, [arrays[f"{each['weight']}/{n}"] for n in range(len(parts))])
-    if each["bias"] is not None:
+    if each["bias"] is not None:  # before a chain stores it in the order of groups
         set_constant(graph, each["bias"], arrays[f"bias/{each['bias']}"])
+    write(graph, layer, shape, each["form"], parts, [arrays[f"{each['weight']}/{n}"] for n in range(len(parts))])

@@ -83,7 +83,9 @@ def _chained(site: Site, graph: ir.Model, choice: Choice) -> ir.Model:
     made = graph.clone()
     parts = form.parts(site.shape, choice.ranks)
     weights = [
-        rng.normal(size=(part.outs, part.ins // part.groups, *site.shape.over(part.axes))).astype(np.float32)
+        rng.permutation(part.outs)
+        if part.order
+        else rng.normal(size=(part.outs, part.ins // part.groups, *site.shape.over(part.axes))).astype(np.float32)
         for part in parts
     ]
     write(made, site.layer, site.shape, choice.form, parts, weights)
