@@ -259,7 +259,11 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     """Its sizes, all of them numbers; ModelError where one is not known."""
     sizes = None if value.shape is None else list(value.shape)
     if sizes is None or not all(isinstance(size, int) for size in sizes):
-        raise ModelError(f"value {value.name!r} has no fixed shape ({value.shape}); a training step needs every size")
+        node = value.producer()
+        maker = "" if node is None else f" of {node.op_type} {node.name!r}"
+        raise ModelError(
+            f"value {value.name!r}{maker} has no fixed shape ({value.shape}); a training step needs every size"
+        )
     return tuple(int(size) for size in sizes)  # type: ignore[arg-type]
 
 
