@@ -110,7 +110,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", type=Path, help="the .npz of benchmarks/cifar.py")
     parser.add_argument("--fashion", type=Path, help="a folder of IDX files (benchmarks/idx.py)")
-    parser.add_argument("--work", type=Path, help="a folder where teachers are kept between runs")
+    parser.add_argument(
+        "--work", type=Path, help="a folder where teachers and accuracies are kept, so that a run goes on"
+    )
     asked = parser.parse_args()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -150,16 +152,20 @@ def measured(name: str, plan: Plan, training: Pictures, judging: Pictures, work:
         few = replace(data, indices=data.indices[: plan.few])
         told |= {"macs": [macs(each, data) for each in (teacher, student)]}
         for row in ROWS:
-            begun = time.process_time()
             more = plan.seen // plan.few if row.few else 1
-            made = taught(student, row, few if row.few else data, kept, more * plan.epochs)
-            told["rows"][row.name].append(accuracy(made, judging))
-            print(name, seed, row.name, told["rows"][row.name][-1], f"{time.process_time() - begun:.0f} s", flush=True)
+            place = work / f"{name}-{plan.seen}-{plan.few}-{plan.student}-{plan.epochs}-{row.name}-{seed}.txt"
+            if not place.exists():
+                begun = time.process_time()
+                made = taught(student, row, few if row.few else data, kept, more * plan.epochs)
+                place.write_text(str(accuracy(made, judging)))
+                print(place.stem, place.read_text(), f"{time.process_time() - begun:.0f} s", flush=True)
+            told["rows"][row.name].append(float(place.read_text()))
         yield told
 
 
 def trained_teacher(name: str, plan: Plan, training: Pictures, work: Path) -> Model:
     """From labels; kept as a file."""
+    work.mkdir(exist_ok=True)
     place = work / f"{name}-{plan.teacher}-{plan.taught}-{plan.teacher_epochs}.onnx"
     if not place.exists():
         start = load(resnet8(plan.shape, plan.teacher, 99))
@@ -234,6 +240,8 @@ def report(found: Sequence[dict[str, Any]]) -> None:
             f"labels. Judged on "
             f"{plan.judged} test images."
         )
+        if any(len(each) < plan.seeds for each in told["rows"].values()):
+            text += f" The run has not finished: rows with fewer than {plan.seeds} seeds are of those that are there."
         parts += [text, table(HEADS, rows)]
     write("distill", "Losses of distillation beside the student alone", parts, {"found": list(found)})
 

@@ -35,6 +35,8 @@ def test_labels_are_learned(tmp_path: Path) -> None:
     teacher = distill.trained_teacher("digits", distill.SMOKE, (x[:448], y[:448]), tmp_path)
     assert distill.accuracy(teacher, (x[448:], y[448:])) > 0.6
     assert [each.name for each in tmp_path.iterdir()] == ["digits-8-448-6.onnx"]
+    again = distill.trained_teacher("digits", distill.SMOKE, (x[:448], y[:448]), tmp_path)
+    assert again.fingerprint == teacher.fingerprint
 
 
 @pytest.mark.parametrize(("name", "weights"), [("LeNet-300-100", 266610), ("LeNet-5", 431080)])
@@ -50,12 +52,13 @@ def test_stages_of_deep_compression(monkeypatch: pytest.MonkeyPatch) -> None:
     means = rng.normal(size=(10, 1, 28, 28))
     y = rng.integers(0, 10, 640)
     x = (means[y] + rng.normal(size=(640, 1, 28, 28))).astype(np.float32)
-    plan = lenet.Plan(4, (0.8,), 4, (3,), 2, (1070, 27, 1.64, 1.58))
+    plan = lenet.Plan(4, ((0.8, 4),), 3, 2, (1070, 27, 1.64, 1.58))
     monkeypatch.setattr(distill, "RECIPE", lenet.RECIPE)
     found = lenet.compressed("LeNet-300-100", plan, (x[:512], y[:512]), (x[512:], y[512:]))
-    assert found["pruned"]["zeros"] == 0.8 and found["pruned"]["ans"] < 0.5 * found["dense"]["onnx"]
-    assert found["shared"]["bits"] == 3 and found["shared"]["ans"] < 0.25 * found["pruned"]["ans"]
-    assert found["shared"]["errors"] < 0.05
+    dense, pruned, shared, trained = found.values()
+    assert pruned["ans"] < 0.5 * dense["ans"] and shared["ans"] < 0.5 * pruned["ans"]
+    assert abs(trained["ans"] - shared["ans"]) < 0.01 * shared["ans"]  # zeros and symbols stay
+    assert trained["errors"] < 0.3
 
 
 def test_idx_files(tmp_path: Path) -> None:
