@@ -80,11 +80,15 @@ def _kind(node: ir.Node, layer: Layer, shape: Shape, part: Part, last: bool) -> 
         keeps = last and layer.op == "Gemm"
         return ("Gemm", {k: a.value for k, a in node.attributes.items()}) if keeps else ("MatMul", {})
     rank, given = len(shape.kernel), {key: each.value for key, each in node.attributes.items()}
-    attributes: dict[str, Any] = {"kernel_shape": shape.over(part.axes), "group": part.groups}
+    attributes: dict[str, Any] = {"kernel_shape": part.taps or shape.over(part.axes), "group": part.groups}
     for key, neutral in BY_AXIS.items():
         if key in given and (key != "output_padding" or part.axes):
             values = list(given[key])
             attributes[key] = [value if i % rank in part.axes else neutral for i, value in enumerate(values)]
+    if part.taps and "pads" in attributes:
+        steps = given.get("dilations", [1] * rank)
+        less = [step * (size - taps) // 2 for step, size, taps in zip(steps, shape.kernel, part.taps, strict=True)]
+        attributes["pads"] = [pad - cut for pad, cut in zip(attributes["pads"], [*less, *less], strict=True)]
     if "auto_pad" in given and part.axes:
         attributes["auto_pad"] = given["auto_pad"]
     return (layer.op if part.axes else "Conv"), attributes

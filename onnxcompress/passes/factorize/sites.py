@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -87,7 +87,7 @@ def sites(model: Model, keep: Sequence[str], shapes: Shapes) -> tuple[list[Site]
         if why:
             refused.append(Refusal(layer.weight, why, layer.name))
         else:
-            shape = shape_of(layer, model.array(layer.weight))
+            shape = replace(shape_of(layer, model.array(layer.weight)), room=room_of(node))
             found.append(Site(layer, node, shape, shapes.get(layer.reads), shapes.get(layer.writes)))
     return found, refused
 
@@ -98,6 +98,15 @@ def shape_of(layer: Layer, values: np.ndarray) -> Shape:
     if "Conv" not in layer.op:
         return Shape(1, outs, values.size // outs, ())
     return Shape(layer.groups, outs // layer.groups, ins, tuple(kernel), layer.op == "ConvTranspose")
+
+
+def room_of(node: ir.Node) -> tuple[int, ...]:
+    """Taps along each axis that lie in the padding at both ends; none where it is worked out from sizes."""
+    pads = list(node.attributes.get_ints("pads") or [])
+    steps = node.attributes.get_ints("dilations") or [1] * (len(pads) // 2)
+    if not pads or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return ()
+    return tuple(min(pair) // step for *pair, step in zip(pads[: len(steps)], pads[len(steps) :], steps, strict=True))
 
 
 def _why(model: Model, layer: Layer, node: ir.Node, kept: set[str] | frozenset[str]) -> str:

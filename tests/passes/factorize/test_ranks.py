@@ -9,7 +9,7 @@ from onnxcompress.passes.factorize.forms import FORMS, Shape
 from onnxcompress.passes.factorize.metric import Metric
 from onnxcompress.passes.factorize.ranks import energy, ranks_by, unfolded, vbmf
 
-WITHOUT = ("cp", "cp-whole", "grouped")
+WITHOUT = ("cp", "cp-whole", "grouped", "shrink")
 """Forms whose ranks do not cut the weight in two."""
 
 

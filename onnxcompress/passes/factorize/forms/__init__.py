@@ -7,6 +7,7 @@ from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks,
 from onnxcompress.passes.factorize.forms.grouped import Grouped
 from onnxcompress.passes.factorize.forms.lowrank import LowRank, SqueezeIn
 from onnxcompress.passes.factorize.forms.separable import Blueprint, Separable
+from onnxcompress.passes.factorize.forms.shrunk import Shrunk
 from onnxcompress.passes.factorize.forms.spatial import Across, Spatial
 from onnxcompress.passes.factorize.forms.tucker import Tucker
 
@@ -22,6 +23,7 @@ FORMS: dict[str, Form] = {
         Blueprint(),
         SplitCanonical(),
         Grouped(),
+        Shrunk(),
         Canonical(),
     )
 }

@@ -33,6 +33,7 @@ class Shape:
 
     groups, outs, ins  of a convolution, outs and ins of one group      kernel  () of a product
     transposed         ConvTranspose: what a tap reads is spread out instead of gathered
+    room               taps along each axis that padding has at both ends, so that they can go; () is none
     """
 
     groups: int
@@ -40,6 +41,7 @@ class Shape:
     ins: int
     kernel: tuple[int, ...]
     transposed: bool = False
+    room: tuple[int, ...] = ()
 
     @property
     def taps(self) -> int:
@@ -66,6 +68,7 @@ class Part:
     """One layer of the chain: channels in all, groups, and the kernel axes that it covers: their taps, strides, pads and dilations.
 
     order  it only puts channels in another order: its link is the place that each comes from
+    taps   along each axis, where they are fewer than the layer's: those in the middle
     """
 
     outs: int
@@ -73,12 +76,13 @@ class Part:
     groups: int = 1
     axes: tuple[int, ...] = ()
     order: bool = False
+    taps: tuple[int, ...] = ()
 
     def size(self, shape: Shape) -> int:
         """Weights."""
         if self.order:
             return 0
-        return self.outs * self.ins // self.groups * prod(shape.over(self.axes))
+        return self.outs * self.ins // self.groups * prod(self.taps or shape.over(self.axes))
 
 
 class Form(ABC):

@@ -12,16 +12,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
+from onnxcompress.passes.factorize.forms.dropped import kept
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
 from onnxcompress.passes.factorize.metric import Metric
 
 EXCHANGES = 20
 """Rounds, in each of which inputs and outputs choose their halves; nearly all end after four."""
-
-DAMPING = 1e-3
-"""Of a group's moments, as a share of their mean diagonal: there may be fewer rows than weights."""
 
 MOST = 8
 """Groups: with more, kernels have too few channels to be fast."""
@@ -63,7 +60,7 @@ class Grouped(Form):
         squares = np.square(weight[0].astype(np.float64)).sum(axis=2)
         moments = np.einsum("gii->i", metric.of_axes((shape.ins, shape.taps), (0,)))
         outs, ins = halved(squares * moments, shape.ins // ranks[0])
-        rows = [_fitted(weight, some, kept, metric) for some, kept in zip(outs, ins, strict=True)]
+        rows = [_fitted(shape, weight[0][some], read, metric) for some, read in zip(outs, ins, strict=True)]
         return [np.stack(rows), np.concatenate(ins).astype(np.float64), np.concatenate(outs).astype(np.float64)]
 
     def dense(self, shape: Shape, factors: Factors) -> np.ndarray:
@@ -71,8 +68,8 @@ class Grouped(Form):
         blocks, ins, outs = factors[0], factors[1].astype(int), factors[2].astype(int)
         found = np.zeros((1, shape.outs, shape.ins, shape.taps), blocks.dtype)
         pairs = zip(np.split(outs, len(blocks)), np.split(ins, len(blocks)), blocks, strict=True)
-        for some, kept, block in pairs:
-            found[0, some[:, None], kept[None, :]] = block
+        for some, read, block in pairs:
+            found[0, some[:, None], read[None, :]] = block
         return found
 
     def leading(self, factors: Factors, ranks: Ranks) -> Factors:
@@ -81,10 +78,10 @@ class Grouped(Form):
         count = blocks.shape[2] // ranks[0]
         made, orders = [], []
         halves = zip(np.split(outs, len(blocks)), np.split(ins, len(blocks)), blocks, strict=True)
-        for some, kept, block in halves:
+        for some, read, block in halves:
             rows, columns = halved(np.square(block).sum(axis=2), count)
             made += [block[one[:, None], other[None, :]] for one, other in zip(rows, columns, strict=True)]
-            orders.append((kept[np.concatenate(columns)], some[np.concatenate(rows)]))
+            orders.append((read[np.concatenate(columns)], some[np.concatenate(rows)]))
         return [np.stack(made), *(np.concatenate(each) for each in zip(*orders, strict=True))]
 
     def links(self, shape: Shape, factors: Factors) -> list[np.ndarray]:
@@ -113,10 +110,10 @@ def _halves(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wide = _upper(vectors[min(1, len(vectors) - 1)] / columns)
     high, best = _upper(energy @ (2.0 * wide - 1)), -1.0
     for _ in range(EXCHANGES):
-        kept = float(energy[np.ix_(high, wide)].sum() + energy[np.ix_(~high, ~wide)].sum())
-        if kept <= best * (1 + 1e-12):
+        within = float(energy[np.ix_(high, wide)].sum() + energy[np.ix_(~high, ~wide)].sum())
+        if within <= best * (1 + 1e-12):
             break
-        best = kept
+        best = within
         wide = _upper((2.0 * high - 1) @ energy)
         high = _upper(energy @ (2.0 * wide - 1))
     return high, wide
@@ -129,20 +126,7 @@ def _upper(scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def _fitted(weight: np.ndarray, outs: np.ndarray, ins: np.ndarray, metric: Metric) -> np.ndarray:
+def _fitted(shape: Shape, rows: np.ndarray, ins: np.ndarray, metric: Metric) -> np.ndarray:
     """[out, in, taps] of one group: what it had, and its share of what the dropped inputs did."""
-    rows, width, taps = weight[0][outs], weight.shape[2], weight.shape[3]
-    if metric.plain:
-        return rows[:, ins]
-    dropped = rows.copy()
-    dropped[:, ins] = 0
-    places = (ins[:, None] * taps + np.arange(taps)).reshape(-1)
-    flat = dropped.reshape(len(outs), width * taps)
-    if metric.gram is not None:
-        cross, moments = flat @ metric.gram[0][:, places], metric.gram[0][np.ix_(places, places)]
-    else:
-        assert metric.rows is not None
-        fed = metric.rows[0][:, places].astype(np.float64)
-        cross, moments = (flat @ metric.rows[0].T) @ fed, fed.T @ fed
-    moments = moments + DAMPING * max(float(np.trace(moments)) / len(moments), 1e-300) * np.eye(len(moments))
-    return rows[:, ins] + cho_solve(cho_factor(moments), cross.T).T.reshape(len(outs), len(ins), taps)
+    places = (ins[:, None] * shape.taps + np.arange(shape.taps)).reshape(-1)
+    return kept(rows.reshape(len(rows), -1), places, metric).reshape(len(rows), len(ins), shape.taps)

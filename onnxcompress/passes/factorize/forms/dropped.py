@@ -1,0 +1,31 @@
+"""What is kept of a weight, so that it makes up for what is dropped: the best weights on some of the inputs.
+
+min ‖(W − Ŵ) X‖² over Ŵ that is zero elsewhere:   Ŵ_S = W_S + W_R G_RS (G_SS + λ)⁻¹,   S kept, R the rest
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from onnxcompress.passes.factorize.metric import Metric
+
+DAMPING = 1e-3
+"""Of the kept inputs' moments, as a share of their mean diagonal: there may be fewer rows than weights."""
+
+
+def kept(rows: np.ndarray, places: np.ndarray, metric: Metric, group: int = 0) -> np.ndarray:
+    """[out, n] of one group -> [out, places]."""
+    if metric.plain:
+        return rows[:, places]
+    dropped = rows.astype(np.float64)
+    dropped[:, places] = 0
+    if metric.gram is not None:
+        gram = metric.gram[group]
+        cross, moments = dropped @ gram[:, places], gram[np.ix_(places, places)]
+    else:
+        assert metric.rows is not None
+        fed = metric.rows[group].astype(np.float64)
+        cross, moments = (dropped @ fed.T) @ fed[:, places], fed[:, places].T @ fed[:, places]
+    moments = moments + DAMPING * max(float(np.trace(moments)) / len(moments), 1e-300) * np.eye(len(moments))
+    return np.asarray(rows[:, places] + cho_solve(cho_factor(moments), cross.T).T)
