@@ -43,6 +43,7 @@ from onnxcompress.passes.quantize.quantize import Quantize
 from onnxcompress.passes.quantize.weights_only import QuantizeWeights
 from onnxcompress.report import benchmark_page, checkup_page, inspection_page, packing_page, report_page
 from onnxcompress.result import Result
+from onnxcompress.training.builder.place import PACKAGE, VERSION, folder_of, set_up
 
 DONE, MISSED, BAD, INTERRUPTED = 0, 1, 2, 130
 
@@ -171,7 +172,7 @@ def verb(*options: Option | Sequence[Option]) -> Callable[[Callable[..., None]],
 
         command.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(function.__name__, help=signatures.getdoc(function))(command)
+        app.command(function.__name__.replace("_", "-"), help=signatures.getdoc(function))(command)
         return function
 
     return register
@@ -336,6 +337,16 @@ def unpack(packed: Annotated[str, typer.Argument(help="a file of pack", show_def
     check_outputs([given["output"]], [packed])
     for path in packing.unpack(packed, given["output"]):
         print(f"written to {path}")
+
+
+@verb()
+def setup_training(
+    wheel: Annotated[str | None, typer.Option(help="the .whl file, where there is no network")] = None,
+    folder: Annotated[str | None, typer.Option("--dir", help="where to; default in the cache folder")] = None,
+    **given: Any,
+) -> None:
+    """Put onnxruntime-training beside the stock onnxruntime, as a second source of gradients for distill --gradients."""
+    print(f"{PACKAGE} {VERSION} works, in {set_up(folder_of(folder), wheel)}")
 
 
 def _running(given: Given) -> Given:

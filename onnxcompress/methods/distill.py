@@ -192,6 +192,7 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
     moved = [name for name, value in student.initializers.items() if written_as(value) and not _still(made.model, name)]
     if moved:
         notes.append(f"{len(moved)} weights that were coded are dense again: training moved their values")
+    notes.extend(made.sources)
     if made.norms is not None:
         notes.append(made.norms)
     if made.resumed:

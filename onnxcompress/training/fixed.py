@@ -35,16 +35,21 @@ def fix(op: Pen, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, np.n
 
 def _fix_nodes(op: Pen, nodes: Sequence[ir.Node]) -> None:
     for node in nodes:
-        if node.op_type == "Shape" and not node.domain:
-            sizes = np.array(shape_of(node.inputs[0]), np.int64)  # type: ignore[arg-type]
-            first, last = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes))
-            _becomes(op, node, [sizes[first:last]])
-        elif _known(node):
-            _becomes(op, node, _computed(op, node))
+        known = known_of(op, node)
+        if known is not None:
+            _becomes(op, node, known)
         elif node.op_type == "If" and not node.domain:
             _fix_branches(op, node)
         else:
             op.infer(node)
+
+
+def known_of(op: Pen, node: ir.Node) -> list[np.ndarray] | None:
+    """What a node computes from shapes and small constants alone; None where it reads data."""
+    if node.op_type == "Shape" and not node.domain:
+        sizes = np.array(shape_of(node.inputs[0]), np.int64)  # type: ignore[arg-type]
+        return [sizes[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(sizes))]]
+    return _computed(op, node) if _known(node) else None
 
 
 def _fix_branches(op: Pen, node: ir.Node) -> None:

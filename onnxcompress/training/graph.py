@@ -19,7 +19,7 @@ from onnxcompress.training.derivatives.normalization import training_form
 from onnxcompress.training.fixed import fix
 from onnxcompress.training.integers import STOP
 from onnxcompress.training.pen import Pen, shape_of
-from onnxcompress.training.reverse import differentiate
+from onnxcompress.training.sources import OWN, Source, gradients_by
 
 Criterion = Callable[[Pen, Mapping[str, ir.Value]], Mapping[str, ir.Value]]
 """(op, values by name) -> scalars that add up to the loss, by name. What it needs besides, it takes with `op.input`."""
@@ -48,12 +48,14 @@ class StepGraph:
 
     inputs: those of the model, of the criterion, each parameter under its own name, `mask/NAME` and `gate/NAME`.
     outputs: `loss`; `term/NAME` for each of its terms; `gradient/NAME` for each parameter, mask and gate; batch statistics.
+    source: where the gradients come from, in words.
     """
 
     graph: ir.Model
     trained: tuple[str, ...]
     terms: tuple[str, ...]
     statistics: tuple[Statistics, ...]
+    source: str
 
     def open(self, *, threads: int = 1) -> Session:
         """A session of it."""
@@ -70,6 +72,7 @@ def step_graph(
     masks: Collection[str] = (),
     gates: Mapping[str, int] | None = None,
     known: Mapping[str, np.ndarray] | None = None,
+    source: Source = OWN,
 ) -> StepGraph:
     """Forward, loss and gradients of one batch.
 
@@ -78,6 +81,7 @@ def step_graph(
     masks       parameters that are multiplied by an input of their own shape
     gates       value -> the axis along which an input of that length multiplies it
     known       inputs that have these values in every run; they stay inputs, and what is fed there does not count
+    source      where gradients come from
     ModelError for an operator without a derivative between a parameter and the loss, a shape that depends on the data.
     """
     graph = model.ir.clone()
@@ -97,13 +101,13 @@ def step_graph(
     loss, *others = terms.values()
     for term in others:
         loss = op.Add(loss, term)
-    found = differentiate(op, loss, list(trained.values()))
+    found, told = gradients_by(source, op, loss, list(trained.values()))
     outputs = {LOSS: loss, **{f"{TERM}{name}": value for name, value in terms.items()}}
     outputs |= {f"{GRADIENT}{name}": found[value] for name, value in trained.items()}
     batch = [values[name] for each in statistics for name in (each.batch_mean, each.batch_var)]
     graph.graph.outputs[:] = [*(_called(op, name, value) for name, value in outputs.items()), *batch]
     common.RemoveUnusedNodesPass()(graph)
-    return StepGraph(graph, tuple(trained), tuple(terms), tuple(statistics))
+    return StepGraph(graph, tuple(trained), tuple(terms), tuple(statistics), told)
 
 
 def settings_in(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -88,6 +88,7 @@ class Trained:
     """model: the student with its new weights; curve: a row an epoch; resumed: epochs that a checkpoint had already.
 
     norms  how BatchNormalization trained, and why; None where there is none
+    sources  where gradients came from, in words
     """
 
     model: Model
@@ -95,6 +96,7 @@ class Trained:
     parameters: int
     resumed: int
     norms: str | None = None
+    sources: tuple[str, ...] = ()
 
 
 def train(lesson: Lesson) -> Trained:
@@ -115,8 +117,9 @@ def train(lesson: Lesson) -> Trained:
         if lesson.checkpoint is not None:
             save_state(lesson.checkpoint, state, key)
     final = state.weights if state.average is None else state.average
-    made = with_weights(lesson.student, held, final, state.running)
-    return Trained(made, state.curve, held.layout.size, resumed, norms)
+    model = with_weights(lesson.student, held, final, state.running)
+    sources = tuple(dict.fromkeys(made.source for made, _ in lesson.graphs.values()))
+    return Trained(model, state.curve, held.layout.size, resumed, norms, sources)
 
 
 def held_of(

@@ -216,3 +216,25 @@ def scaled_channels(op: Pen, x: ir.Value, scale: ir.Value, shift: ir.Value) -> i
     """scale x + shift by channel: an inference BatchNormalization, one pass over x instead of two."""
     plain = np.zeros(shape_of(scale), element_of(scale))
     return op.BatchNormalization(x, scale, shift, plain, plain + 1, epsilon=0.0)  # type: ignore[no-any-return]
+
+
+def batch_norm_grad(
+    op: Pen, dy: ir.Value, x: ir.Value, scale: ir.Value, mean: ir.Value, var: ir.Value, epsilon: float
+) -> list[ir.Value]:
+    """dx, dscale, dbias of y = scale (x - m) r + bias with m and v of the batch, r = 1 / sqrt(v + eps), n values a channel, c = x - m:
+
+        dx = a dy + b c + d   with a = scale r,  b = -a r² Σ(dy c) / n,  d = -a Σdy / n
+        dscale = r Σ(dy c)    dbias = Σdy
+
+    Σ(dy x) - m Σdy would lose digits where m is large.
+    """
+    shape = shape_of(x)
+    axes, n = [0, *range(2, len(shape))], float(prod(shape) // shape[1])
+    r = op.Reciprocal(op.Sqrt(op.Add(var, epsilon)))
+    a, total = op.Mul(scale, r), op.ReduceSum(dy, axes, keepdims=0)
+    centred = op.Sub(x, along_channels(op, mean, len(shape)))
+    moment = op.ReduceSum(op.Mul(dy, centred), axes, keepdims=0)
+    b = op.Mul(op.Mul(op.Mul(a, op.Mul(r, r)), moment), -1 / n)
+    d = op.Mul(op.Mul(a, total), -1 / n)
+    dx = op.Add(op.Mul(dy, along_channels(op, a, len(shape))), scaled_channels(op, centred, b, d))
+    return [dx, op.Mul(moment, r), total]

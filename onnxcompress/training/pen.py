@@ -49,12 +49,14 @@ class Pen:
             raise AttributeError(op_type)
         return lambda *operands, **attributes: self.node(op_type, operands, **attributes)
 
-    def node(self, op_type: str, operands: Sequence[Operand], *, outputs: int = 1, **attributes: Any) -> Any:
+    def node(
+        self, op_type: str, operands: Sequence[Operand], *, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Any:
         """A new node's output, or the list of them where there are several."""
         first = next((each for each in operands if isinstance(each, ir.Value)), None)
         dtype = np.dtype(np.float32) if first is None else element_of(first)
         inputs = [self._operand(each, dtype) for each in operands]
-        made = ir.node(op_type, inputs, attributes, num_outputs=outputs, name=self._name())
+        made = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=self.fresh())
         for number, value in enumerate(made.outputs):
             value.name = f"{made.name}.{number}"
         self.infer(made)
@@ -71,7 +73,7 @@ class Pen:
 
     def body(self, inputs: Sequence[ir.Value] = ()) -> tuple[Pen, ir.Graph]:
         """A new body, and the Pen that writes into it."""
-        name = self._name()
+        name = self.fresh()
         made = ir.Graph(inputs, [], nodes=[], name=name, opset_imports=self.graph.graph.opset_imports)
         return self.inside(made), made
 
@@ -79,7 +81,7 @@ class Pen:
         self, op_type: str, operands: Sequence[ir.Value], shapes: Sequence[tuple[Any, Sequence[int]]], **held: Any
     ) -> list[ir.Value]:
         """A new node with bodies among its attributes; types and shapes of its outputs are given."""
-        made = ir.node(op_type, operands, held, num_outputs=len(shapes), name=self._name())
+        made = ir.node(op_type, operands, held, num_outputs=len(shapes), name=self.fresh())
         for number, (value, (dtype, shape)) in enumerate(zip(made.outputs, shapes, strict=True)):
             value.name = f"{made.name}.{number}"
             value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
@@ -98,7 +100,7 @@ class Pen:
         steps = shape_of(reads[0])[0]
         sizes = [shape_of(each) for each in states] + [shape_of(each)[1:] for each in reads]
         taken = [
-            ir.val(self._name(), dtype=each.dtype, shape=ir.Shape(size))
+            ir.val(self.fresh(), dtype=each.dtype, shape=ir.Shape(size))
             for each, size in zip([*states, *reads], sizes, strict=True)
         ]
         inner, body = self.body(taken)
@@ -134,7 +136,7 @@ class Pen:
         key = (values.dtype.name, values.shape, values.tobytes())
         made = self._made.get(key)
         if made is None or made.name not in self.graph.graph.initializers:  # a clean-up took it away
-            name = self._name()
+            name = self.fresh()
             value = ir.val(name, const_value=ir.tensor(values, name=name))
             self.graph.graph.register_initializer(value)
             self._made[key] = value
@@ -154,7 +156,8 @@ class Pen:
         values = np.asarray(operand)
         return self.constant(values if values.dtype.kind in "iub" and values.ndim else values.astype(dtype))
 
-    def _name(self) -> str:
+    def fresh(self) -> str:
+        """A name that nothing else in the graph has."""
         return f"{self.prefix}{next(self._number)}"
 
     def infer(self, node: ir.Node) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from onnxcompress.training.sources import Kind, Source
+
 Norms = Literal["auto", "frozen", "training"]
 
 
@@ -48,3 +50,18 @@ class Recipe:
             description="with it, symbols train too, by a latent weight behind each; takes --keep-encoding for granted"
         ),
     ] = False
+    gradients: Annotated[
+        Kind,
+        Field(
+            description="auto: by the derivative table, or onnxruntime-training's builder (setup-training) where that lacks an "
+            "operator; builder; own"
+        ),
+    ] = "auto"
+    builder_dir: Annotated[str | None, Field(description="folder of setup-training, where it is not the usual one")] = (
+        None
+    )
+
+    @property
+    def source(self) -> Source:
+        """Where gradients come from."""
+        return Source(self.gradients, self.builder_dir)

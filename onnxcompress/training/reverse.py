@@ -30,7 +30,7 @@ def differentiate(op: Pen, loss: ir.Value, by: Sequence[ir.Value]) -> dict[ir.Va
     The graph's nodes must be in order, with shapes (pen.py). ModelError for an operator without a row, by name, with what to do.
     """
     nodes = list(op.graph.graph)
-    if loss not in _moving(nodes, by, op.stops):
+    if loss not in moving(nodes, by, op.stops):
         raise ModelError(f"the loss does not depend on any of the {len(by)} trained parameters; train others")
     start = {loss: op.constant(np.ones(shape_of(loss), element_of(loss)))}
     found = backward(op, nodes, start, by)
@@ -41,12 +41,12 @@ def backward(
     op: Pen, nodes: Sequence[ir.Node], start: Mapping[ir.Value, ir.Value], by: Sequence[ir.Value]
 ) -> dict[ir.Value, ir.Value | None]:
     """From gradients of some values back through the nodes to those in `by`; None for one that they do not depend on."""
-    moving = _moving(nodes, by, op.stops)
+    reached = moving(nodes, by, op.stops)
     gathered = {value: [dy] for value, dy in start.items()}
     for node in reversed(nodes):
         dys = [_summed(op, gathered, y) for y in node.outputs]
-        if any(dy is not None for dy in dys) and any(x in moving for x in _reads(node)):
-            _back(op, node, dys, moving, gathered)
+        if any(dy is not None for dy in dys) and any(x in reached for x in _reads(node)):
+            _back(op, node, dys, reached, gathered)
     return {value: _summed(op, gathered, value) for value in by}
 
 
@@ -59,7 +59,7 @@ def refusals(nodes: Iterable[ir.Node]) -> dict[str, str]:
     return found
 
 
-def _moving(nodes: Sequence[ir.Node], by: Collection[ir.Value], stops: Collection[ir.Value]) -> set[ir.Value]:
+def moving(nodes: Sequence[ir.Node], by: Collection[ir.Value], stops: Collection[ir.Value]) -> set[ir.Value]:
     """Values of floats that depend on those in `by`."""
     found = set(by)
     for node in nodes:
@@ -90,12 +90,12 @@ def _back(
     op: Pen,
     node: ir.Node,
     dys: list[ir.Value | None],
-    moving: Collection[ir.Value],
+    reached: Collection[ir.Value],
     gathered: dict[ir.Value, list[ir.Value]],
 ) -> None:
     """The gradients of one node's inputs, added to what is gathered."""
     reads = _reads(node)
-    at = Site(node, tuple(value is not None and value in moving for value in reads), reads)
+    at = Site(node, tuple(value is not None and value in reached for value in reads), reads)
     for index, (value, found) in enumerate(zip(reads, _gradients(op, at, dys), strict=False)):
         if value is None or found is None or not at.wants(index):
             continue

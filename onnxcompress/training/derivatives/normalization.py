@@ -8,41 +8,32 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.training.derivatives.site import Gradients, Rule, Site, summed_to
-from onnxcompress.training.lowering import along_channels, scaled_channels
+from onnxcompress.training.lowering import along_channels, batch_norm_grad
 from onnxcompress.training.pen import Pen, element_of
 
 
 def _batch_normalization(op: Pen, at: Site, dy: ir.Value) -> Gradients:
-    """y = scale (x - m) r + bias by channel, r = 1 / sqrt(v + eps).
+    """y = scale (x - m) r + bias by channel, r = 1 / sqrt(v + eps). Training form: see lowering.
 
-    Inference form, m and v constants:  dx = scale r dy
-    Training form, m and v of the batch of n values a channel, c = x - m:
-        dx = a dy + b c + d   with a = scale r,  b = -a r² Σ(dy c) / n,  d = -a Σdy / n
-    Both: dscale = r Σ(dy c), dbias = Σdy.
+    Inference form, m and v constants:  dx = scale r dy, dscale = r Σ(dy (x - m)), dbias = Σdy
     """
+    epsilon = at.attribute("epsilon", 1e-5)
     x, scale = at.x[0], at.x[1]
-    training = bool(at.attribute("training_mode", 0))
-    if not training and (at.wants(3) or at.wants(4)):
+    if at.attribute("training_mode", 0):
+        return [*batch_norm_grad(op, dy, x, scale, at.node.outputs[1], at.node.outputs[2], epsilon), None, None]
+    if at.wants(3) or at.wants(4):
         raise at.refused("its statistics are trained")
-    mean, var = (at.node.outputs[1], at.node.outputs[2]) if training else (at.x[3], at.x[4])
     rank = len(at.shape(0))
     axes = [0, *range(2, rank)]
-    r = op.Reciprocal(op.Sqrt(op.Add(var, at.attribute("epsilon", 1e-5))))
+    r = op.Reciprocal(op.Sqrt(op.Add(at.x[4], epsilon)))
     found: list[ir.Value | None] = [None] * 5
-    total = op.ReduceSum(dy, axes, keepdims=0) if training or at.wants(2) else None
-    a = op.Mul(scale, r)
-    if training or at.wants(1):
-        centred = op.Sub(x, along_channels(op, mean, rank))  # Σ(dy x) - m Σdy would lose digits where m is large
-        moment = op.ReduceSum(op.Mul(dy, centred), axes, keepdims=0)
-        found[1] = op.Mul(moment, r)
-    if not training and at.wants(0):
-        found[0] = op.Mul(dy, along_channels(op, a, rank))
-    elif at.wants(0):
-        n = float(prod(at.shape(0)) // at.shape(0)[1])
-        b = op.Mul(op.Mul(op.Mul(a, op.Mul(r, r)), moment), -1 / n)
-        d = op.Mul(op.Mul(a, total), -1 / n)
-        found[0] = op.Add(op.Mul(dy, along_channels(op, a, rank)), scaled_channels(op, centred, b, d))
-    found[2] = total
+    if at.wants(0):
+        found[0] = op.Mul(dy, along_channels(op, op.Mul(scale, r), rank))
+    if at.wants(1):
+        centred = op.Sub(x, along_channels(op, at.x[3], rank))
+        found[1] = op.Mul(op.ReduceSum(op.Mul(dy, centred), axes, keepdims=0), r)
+    if at.wants(2):
+        found[2] = op.ReduceSum(dy, axes, keepdims=0)
     return found
 
 
