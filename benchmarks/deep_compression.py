@@ -1,6 +1,6 @@
 """The three stages of Deep Compression without training: prune single weights, share those that are left, code by frequency.
 
-    python -m benchmarks.deep_compression [--models digits ppocr-cls ppocr-rec magika]
+    python -m benchmarks.deep_compression [--models digits ppocr-cls ppocr-rec magika] [--keep]
 
 Han, Mao, Dally, ICLR 2016, arXiv:1510.00149, train after each stage: LeNet-300-100 from 1070 to 27 KB, LeNet-5 1720 to 44, AlexNet 240 MB
 to 6.9, VGG-16 552 to 11.3. Here SparseGPT prunes on calibration samples and codebooks are assigned with compensation; no label is
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import onnxcompress
-from benchmarks.written import table, write
+from benchmarks.written import RESULTS, table, write
 from onnxcompress.compare import compare
 from onnxcompress.data import Data, open_data
 from onnxcompress.model.save import finished, to_bytes
@@ -60,8 +61,11 @@ def main() -> int:
     """All models; results/deep_compression.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--keep", action="store_true", help="keep rows of the last page that this run does not replace")
     asked = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    page = RESULTS / "deep_compression.json"
+    last = json.loads(page.read_text())["rows"] if asked.keep and page.exists() else []
+    rows: list[dict[str, Any]] = [row for row in last if row["model"] not in asked.models]
     for name in asked.models:
         with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
             rows.append(stages(name, opened(name), Path(folder)))
