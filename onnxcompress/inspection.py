@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,6 +23,8 @@ from onnxcompress.model.save import written_as
 from onnxcompress.operators import Settings
 from onnxcompress.operators.cost import macs_by_layer, parameters
 from onnxcompress.operators.layer import Layer, Shapes, all_layers
+from onnxcompress.passes.factorize.forms import FORMS
+from onnxcompress.passes.factorize.sites import sites
 from onnxcompress.passes.prune.free import free_cuts
 from onnxcompress.runtime.session import open_session
 from onnxcompress.weights.forms import bytes_of, chosen
@@ -67,6 +70,22 @@ class FrozenLine:
 
 
 @dataclass(frozen=True)
+class FormLine:
+    """A form that could stand for a layer, with ranks that leave half of its weights: its own formula, and what it counts to."""
+
+    layer: str
+    form: str
+    formula: str
+    ranks: tuple[int, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int] | None
+
+
+HALF = 0.5
+"""Of a layer's weights, for which forms are shown."""
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Everything that `inspect` shows.
 
@@ -89,6 +108,7 @@ class Inspection:
     frozen: tuple[FrozenLine, ...]
     free_share: float
     notes: tuple[str, ...]
+    forms: tuple[FormLine, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -117,12 +137,19 @@ class Inspection:
 
 
 def inspect(
-    model: Loadable, *, data: Any = None, inexact: bool = False, inner: bool = False, images: Any = None
+    model: Loadable,
+    *,
+    data: Any = None,
+    inexact: bool = False,
+    inner: bool = False,
+    forms: bool = False,
+    images: Any = None,
 ) -> Inspection:
     """Look at a model without changing it.
 
     data      inputs of which one sample is run, for the multiply-adds; None: synthetic ones
     inexact   also count axes where a cut changes what is left (norms, softmax, means)
+    forms     also tell by which chains of smaller layers each layer could be replaced, and what these cost
     inner     the inner factor of a product: dimensions of all heads instead of heads
 
     ModelError where the model cannot be read; one that cannot be run keeps its multiply-adds unknown, with a note.
@@ -150,7 +177,22 @@ def inspect(
         frozen=tuple(FrozenLine(each.name, each.channels, each.why, each.by) for each in channels.frozen),
         free_share=free / (free + kept) if free + kept else 0.0,
         notes=(*loaded.notes, *notes),
+        forms=tuple(_forms(loaded, shapes)) if forms else (),
     )
+
+
+def _forms(model: Model, shapes: Shapes) -> Iterator[FormLine]:
+    """Every form of every layer that has some."""
+    for site in sites(model, [], shapes)[0]:
+        shape, whole = site.shape, site.macs([site.whole])
+        for name, form in FORMS.items():
+            ladder = [] if form.unfit(shape) else form.ladder(shape)
+            if not ladder:
+                continue
+            ranks = min(ladder, key=lambda each: abs(form.size(shape, each) - HALF * shape.size))
+            left = site.macs(form.parts(shape, ranks))
+            macs = None if whole is None or left is None else (whole, left)
+            yield FormLine(site.layer.name, name, form.formula, ranks, (shape.size, form.size(shape, ranks)), macs)
 
 
 def _seen(

@@ -127,6 +127,15 @@ LEARNING = [
 LOOKING = options_of(
     Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
 )
+SHOW_FORMS = Option(
+    "forms",
+    "forms",
+    bool,
+    False,
+    "by which chains of smaller layers (see factorize) each layer could be replaced",
+    "Output",
+    ("--forms",),
+)
 WHOLE = Option(
     "whole", "whole", bool, False, "judge on all samples, not only those that are held out", "Data", ("--whole",)
 )
@@ -281,12 +290,13 @@ def compare(
     _gate([verdict["sentence"] for verdict in report.verdicts if not verdict["met"]])
 
 
-@verb(LOOKING, INSPECT_DATA, ALL_ROWS, WRITING, IMAGES)
+@verb(LOOKING, SHOW_FORMS, INSPECT_DATA, ALL_ROWS, WRITING, IMAGES)
 def inspect(model: Model, **given: Any) -> None:
     """Show what a model is made of, what can be cut, and which operator froze the rest."""
     _check(given, model, None)
     images = instance(ImageSettings, IMAGES, given)
-    found = inspected(model, data=given["data"], inexact=given["inexact"], inner=given["inner"], images=images)
+    ways = {name: given[name] for name in ("data", "inexact", "inner", "forms")}
+    found = inspected(model, images=images, **ways)
     show(inspection_page(found, whole=given["all_rows"]), found.to_json(), _writing(given))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.checkup import Checkup
-from onnxcompress.inspection import Inspection
+from onnxcompress.inspection import FormLine, Inspection
 from onnxcompress.judging import Benchmark
 from onnxcompress.packing import Packing
 from onnxcompress.report import words
@@ -136,6 +136,7 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
     frozen_columns = ("weight", "channels", "why", "by")
     tables = (
         table("model", ("", ""), facts, most=None),
+        *([_forms_table(found.forms, most)] if found.forms else []),
         table("layers", columns, layers, columns[4:], most, [(each.share or 0.0,) for each in found.layers]),
         table("channels that can be cut", group_columns, groups, ("units", "free"), most),
         table("channels that cannot be cut", frozen_columns, frozen, ("channels",), most),
@@ -143,6 +144,24 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
     notes = tuple(("note", note) for note in found.notes)
     title = Path(found.name).name
     return Page(title, found.headline, None, filled(tables), notes, cases=(Case("inspect", more=found.headline),))
+
+
+def _forms_table(forms: Sequence[FormLine], most: int | None) -> Table:
+    """What each layer could become at about half of its weights."""
+    rows = [
+        (
+            each.layer,
+            each.form,
+            each.formula,
+            " ".join(map(str, each.ranks)),
+            *(f"{number:,}" for number in each.parameters),
+            *((words.UNKNOWN, words.UNKNOWN) if each.macs is None else map(words.count, each.macs)),
+        )
+        for each in forms
+    ]
+    columns = ("layer", "form", "parameters as a formula", "ranks", "parameters", "left", "MACs", "left")
+    title = "forms: groups g, outs o and ins i of a group, k = a·b taps, then ranks"
+    return table(title, columns, rows, columns[3:], most)
 
 
 def _together(members: Sequence[tuple[str, int, str]]) -> str:

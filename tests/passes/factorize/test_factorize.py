@@ -96,3 +96,10 @@ def test_it_chains_with_pruning_and_codebooks():
     result = run(MODEL, passes, DATA, how=How(limit=64))
     assert result.after.macs <= 0.4 * result.before.macs
     assert result.comparison.sqnr_db > 5
+
+
+def test_a_bias_goes_along_with_channels_in_another_order():
+    result = onnxcompress.factorize(MODEL, data=DATA, target_macs=0.7, pays=0, limit=48, forms=["grouped"], refit=False)
+    plan = next(each for each in result.plans if each.method == "factorize")
+    assert any(each["bias"] for each in plan.decisions)
+    assert result.comparison.sqnr_db > 5
