@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnxcompress.training import lowering
 from onnxcompress.training.derivatives.normalization import training_form, unbiased
 from onnxcompress.training.fixed import fix
 from onnxcompress.training.pen import Pen, shape_of
@@ -114,3 +115,20 @@ def test_maxima_in_overlapping_windows_add_up() -> None:
     graph = graph_of([helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2])], {"x": x}, {}, "y")
     made, _ = with_gradients(graph, np.array([[[1.0, 10.0, 100.0]]], np.float32), ["x"])
     assert run_stock(made, {"x": x})[1].tolist() == [[[0.0, 11.0, 100.0, 0.0]]]
+
+
+@pytest.mark.parametrize("widest", [1, 3000, 64 << 20])
+def test_a_wide_kernel_does_not_hold_its_input_once_a_tap(widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of 3 x 39 over an audio batch laid 117 inputs side by side, 2.7 GB for one layer: 88 MB in pieces, same sums."""
+    monkeypatch.setattr(lowering, "WIDEST", widest)
+    x, dy = RNG.normal(size=(2, 3, 5, 11)).astype(np.float32), RNG.normal(size=(2, 4, 5, 11)).astype(np.float32)
+    graph = graph_of([helper.make_node("Identity", ["x"], ["y"])], {"x": x, "dy": dy}, {}, "y")
+    op, inputs = Pen(graph), list(graph.graph.inputs)
+    fix(op, {"x": x.shape, "dy": dy.shape})
+    window = lowering.Window((5, 11), (3, 7), (1, 1), (1, 1), (1, 3), (1, 3))
+    graph.graph.outputs[:] = [lowering.conv_weight_grad(op, inputs[1], inputs[0], window, 1)]
+    wide = [shape_of(n.outputs[0]) for n in graph.graph if n.op_type == "Concat" and len(shape_of(n.outputs[0])) == 4]
+    assert all(4 * np.prod(shape) <= widest for shape in wide)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (3, 3)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (5, 11), axis=(2, 3))
+    close(run_stock(graph, {"x": x, "dy": dy})[0], np.einsum("nopq,niabpq->oiab", dy, seen), 1e-5, "weight")
