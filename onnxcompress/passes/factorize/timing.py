@@ -61,7 +61,7 @@ def single(site: Site) -> tuple[ir.Model, dict[str, np.ndarray]]:
     """A graph with the layer alone, its weights noise, and a feed."""
     assert site.read is not None
     rng = np.random.default_rng(0)
-    fed, out, constant = (ir.val(name, dtype=ir.DataType.FLOAT) for name in ("x", "y", site.layer.weight))
+    fed, out, constant = (ir.val(name, dtype=ir.DataType.FLOAT) for name in (site.layer.reads, "y", site.layer.weight))
     fed.shape = ir.Shape(site.read)
     inputs = [fed if v is not None and v.name == site.layer.reads else constant for v in site.node.inputs[:2]]
     values = rng.normal(size=_weight_shape(site)).astype(np.float32)
@@ -70,7 +70,7 @@ def single(site: Site) -> tuple[ir.Model, dict[str, np.ndarray]]:
     node = ir.node(site.layer.op, inputs, attributes, outputs=[out], name=site.layer.name)
     out.shape = None if site.written is None else ir.Shape(site.written)
     graph = ir.Graph([fed], [out], nodes=[node], initializers=[constant], opset_imports={"": 17}, name="single")
-    return ir.Model(graph, ir_version=8), {"x": rng.normal(size=site.read).astype(np.float32)}
+    return ir.Model(graph, ir_version=8), {site.layer.reads: rng.normal(size=site.read).astype(np.float32)}
 
 
 def _weight_shape(site: Site) -> tuple[int, ...]:
@@ -85,7 +85,9 @@ def _chained(site: Site, graph: ir.Model, choice: Choice) -> ir.Model:
     weights = [
         rng.permutation(part.outs)
         if part.order
-        else rng.normal(size=(part.outs, part.ins // part.groups, *site.shape.over(part.axes))).astype(np.float32)
+        else rng.normal(size=(part.outs, part.ins // part.groups, *(part.taps or site.shape.over(part.axes)))).astype(
+            np.float32
+        )
         for part in parts
     ]
     write(made, site.layer, site.shape, choice.form, parts, weights)

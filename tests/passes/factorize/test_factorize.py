@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnxcompress
 from onnxcompress.errors import SettingError
+from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.model import load
 from onnxcompress.passes import Cluster, Factorize, Merge, Prune, Refit
+from onnxcompress.passes.factorize.candidates import Choice
+from onnxcompress.passes.factorize.forms import FORMS
+from onnxcompress.passes.factorize.sites import sites
+from onnxcompress.passes.factorize.timing import Stopwatch
 from onnxcompress.run import How, run
 from onnxcompress.verbs import save_plans
 
@@ -103,3 +110,16 @@ def test_a_bias_goes_along_with_channels_in_another_order():
     plan = next(each for each in result.plans if each.method == "factorize")
     assert any(each["bias"] for each in plan.decisions)
     assert result.comparison.sqnr_db > 5
+
+
+def test_the_clock_runs_every_form_beside_its_layer():
+    model = load(MODEL)
+    feed = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    site = next(each for each in sites(model, [], run_shapes(model, feed))[0] if each.layer.name == "/residual1")
+    choices = [Choice(name, form.ladder(site.shape)[0]) for name, form in FORMS.items() if not form.unfit(site.shape)]
+    stopwatch = Stopwatch(seconds=0.001)
+    times = stopwatch.share(site, [Choice(), *choices])
+    assert times.pop(Choice()) == 1.0
+    assert len(times) > 5
+    assert all(each is not None and each > 0 for each in times.values())
+    assert stopwatch.milliseconds(site) > 0
