@@ -140,7 +140,7 @@ HEADS = ("model", "kB", "zeros", "bits", "pruned", "shared and Huffman", "with A
 ABOUT = (
     "Sizes in kB. *Pruned*: the packed file of the first stage; *shared and Huffman*: of all three; *as .onnx*: the file that "
     "stock onnxruntime runs; *times*: how much smaller the packed and the runnable file are. *Score*: before → after, on samples "
-    "that chose nothing."
+    "that chose nothing. Rows of models that the command does not name are older, made by the code of that time."
 )
 
 
