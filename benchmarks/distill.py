@@ -251,7 +251,8 @@ ABOUT = (
     "is a regime in which a teacher helps, and was chosen as one after others had been tried on the same test images: few labels, more "
     "images without, and a teacher that has learned from labels of many. Where student and teacher had the same 3072 labelled images, "
     "288 steps, three seeds, it brought nothing (alone 34.7, 34.4, 32.8 %; taught 32.5, 34.8, 31.2 %); with 768 labelled images 2.8 "
-    "points (one seed); on Fashion-MNIST with 384 labelled images 1.7 and -0.9 points (two seeds). Only the first two rows see labels; the first sees the few images again and again for as many steps. Temperature 4 "
+    "points (one seed); on Fashion-MNIST with 384 labelled images 1.7 and -0.9 points (two seeds). "
+    "Only the first two rows see labels; the first sees the few images again and again for as many steps. Temperature 4 "
     "(alpha: 1). Weights of feature terms are their papers'; they are not tuned here, nor is anything else by row. Fashion-MNIST comes "
     "from a package that holds its 70,000 images by class: 10,000 drawn at random judge, which is not the official test set."
 )
