@@ -16,9 +16,9 @@ came to .70 .64 .66, the classifier to .85 .80 .60.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,9 @@ from onnxcompress.passes.factorize.factorize import Factorize
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.passes.prune.prune import TARGETS, Outlook, Prune
 from onnxcompress.result import Result
-from onnxcompress.run import How, evidence_for, opened, run
+from onnxcompress.run import How, Progress, evidence_for, opened, run
+
+Found = TypeVar("Found")
 
 LEVELS = (1e-5, 1e1)
 """Expected noise shares between which the search runs: 50 dB, and beyond all signal."""
@@ -138,7 +140,7 @@ def fewest(
     budgets: Mapping[str, float],
     before: Sequence[Pass] = (),
     then: Sequence[Pass] = (),
-    how: How | None = None,
+    how: How,
     trials: int = 4,
 ) -> Factorize:
     """The settings that leave the fewest multiply-adds of those tried that meet the budgets; the most of LEFT where none does.
@@ -147,19 +149,18 @@ def fewest(
     trials        runs; the share is found to within a factor of 4.5^(1 / 2^trials): 10 % at 4
     Whether more multiply-adds do better is assumed. A share that no choice reaches counts as one that does not meet them.
     """
-    how, loaded = how or How(), load(model)
-    (low, high), best = LEFT, replace(factorize, target_macs=LEFT[1])
-    for number in range(trials):
-        share = math.sqrt(low * high)
+    loaded = load(model)
+
+    def meets(share: float) -> Factorize | None:
         each = replace(factorize, target_macs=share)
         try:
             met = run(loaded, [*before, each, *then], data, budgets=budgets, how=replace(how, progress=None)).met
         except SettingError:
             met = False
-        low, high, best = (low, share, each) if met else (share, high, best)
-        if how.progress is not None:
-            how.progress(number + 1, trials, "fewest multiply-adds")
-    return best
+        return each if met else None
+
+    found = _least(meets, LEFT, trials, how.progress, "fewest multiply-adds")
+    return found or replace(factorize, target_macs=LEFT[1])
 
 
 # -- codebooks ---------------------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def smallest(
     data: Any = None,
     *,
     budgets: Mapping[str, float],
-    how: How | None = None,
+    how: How,
     trials: int = 5,
 ) -> Cluster:
     """The settings of the smallest file that meets the budgets, of those tried; with 8 bits a weight where none does.
@@ -182,13 +183,28 @@ def smallest(
     trials  runs; bits a weight are found to within a factor of 6.7^(1 / 2^trials): 6 % at 5
     Whether more bits do better is assumed.
     """
-    how, loaded = how or How(), load(model)
-    (low, high), best = AVERAGES, cluster.of_average(loaded, AVERAGES[1])
-    for number in range(trials):
-        bits = math.sqrt(low * high)
+    loaded = load(model)
+
+    def meets(bits: float) -> Cluster | None:
         each = cluster.of_average(loaded, bits)
-        met = run(loaded, [each], data, budgets=budgets, how=replace(how, progress=None)).met
-        low, high, best = (low, bits, each) if met else (bits, high, best)
-        if how.progress is not None:
-            how.progress(number + 1, trials, "smallest file")
+        return each if run(loaded, [each], data, budgets=budgets, how=replace(how, progress=None)).met else None
+
+    return _least(meets, AVERAGES, trials, how.progress, "smallest file") or cluster.of_average(loaded, AVERAGES[1])
+
+
+def _least(
+    meets: Callable[[float], Found | None],
+    between: tuple[float, float],
+    trials: int,
+    progress: Progress | None,
+    what: str,
+) -> Found | None:
+    """What `meets` made of the least amount tried that it took; the interval of the amount's logarithm is halved."""
+    (low, high), best = between, None
+    for number in range(trials):
+        amount = math.sqrt(low * high)
+        found = meets(amount)
+        low, high, best = (amount, high, best) if found is None else (low, amount, found)
+        if progress is not None:
+            progress(number + 1, trials, what)
     return best

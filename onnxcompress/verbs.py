@@ -124,10 +124,7 @@ def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings:
     from onnxcompress.passes import Cluster
 
     own, wanted, how = sorted_out(settings, Cluster)
-    if own.get("assign") is None:
-        own["assign"] = "nearest" if data is None else "compensated"
-    if own["assign"] == "compensated" and data is None:
-        raise SettingError("compensated assignment needs data of your own; give data, or assign nearest")
+    _by_data(own, "assign", ("nearest", "compensated"), data)
     each = made(Cluster, {**own, "seed": how.seed})
     free = each.allocates and each.target_size is None and each.bits is None
     if free and not dry and any(name in ON_OUTPUTS for name in wanted):
@@ -164,10 +161,7 @@ def factorize(
     from onnxcompress.passes import Factorize, Merge, Refit
 
     own, wanted, how = sorted_out(settings, Factorize)
-    if own.get("fit") is None:
-        own["fit"] = "weights" if data is None else "data"
-    if data is None and (refit or own["fit"] == "data"):
-        raise SettingError("a fit to what layers are fed needs data of your own; give data, or fit weights")
+    _by_data(own, "fit", ("weights", "data"), data, refit)
     each = made(Factorize, {**own, "seed": how.seed})
     repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and each.fit == "data") else []
     on_outputs = {name: value for name, value in wanted.items() if name in ON_OUTPUTS}
@@ -188,13 +182,19 @@ def binarize(
     from onnxcompress.passes import Binarize, Refit
 
     own, wanted, how = sorted_out(settings, Binarize)
-    if own.get("assign") is None:
-        own["assign"] = "nearest" if data is None else "compensated"
-    if data is None and (refit or own["assign"] == "compensated"):
-        raise SettingError("compensation and refit need data of your own; give data, or assign nearest")
+    _by_data(own, "assign", ("nearest", "compensated"), data, refit)
     each = made(Binarize, {**own, "seed": how.seed})
     repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and data is not None) else []
     return _run(model, [each] if dry else [each, *repair], data, wanted, how, dry=dry)
+
+
+def _by_data(own: dict[str, Any], name: str, ways: tuple[str, str], data: Any, refit: bool | None = None) -> None:
+    """The setting's default, the first way without data and the second with; SettingError where one that needs data has none."""
+    if own.get(name) is None:
+        own[name] = ways[data is not None]
+    wanting = f"{name} {ways[1]}" if own[name] == ways[1] else "refit" if refit else None
+    if data is None and wanting is not None:
+        raise SettingError(f"{wanting} needs data of your own; give data, or {name} {ways[0]} without refit")
 
 
 def distill(

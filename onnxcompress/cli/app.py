@@ -27,8 +27,33 @@ from onnxcompress.cli.common import (
     Judging,
     Writing,
 )
-from onnxcompress.cli.options import Option, instance, options_of, taken
+from onnxcompress.cli.options import Option, instance, taken
 from onnxcompress.cli.output import check_outputs, progress, show
+from onnxcompress.cli.panels import (
+    ALL_ROWS,
+    BENCH_DATA,
+    BINARIZING,
+    CLUSTERING,
+    DECIDING,
+    DISTILLING,
+    EQUALIZE,
+    FACTORIZING,
+    INSPECT_DATA,
+    LEARNING,
+    LOOKING,
+    MERGING,
+    MODE,
+    PACKING,
+    PLANNING,
+    PRUNING,
+    QUANTIZING,
+    REFIT,
+    SHOW_FORMS,
+    SPARSIFYING,
+    TIMING,
+    WEIGHING,
+    WHOLE,
+)
 from onnxcompress.data import ImageSettings
 from onnxcompress.errors import BudgetError, OnnxCompressError, SettingError
 from onnxcompress.inspection import inspect as inspected
@@ -54,113 +79,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Make any exported ONNX model smaller and faster on CPU, and see on onnxruntime what it costs.",
 )
-
-PRUNING = options_of(Prune, panel="Pruning", without=["seed"])
-PLANNING = [
-    Option(
-        "rounds",
-        "rounds",
-        int,
-        1,
-        "cut and repair that often, a part of the amount each time (at least 1); often no better",
-        "Pruning",
-    ),
-    Option(
-        "refit",
-        "refit",
-        bool | None,
-        None,
-        "repair by least squares after each cut (default: where there is --data)",
-        "Pruning",
-    ),
-    Option(
-        "largest",
-        "largest",
-        bool,
-        False,
-        "the largest cut that still meets the budgets, instead of --amount",
-        "Pruning",
-        ("--largest",),
-    ),
-    Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
-    Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
-]
-REFIT = [option for option in PLANNING if option.name == "refit"]
-DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
-SPARSIFYING = options_of(Sparsify, panel="Sparsity", without=["seed"])
-FACTORIZING = options_of(Factorize, panel="Factors", without=["seed"])
-MERGING = options_of(Merge, panel="Merging")
-CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
-BINARIZING = options_of(Binarize, panel="Binary weights", without=["seed"])
-QUANTIZING = options_of(Quantize, panel="Quantization")
-MODE = Option(
-    "mode",
-    "mode",
-    str,
-    "static",
-    "static: activations on grids from data; dynamic: on grids found at run time; weights: activations stay float",
-    "Quantization",
-)
-WEIGHING = options_of(
-    QuantizeWeights, panel="Weights", without=["cpu", "keep", "measure", "seconds", "rounding", "dynamic", "decode"]
-)
-EQUALIZE = Option(
-    "equalize",
-    "equalize",
-    bool,
-    True,
-    "first scale channels against each other, which changes no output",
-    "Quantization",
-)
-DISTILLING = options_of(Distill, panel="Distillation")
-LEARNING = [
-    Option("teacher", "teacher", str | None, None, "the .onnx file that it shall answer like", "Distillation"),
-    Option(
-        "checkpoint",
-        "checkpoint",
-        str | None,
-        None,
-        "file that is written after each epoch; where it is there, training goes on from it",
-        "Distillation",
-    ),
-]
-LOOKING = options_of(
-    Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
-)
-SHOW_FORMS = Option(
-    "forms",
-    "forms",
-    bool,
-    False,
-    "by which chains of smaller layers (see factorize) each layer could be replaced",
-    "Output",
-    ("--forms",),
-)
-WHOLE = Option(
-    "whole", "whole", bool, False, "judge on all samples, not only those that are held out", "Data", ("--whole",)
-)
-ALL_ROWS = Option("all_rows", "all_rows", bool, False, "show every row of every table", "Output", ("--all",))
-PACKING = [
-    Option("entropy", "entropy", str, "ans", "code of symbols: ans, or huffman for the classic one", "Packing"),
-    Option(
-        "peers",
-        "peers",
-        bool,
-        False,
-        "also show gzip -9 and zstd -19 of every tensor: takes minutes",
-        "Packing",
-        ("--peers",),
-    ),
-]
-TIMING = [
-    Option(
-        "threads", "threads", list[int], [1], "threads of onnxruntime; give it several times to measure each", "Timing"
-    ),
-    Option("seconds", "seconds", float, 10.0, "time of measuring, for all models together", "Timing"),
-    Option("batch", "batch", int, 1, "samples run at once, where the model's first axis is free", "Timing"),
-]
-BENCH_DATA = [each for each in FEEDING if each.name in ("data", "limit", "seed")]
-INSPECT_DATA = [each for each in FEEDING if each.name == "data"]
 
 Given = dict[str, Any]
 Model = Annotated[str, typer.Argument(help="an .onnx file", show_default=False)]

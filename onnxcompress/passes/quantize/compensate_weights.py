@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk
+from onnxcompress.model.edit import walk, with_constants
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.blocks import Blocks, tied
 from onnxcompress.passes.quantize.compensate import Compensation
@@ -26,7 +26,6 @@ from onnxcompress.passes.quantize.found import Form, Stored, Weight
 from onnxcompress.passes.quantize.grid import LEAST, MOST
 from onnxcompress.passes.quantize.integers import by_block, decoded, like_initializer
 from onnxcompress.passes.quantize.levels import pairs_of
-from onnxcompress.passes.quantize.pen import with_constants
 from onnxcompress.passes.quantize.rounding import ROUNDINGS, Lattice
 
 Forms = Mapping[str, tuple[Form, Stored]]

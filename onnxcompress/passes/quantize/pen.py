@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model import Model
-from onnxcompress.model.edit import new_constant, set_constant, walk
+from onnxcompress.model.edit import new_constant, walk
 from onnxcompress.passes.quantize.grid import Grid
 
 MICROSOFT = "com.microsoft"
@@ -100,13 +99,3 @@ def tidy(graph: ir.Model) -> None:
     for name, value in list(graph.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.graph.initializers[name]
-
-
-def with_constants(model: Model, values: Mapping[str, np.ndarray]) -> Model:
-    """The model with new values of these initializers; itself where there are none."""
-    if not values:
-        return model
-    graph = model.ir.clone()
-    for name, array in values.items():
-        set_constant(graph, name, array)
-    return model.edited(graph)

@@ -21,6 +21,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
+from onnxcompress.model.edit import with_constants
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed
@@ -30,7 +31,7 @@ from onnxcompress.passes.quantize.grid import Grid
 from onnxcompress.passes.quantize.grids import grids_of
 from onnxcompress.passes.quantize.kept_back import kept_back, no_better
 from onnxcompress.passes.quantize.levels import Leveled, leveled
-from onnxcompress.passes.quantize.pen import Decided, Rounded, with_constants
+from onnxcompress.passes.quantize.pen import Decided, Rounded
 from onnxcompress.passes.quantize.qoperator import as_operators
 from onnxcompress.passes.quantize.rows import row_of
 from onnxcompress.passes.quantize.shares import shares

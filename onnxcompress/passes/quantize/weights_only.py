@@ -29,7 +29,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk
+from onnxcompress.model.edit import walk, with_constants
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.blocks import Blocks, rebuilt
@@ -39,7 +39,7 @@ from onnxcompress.passes.quantize.found import Form, Stored, Weight, weights_of
 from onnxcompress.passes.quantize.grid import symmetric_grid
 from onnxcompress.passes.quantize.integers import BLOCK, FOUR, decibel, integers, size_of
 from onnxcompress.passes.quantize.kept_back import kept_back, no_better
-from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy, with_constants
+from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, fastest
 from onnxcompress.passes.quantize.write_weights import Form as Kernel
 from onnxcompress.passes.quantize.write_weights import write_weights

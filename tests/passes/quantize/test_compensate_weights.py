@@ -10,12 +10,11 @@ from onnxcompress import quantize
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk
+from onnxcompress.model.edit import walk, with_constants
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.passes import QuantizeWeights
 from onnxcompress.passes.quantize.found import Weight
 from onnxcompress.passes.quantize.integers import decoded
-from onnxcompress.passes.quantize.pen import with_constants
 from onnxcompress.passes.quantize.portable import fits, pairing
 from onnxcompress.passes.quantize.weights_only import read
 from onnxcompress.result import Result
