@@ -19,7 +19,6 @@ from onnxcompress.evidence.gather import Sources
 from onnxcompress.evidence.need import SOURCES, Evidence, Need
 from onnxcompress.methods.distill import Distill
 from onnxcompress.model import Model
-from onnxcompress.model.edit import with_constants
 from onnxcompress.plan import Plan
 from onnxcompress.training.loop import Lesson, Trained, train
 from onnxcompress.training.parameters import parameters_of
@@ -51,7 +50,7 @@ class Teach(Distill):
     def apply(self, model: Model, plan: Plan) -> Model:
         """The arrays of the plan in place of the model's."""
         plan.check_fits(model.fingerprint)
-        return with_constants(model, plan.arrays)
+        return model.with_constants(plan.arrays)
 
     def trained(self, model: Model, sources: Sources) -> Trained:
         """The model after its lesson from the original."""

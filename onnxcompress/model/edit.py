@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model.model import Model
 from onnxcompress.weights.coded import CODED, Coded
 
 
@@ -169,13 +168,3 @@ def _insert(before: ir.Node, node: ir.Node) -> None:
     node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     assert before.graph is not None
     before.graph.insert_before(before, node)
-
-
-def with_constants(model: Model, values: Mapping[str, np.ndarray]) -> Model:
-    """The model with new values of these initializers; itself where there are none."""
-    if not values:
-        return model
-    graph = model.ir.clone()
-    for name, array in values.items():
-        set_constant(graph, name, array)
-    return model.edited(graph)

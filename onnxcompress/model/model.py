@@ -12,6 +12,7 @@ import numpy as np
 from onnx_ir import Model as Graph
 from onnx_ir import Shape, Value
 
+from onnxcompress.model.edit import set_constant
 from onnxcompress.model.fingerprint import fingerprint
 
 T = TypeVar("T")
@@ -75,6 +76,15 @@ class Model:
     def edited(self, graph: Graph, origin: Mapping[str, Origin] | None = None) -> Model:
         """The Model around an edited clone of this one's graph."""
         return Model(graph, self.source, self.origin if origin is None else origin, self.notes, self.declared)
+
+    def with_constants(self, values: Mapping[str, np.ndarray]) -> Model:
+        """The Model with new values of these initializers; itself where there are none."""
+        if not values:
+            return self
+        graph = self.ir.clone()
+        for name, array in values.items():
+            set_constant(graph, name, array)
+        return self.edited(graph)
 
     def as_original(self) -> Model:
         """The same graph as its own original: for walks whose goal is this model, cut already, and not the one that it was cut from."""

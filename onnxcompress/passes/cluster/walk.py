@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk, with_constants
+from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.choices import Coder, Coding, Stop
@@ -106,7 +106,7 @@ def _cost(coder: Coder, at: Fitting, tried: Tried) -> float:
 
 def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
     """The model with the decoded weights."""
-    return with_constants(model, {name: each.decode() for name, each in coded.items()})
+    return model.with_constants({name: each.decode() for name, each in coded.items()})
 
 
 def _heard(at: Fitting) -> np.ndarray:

@@ -13,7 +13,6 @@ from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import with_constants
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.prune.walked import walkable, walked
@@ -141,4 +140,4 @@ class Sparsify:
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the weights."""
         plan.check_fits(model.fingerprint)
-        return with_constants(model, plan.arrays)
+        return model.with_constants(plan.arrays)

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk, with_constants
+from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.blocks import Blocks, tied
 from onnxcompress.passes.quantize.compensate import Compensation
@@ -60,7 +60,7 @@ def compensated_weights(
         if not any(tied(forms[layer.weight][1].levels, table) for table in tables)
     }
     result = Compensated(dict(forms), {}, {})
-    for pair in replace(paired, original=model, current=with_constants(model, now)).walk(list(todo)):
+    for pair in replace(paired, original=model, current=model.with_constants(now)).walk(list(todo)):
         layer = todo[pair.node]
         at = fitting(model, layer, places[pair.node], pair, how.rows, how.seed)
         if at is None:

@@ -21,7 +21,6 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import with_constants
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed
@@ -312,7 +311,7 @@ def brought_by(model: Model, plan: Plan, trial: Trial) -> Brought:
 
 
 def _written(model: Model, decided: Decided) -> Model:
-    model = with_constants(model, decided.biases)
+    model = model.with_constants(decided.biases)
     return write(model, decided.nodes, needed(model, decided.nodes, decided.grids), decided.weights)
 
 

@@ -29,7 +29,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk, with_constants
+from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.blocks import Blocks, rebuilt
@@ -320,7 +320,7 @@ def _written(
     """Nodes that read integers first; then every other float weight is rebuilt from its integers. `biases` have new values."""
     if not forms:
         return model
-    model = with_constants(model, biases or {})
+    model = model.with_constants(biases or {})
     stored = {name: each for name, (_, each) in forms.items()}
     nodes = {node: KERNELS[form] for name, (form, _) in forms.items() if form != "load" for node in readers[name]}
     graph = write_weights(model, nodes, stored).ir

@@ -10,7 +10,7 @@ from onnxcompress import quantize
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk, with_constants
+from onnxcompress.model.edit import walk
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.passes import QuantizeWeights
 from onnxcompress.passes.quantize.found import Weight
@@ -92,7 +92,7 @@ def test_the_written_model_is_what_its_integers_say(way: str) -> None:
     told |= {key.removeprefix("bias/"): array for key, array in plan.arrays.items() if key.startswith("bias/")}
     assert set(told) > {"w1", "b1", "w2", "w3", "w4"}
     wanted, found = (
-        open_session(to_bytes(finished(each))).run(data) for each in (with_constants(model, told), result.model)
+        open_session(to_bytes(finished(each))).run(data) for each in (model.with_constants(told), result.model)
     )
     assert distance(found, wanted, wanted) <= 0.05  # MatMulNBits rounds what it reads to int8
 
