@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxcompress.passes.factorize.forms import FORMS, Factors, Form, Ranks, Shape
 from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.ranks import Rule, ranks_by
 from onnxcompress.passes.factorize.sites import Site
 
 PROBES = 48
@@ -71,16 +72,17 @@ def unknown(weight: np.ndarray) -> Known:
 
 
 def tried(
-    site: Site, weight: np.ndarray, known: Known, forms: Collection[str], seed: int = 0
+    site: Site, weight: np.ndarray, known: Known, forms: Collection[str], seed: int = 0, rule: Rule | None = None
 ) -> Iterator[tuple[Choice, float]]:
-    """Each form at each of its ranks, with its share of noise at the model's outputs; the layer as it is comes first."""
+    """Each form at each of its ranks, or at those of a rule, with its share of noise at the model's outputs; the layer as it is first."""
     yield Choice(), 0.0
+    exact = weight
     weight = weight.astype(np.float32) if known.judge.rows is not None else weight
     for name in forms:
         form = FORMS[name]
         if form.unfit(site.shape):
             continue
-        ladder = form.ladder(site.shape)
+        ladder = form.ladder(site.shape) if rule is None else _given(rule, form, site.shape, exact)
         if not ladder:
             continue
         largest = tuple(max(each) for each in zip(*ladder, strict=True))
@@ -88,6 +90,12 @@ def tried(
         for ranks in ladder:
             near = _error(form, site.shape, weight, form.leading(begun, ranks), known.judge, seed)
             yield Choice(name, ranks), known.arrives * near / max(known.power, 1e-300)
+
+
+def _given(rule: Rule, form: Form, shape: Shape, weight: np.ndarray) -> list[Ranks]:
+    """The ranks of the rule, where they are less than the layer."""
+    ranks = ranks_by(rule, form, shape, weight)
+    return [ranks] if ranks is not None and form.size(shape, ranks) < shape.size else []
 
 
 def _error(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, judge: Metric, seed: int) -> float:

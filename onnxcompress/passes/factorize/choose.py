@@ -51,6 +51,19 @@ class Budget:
         return float(option.macs if self.kind == "macs" else option.parameters)
 
 
+def least(
+    options: Mapping[str, Sequence[Option]], stopwatch: Stopwatch, pays: float
+) -> tuple[dict[str, Option], list[Refusal]]:
+    """Node -> the fewest multiply-adds of its options, where ranks follow a rule and no budget says what is too much; see `chosen`."""
+    found, refusals = {}, []
+    for name, each in options.items():
+        left, declined = _rewarded(each, stopwatch, pays) if pays > 0 else (list(each), [])
+        found[name] = min(left, key=lambda option: (option.macs, option.parameters, option.error))
+        if not found[name].choice.form:
+            refusals.append(_refusal(found[name], declined, "the rule's ranks leave no fewer multiply-adds"))
+    return found, refusals
+
+
 def chosen(
     options: Mapping[str, Sequence[Option]], budget: Budget, stopwatch: Stopwatch, pays: float
 ) -> tuple[dict[str, Option], list[Refusal]]:
@@ -111,10 +124,12 @@ def _front(options: Iterable[Option]) -> list[Option]:
     return found
 
 
-def _refusal(whole: Option, declined: Sequence[Option]) -> Refusal:
+def _refusal(
+    whole: Option, declined: Sequence[Option], otherwise: str = "the budget is met with less error elsewhere"
+) -> Refusal:
     layer = whole.site.layer
     if not declined:
-        return Refusal(layer.weight, "the budget is met with less error elsewhere", layer.name)
+        return Refusal(layer.weight, otherwise, layer.name)
     best = min(declined, key=lambda each: 9.0 if each.time is None else each.time)
     share = best.macs / max(whole.macs, 1)
     return Refusal(

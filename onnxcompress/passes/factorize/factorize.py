@@ -20,8 +20,9 @@ from onnxcompress.operators.cost import macs_by_layer, parameters
 from onnxcompress.operators.layer import by_node
 from onnxcompress.passes.factorize.candidates import Known, tried, unknown
 from onnxcompress.passes.factorize.chain import write
-from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen
+from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen, least
 from onnxcompress.passes.factorize.forms import FORMS
+from onnxcompress.passes.factorize.ranks import rule_of, ruled
 from onnxcompress.passes.factorize.sites import Site, shape_of, sites
 from onnxcompress.passes.factorize.timing import Stopwatch
 from onnxcompress.passes.factorize.walk import Made, Walk, by_weights, looked, walked
@@ -54,6 +55,13 @@ class Factorize:
         ),
     ] = None
     forms: Annotated[tuple[str, ...], Field(description="that may be used (default: all)")] = ()
+    rank: Annotated[
+        str | None,
+        Field(
+            description="a rule that gives ranks, instead of a target: vbmf (what is more than noise), or energy:0.9 "
+            "(share of the squared singular values that is kept)"
+        ),
+    ] = None
     fit: Annotated[
         Literal["weights", "data"] | None,
         Field(description="factors for what layers are fed, or for weights alone (default: data where there is some)"),
@@ -77,11 +85,18 @@ class Factorize:
         given = [name for name in ("target_macs", "target_params", "target_latency") if getattr(self, name) is not None]
         if len(given) > 1:
             raise SettingError(f"{given[0]} and {given[1]} are both targets; give one")
+        if self.rank is not None:
+            rule_of(self.rank)
+            for name in self.forms:
+                if not ruled(FORMS[name]):
+                    raise SettingError(f"{name} has no rank that a rule could give; leave it out, or give a target")
+            if given:
+                raise SettingError(f"rank {self.rank!r} fixes the ranks, and {given[0]} asks for others; give one")
 
     @property
     def free(self) -> bool:
         """Is no target given?"""
-        return self.target_macs is None and self.target_params is None and self.target_latency is None
+        return not any((self.target_macs, self.target_params, self.target_latency, self.rank))
 
     def needs(self, model: Model) -> list[Need]:
         """Shapes of a run; with data the paired walk, and how far errors of each layer arrive."""
@@ -107,8 +122,11 @@ class Factorize:
             plan.notes.append("no layer is left that a form could stand for")
             return plan
         stopwatch = Stopwatch(seconds=self.seconds)
-        budget = self._budget(model, evidence, [each[0].site for each in options.values()])
-        choices, declined = chosen(options, budget, stopwatch, self.pays)
+        if self.rank is not None:
+            choices, declined = least(options, stopwatch, self.pays)
+        else:
+            budget = self._budget(model, evidence, [each[0].site for each in options.values()])
+            choices, declined = chosen(options, budget, stopwatch, self.pays)
         plan.refusals.extend(declined)
         taken = {name: (each.site, each.choice) for name, each in choices.items() if each.choice.form}
         how = Walk(self.rows, self.seed)
@@ -147,7 +165,8 @@ class Factorize:
         """All there is for a layer, as it is first."""
         found: list[Option] = []
         names = self.forms or tuple(FORMS)
-        for choice, error in tried(site, weight, known, names, self.seed):
+        rule = None if self.rank is None else rule_of(self.rank)
+        for choice, error in tried(site, weight, known, names, self.seed, rule):
             form = FORMS.get(choice.form)
             parts = [site.whole] if form is None else form.parts(site.shape, choice.ranks)
             macs = site.macs(parts)

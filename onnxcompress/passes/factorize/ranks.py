@@ -7,12 +7,15 @@ sides (a channel that is filtered by itself) for a batch of such matrices. CP ha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from onnxcompress.errors import SettingError
 from onnxcompress.passes.factorize.forms import Form, Ranks, Shape
+from onnxcompress.settings import check_names
 
 ENERGY = 0.9
 """Of the squared singular values."""
@@ -59,18 +62,38 @@ def _free_energy(noise: float, values: np.ndarray, columns: int, alpha: float, l
     return float(np.sum(rest - np.log(rest)) + told)
 
 
-RULES: Mapping[str, Callable[[np.ndarray], int]] = {"energy": energy, "vbmf": vbmf}
-"""Name -> the rank that it gives a matrix."""
+Rule = Callable[[np.ndarray], int]
+"""The rank that it gives a matrix."""
+
+RULES: Mapping[str, Rule] = {"energy": energy, "vbmf": vbmf}
 
 
-def ranks_by(rule: str, form: Form, shape: Shape, weight: np.ndarray) -> Ranks | None:
+def rule_of(text: str) -> Rule:
+    """'vbmf', 'energy' or 'energy:0.95'. SettingError for anything else."""
+    name, _, share = text.partition(":")
+    check_names((name,), RULES, "rank rule")
+    if not share:
+        return RULES[name]
+    kept = float(share) if share.replace(".", "", 1).isdigit() else 0.0
+    if name != "energy" or not 0 < kept <= 1:
+        raise SettingError(f"rank {text!r}: only energy takes a share, above 0 and at most 1, as in energy:0.95")
+    return partial(energy, share=kept)
+
+
+def ruled(form: Form) -> bool:
+    """Does each of its ranks cut a weight in two, so that a rule can tell it?"""
+    terms = form.equation.split("->")[0].split(",")
+    return all(sum(letter in term for term in terms) == 2 for letter in form.letters)
+
+
+def ranks_by(rule: Rule, form: Form, shape: Shape, weight: np.ndarray) -> Ranks | None:
     """The ranks of a form for a weight [groups, out, in, taps]; of several matrices the largest. None where the form has no such ranks."""
     found = []
     for letter, most in zip(form.letters, form.full(shape), strict=True):
         matrices = unfolded(form, shape, weight, letter)
         if matrices is None:
             return None
-        found.append(min(most, max(RULES[rule](matrix) for matrix in matrices)))
+        found.append(min(most, max(rule(matrix) for matrix in matrices)))
     return tuple(found)
 
 

@@ -57,6 +57,19 @@ def test_parameters_are_a_budget_too():
     assert result.after.parameters <= 0.5 * result.before.parameters
 
 
+def test_a_rule_gives_the_ranks_instead_of_a_budget():
+    plans = [
+        onnxcompress.factorize(MODEL, rank=f"energy:{share}", forms=["lowrank"], pays=0, dry=True).plans[-1]
+        for share in (0.6, 0.8)
+    ]
+    ranks = [{each["layer"]: each["ranks"][0] for each in plan.decisions} for plan in plans]
+    assert ranks[0] and all(ranks[0][layer] < rank for layer, rank in ranks[1].items())
+    with pytest.raises(SettingError, match="fixes the ranks, and target_macs asks for others"):
+        onnxcompress.factorize(MODEL, rank="vbmf", target_macs=0.5)
+    with pytest.raises(SettingError, match="cp has no rank that a rule could give"):
+        onnxcompress.factorize(MODEL, rank="vbmf", forms=["cp"])
+
+
 def test_what_cannot_be_met_says_what_could():
     with pytest.raises(SettingError, match=r"at least 0.* are left"):
         onnxcompress.factorize(MODEL, target_macs=0.01, pays=0)
