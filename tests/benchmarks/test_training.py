@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import distill, idx, lenet
+from benchmarks import distill, idx, lenet, training
 from benchmarks.networks import LENETS
 from onnxcompress.model import load
 
@@ -69,3 +70,17 @@ def test_idx_files(tmp_path: Path) -> None:
     assert images.shape == (3, 1, 28, 28) and images.max() <= 1
     for image, label in zip(images, labels, strict=True):
         np.testing.assert_array_equal(np.rint(image[0] * 255), pixels[label - 4])
+
+
+def test_steps_are_made_on_command_and_the_page_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side beside itself: as many steps as were asked for, the same losses."""
+    name, written = "MLP 784-300-100", dict[str, list[str]]()
+    training.prepared(name, 4, tmp_path)
+    monkeypatch.setattr(training, "write", lambda file, title, parts, facts: written.update({file: parts}))
+    command = [sys.executable, "-m", "benchmarks.training_ours", name, str(tmp_path), "1"]
+    monkeypatch.setattr(training, "commands_of", lambda *_: {kind: command for kind in (training.TORCH, training.OURS)})
+    row = training.compared(name, tmp_path, 1, 1, "")
+    assert row["losses"] == 0 and row["steps"] >= 3 and row["wall"]["ours_ms"] > 0
+    assert 0 < row["ours_mb"][1] < row["ours_mb"][0]
+    training.report([row], 4)
+    assert name in written["training"][-1]

@@ -1,0 +1,48 @@
+"""Our side of benchmarks/training.py: the loop of `distill` itself, step by step.
+
+    python -m benchmarks.training_ours NET FOLDER THREADS
+
+FOLDER holds student.onnx, teacher.onnx and batch.npz.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.training_meter import Meter, peak
+from onnxcompress.data import open_data
+from onnxcompress.model import load
+from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.recipe import Recipe
+from onnxcompress.training.targets import targets_of
+from onnxcompress.training.teacher import Teacher
+
+ENDLESS = 1 << 30
+
+
+def main() -> None:
+    """Three epochs of one batch, whose losses are told, then steps as they are asked for."""
+    folder, threads = Path(sys.argv[2]), int(sys.argv[3])
+    imports = peak()
+    student, teacher = load(folder / "student.onnx"), load(folder / "teacher.onnx")
+    answers = Teacher.of(teacher, ["logits"], threads=threads)
+    x = np.load(folder / "batch.npz")["x"]
+    data = open_data({"x": x}, answers.session.inputs)
+    answers.remember(data, len(x), 1 << 30)
+    targets = targets_of(student, teacher, loss="soft-cross-entropy")
+    recipe = Recipe(
+        epochs=3, minibatch=len(x), optimizer="sgd", momentum=0.9, rate=1e-3, schedule="constant", warmup=0.0, clip=None,
+        norms="training",
+    )  # fmt: skip
+    lesson = Lesson(student, answers, targets, data, recipe, temperature=1.0, threads=threads)
+    losses = [row["loss"] for row in train(lesson).curve]
+    meter = Meter({"imports": imports, "losses": losses})
+    train(replace(lesson, recipe=replace(recipe, epochs=ENDLESS), progress=meter))
+
+
+if __name__ == "__main__":
+    main()
