@@ -16,9 +16,10 @@ from onnxcompress.runtime.session import Port
 CALIBRATION_SHARE = 0.75  # the rest is held out
 SPLIT_STREAM = 1  # keeps the split's random numbers apart from those of other users of the same seed
 SHUFFLE_STREAM = 3
+KEPT_STREAM = 4
 
 Feed = dict[str, np.ndarray]
-Part = Literal["", "calibration", "held-out"]
+Part = Literal["", "calibration", "held-out", "kept-back"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +126,18 @@ class Data:
     def held_out(self) -> Data:
         """The samples for judging: those that are not for calibration; the same one where there is only one."""
         return self._view(1)
+
+    def kept_back(self, share: float, most: int) -> tuple[Data, Data]:
+        """These samples without a share of them, and that share, at most so many: what trains, and what chooses between its states.
+
+        A single sample is both.
+        """
+        if self.samples == 1:
+            return self, replace(self, part="kept-back")
+        count = min(most, self.samples - 1, max(1, round(self.samples * share)))
+        order = np.random.default_rng([self.seed, KEPT_STREAM]).permutation(self.samples)
+        training, kept = (self.indices[np.sort(each)] for each in (order[count:], order[:count]))
+        return replace(self, indices=training), replace(self, indices=kept, part="kept-back")
 
     def shuffled(self, number: int) -> Data:
         """The same samples in an order that the seed and a number (of an epoch) give; those of one piece stay together, so that

@@ -27,6 +27,7 @@ from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.integers import Levels
+from onnxcompress.training.judge import MOST, SHARE, Judge
 from onnxcompress.training.kept import Booked, Dense, Moving
 from onnxcompress.training.loop import Lesson, Trained, held_of, train
 from onnxcompress.training.parameters import Parameters
@@ -151,13 +152,15 @@ def _taught(
 ) -> Trained:
     """Run the loop on the samples for calibration."""
     session = Teacher.of(teacher, [target.teacher for target in targets], threads=how.threads)
-    training = feed.calibration
+    training, kept = feed.calibration.kept_back(SHARE, MOST)
+    judge = Judge.of(teacher, kept, batch=how.batch, threads=how.threads, limit=how.memory_limit)
     session.remember(training, how.batch, how.memory_limit, how.progress)
     lesson = Lesson(
         student, session, targets, training, settings.recipe,
         temperature=settings.temperature, threads=how.threads,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         identity=teacher.fingerprint, progress=how.progress, guesses=_guesses(student, teacher), limits=limits_of(student),
+        judge=judge,
     )  # fmt: skip
     return train(lesson)
 
@@ -193,8 +196,7 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
     if moved:
         notes.append(f"{len(moved)} weights that were coded are dense again: training moved their values")
     notes.extend(made.sources)
-    if made.norms is not None:
-        notes.append(made.norms)
+    notes.extend(each for each in (made.norms, made.kept) if each is not None)
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
     return Plan(settings.name, _fields(settings), student.fingerprint, made.curve, notes=notes)

@@ -20,6 +20,7 @@ from onnxcompress.evidence.need import SOURCES, Evidence, Need
 from onnxcompress.methods.distill import Distill
 from onnxcompress.model import Model
 from onnxcompress.plan import Plan
+from onnxcompress.training.judge import MOST, SHARE, Judge
 from onnxcompress.training.loop import Lesson, Trained, train
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.targets import losses_in_words
@@ -34,6 +35,7 @@ class Teach(Distill):
     """Distillation from the run's original, as a pass; its plan holds the trained weights."""
 
     name: ClassVar[str] = "train"
+    judged: ClassVar[bool] = True
 
     def needs(self, model: Model) -> list[Need]:
         """The original, and samples."""
@@ -56,10 +58,16 @@ class Teach(Distill):
         """The model after its lesson from the original."""
         targets = self.targets(model, sources.original)
         teacher = Teacher.of(sources.original, [target.teacher for target in targets], threads=sources.threads)
-        teacher.remember(sources.data, sources.batch, sources.memory_limit, sources.progress)
+        training, judge = sources.data, None
+        if self.judged:
+            training, kept = sources.data.kept_back(SHARE, MOST)
+            judge = Judge.of(
+                sources.original, kept, batch=sources.batch, threads=sources.threads, limit=sources.memory_limit
+            )
+        teacher.remember(training, sources.batch, sources.memory_limit, sources.progress)
         lesson = Lesson(
-            model, teacher, targets, sources.data, self.recipe, temperature=self.temperature, threads=sources.threads,
-            progress=sources.progress, bend=self.bend(model),
+            model, teacher, targets, training, self.recipe, temperature=self.temperature, threads=sources.threads,
+            progress=sources.progress, judge=judge, bend=self.bend(model),
         )  # fmt: skip
         return train(lesson)
 
@@ -69,8 +77,8 @@ class Teach(Distill):
 
     def told(self, model: Model, made: Trained) -> list[str]:
         """Sentences for the report."""
-        norms = [] if made.norms is None else [made.norms]
-        return [*losses_in_words(self.targets(model, model)), f"{made.parameters} numbers were trained", *norms]
+        more = [each for each in (made.norms, made.kept) if each is not None]
+        return [*losses_in_words(self.targets(model, model)), f"{made.parameters} numbers were trained", *more]
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Slim(Teach):
     """Training under an L1 penalty on the scales of BatchNormalization, which drives those of channels that matter little to zero."""
 
     name: ClassVar[str] = "slim"
+    judged: ClassVar[bool] = False  # the penalty takes answers for small scales
 
     slim: Annotated[float, Field(gt=0, description="weight of Σ|γ| in the loss")] = 1e-3
 

@@ -42,6 +42,8 @@ def _learned(plan: Mapping[str, Any]) -> Table:
         return _plain(plan)
     rows = plan["decisions"]
     most = max((each["loss"] for each in rows), default=0.0) or 1.0
+    judged = {"sqnr_db": "kept back", "averaged_sqnr_db": "average, kept back"}
+    judged = {name: head for name, head in judged.items() if all(name in each for each in rows)}
     cells = [
         (
             str(each["epoch"]),
@@ -49,10 +51,11 @@ def _learned(plan: Mapping[str, Any]) -> Table:
             f"{each['gradient']:.3g}",
             f"{each['rate']:.3g}",
             f"{each['seconds']:.1f}",
+            *(words.decibel(each[name]) for name in judged),
         )
         for each in rows
     ]
-    columns = ("epoch", "loss", "gradient", "rate", "seconds")
+    columns = ("epoch", "loss", "gradient", "rate", "seconds", *judged.values())
     return table(
         "distillation: mean loss of each epoch", columns, cells, columns[1:], bars=[(e["loss"] / most,) for e in rows]
     )

@@ -15,6 +15,20 @@ import numpy as np
 from onnxcompress.errors import SettingError
 from onnxcompress.files import write_atomic
 
+FORMAT = 2
+"""Of the file; part of the key, so that a file of another one is refused."""
+
+
+@dataclass
+class Best:
+    """Weights and running statistics of an epoch (0: before the first), whether they are an average, and how they stand."""
+
+    weights: np.ndarray
+    running: dict[str, np.ndarray]
+    epoch: int
+    averaged: bool
+    standing: tuple[float, float]
+
 
 @dataclass
 class State:
@@ -23,6 +37,7 @@ class State:
     weights   [n] float32          average    of weights, where one is kept
     moments   of the optimizer     running    statistics of BatchNormalization, by initializer
     epoch     how many are done    step       updates done        curve  a row an epoch, for the report
+    best      of all states the one that a judge prefers, None without a judge
     """
 
     weights: np.ndarray
@@ -32,6 +47,7 @@ class State:
     epoch: int = 0
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
+    best: Best | None = None
 
 
 def save_state(path: str | Path, state: State, key: str) -> None:
@@ -39,7 +55,10 @@ def save_state(path: str | Path, state: State, key: str) -> None:
     arrays = {"weights": state.weights, **_prefixed("moments", state.moments), **_prefixed("running", state.running)}
     if state.average is not None:
         arrays["average"] = state.average
-    facts = {"key": key, "epoch": state.epoch, "step": state.step, "curve": state.curve}
+    facts: dict[str, Any] = {"key": key, "epoch": state.epoch, "step": state.step, "curve": state.curve}
+    if state.best is not None:
+        arrays |= {"best": state.best.weights, **_prefixed("best-running", state.best.running)}
+        facts["best"] = [state.best.epoch, state.best.averaged, state.best.standing]
     buffer = io.BytesIO()
     np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
@@ -55,12 +74,20 @@ def load_state(path: str | Path, key: str) -> State | None:
         facts = json.loads(arrays.pop("facts").tobytes())
         weights = arrays.pop("weights")
         found, epoch, step, curve = (facts[name] for name in ("key", "epoch", "step", "curve"))
+        best = _best_of(facts, arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SettingError(f"{path}: not a checkpoint of this tool ({error}); delete it to begin anew") from error
     if found != key:
         raise SettingError(f"{path}: the checkpoint is of other models, data or settings; delete it to begin anew")
     average = arrays.pop("average", None)
-    return State(weights, average, _own("moments", arrays), _own("running", arrays), epoch, step, curve)
+    return State(weights, average, _own("moments", arrays), _own("running", arrays), epoch, step, curve, best)
+
+
+def _best_of(facts: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Best | None:
+    if "best" not in facts:
+        return None
+    epoch, averaged, standing = facts["best"]
+    return Best(arrays.pop("best"), _own("best-running", arrays), epoch, averaged, tuple(standing))
 
 
 def _prefixed(what: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

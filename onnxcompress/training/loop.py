@@ -19,10 +19,11 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.runtime.session import Session
 from onnxcompress.training.blame import blamed
-from onnxcompress.training.checkpoint import State, load_state, save_state
+from onnxcompress.training.checkpoint import FORMAT, Best, State, load_state, save_state
 from onnxcompress.training.derivatives.normalization import unbiased
 from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, settings_in, step_graph, told_apart
 from onnxcompress.training.integers import Limit
+from onnxcompress.training.judge import Judge, Standing
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into, clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Norms, Recipe
@@ -43,6 +44,9 @@ RIGHT = 0.5
 GRAPHS = 8
 """Step graphs that are kept, one for each set of input shapes."""
 
+AVERAGE = 0.99
+"""How much of the average of weights stays at each update, where a judge may choose it."""
+
 RUNNING = 0.1
 """How far running statistics of BatchNormalization move towards each batch's, as frameworks have it."""
 
@@ -57,6 +61,7 @@ class Lesson:
     identity     what else makes two trainings different ones, for the checkpoint
     guesses      the weights that coded ones may stand for, where symbols move
     limits       of integers, see integers.py
+    judge        on samples that do not train: the best epoch, or the student as it was, is the result; None: the last one
     bend         what is done before each update to what trains and its gradients, by name, in place: penalties, masks
     """
 
@@ -72,15 +77,29 @@ class Lesson:
     progress: Progress | None = None
     guesses: Mapping[str, np.ndarray] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    judge: Judge | None = None
     bend: Bend | None = None
     graphs: dict[Any, tuple[StepGraph, Session]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Names models, targets, data, recipe and seed."""
-        facts = [self.student.fingerprint, self.identity, [vars(each) for each in self.targets], self.temperature]
+        facts = [
+            FORMAT,
+            self.student.fingerprint,
+            self.identity,
+            [vars(each) for each in self.targets],
+            self.temperature,
+        ]
         whole = [*facts, vars(self.recipe), self.data.describe(), self.data.seed, self.threads]
+        whole += [] if self.judge is None else [self.judge.data.describe()]
         return hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def keep(self) -> float:
+        """Of the average of weights; 0 where none is kept."""
+        asked = self.recipe.average
+        return (0.0 if self.judge is None else AVERAGE) if asked is None else asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +107,7 @@ class Trained:
     """model: the student with its new weights; curve: a row an epoch; resumed: epochs that a checkpoint had already.
 
     norms  how BatchNormalization trained, and why; None where there is none
+    kept   which epoch the weights are of, and why; None without a judge
     sources  where gradients came from, in words
     """
 
@@ -97,6 +117,7 @@ class Trained:
     resumed: int
     norms: str | None = None
     sources: tuple[str, ...] = ()
+    kept: str | None = None
 
 
 def train(lesson: Lesson) -> Trained:
@@ -107,19 +128,64 @@ def train(lesson: Lesson) -> Trained:
     lesson, norms = _with_norms(lesson, held, start)
     recipe = lesson.recipe
     if state is None:
-        state = State(start, None if recipe.average is None else start.copy())
+        state = State(start, start.copy() if lesson.keep else None)
+        _judge(lesson, held, state)
     resumed = state.epoch
     for epoch in range(state.epoch, recipe.epochs):
         begun = time.perf_counter()
         row = _epoch(lesson, held, state, epoch)
         state.epoch = epoch + 1
+        row |= _judge(lesson, held, state)
         state.curve.append({"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - begun, 3)})
         if lesson.checkpoint is not None:
             save_state(lesson.checkpoint, state, key)
-    final = state.weights if state.average is None else state.average
-    model = with_weights(lesson.student, held, final, state.running)
     sources = tuple(dict.fromkeys(made.source for made, _ in lesson.graphs.values()))
-    return Trained(model, state.curve, held.layout.size, resumed, norms, sources)
+    return Trained(
+        _final(lesson, held, state), state.curve, held.layout.size, resumed, norms, sources, _kept(lesson, state)
+    )
+
+
+def _final(lesson: Lesson, held: Parameters, state: State) -> Model:
+    """The student with the weights that are kept; itself where none are better."""
+    if state.best is None:
+        return with_weights(
+            lesson.student, held, state.weights if state.average is None else state.average, state.running
+        )
+    best = state.best
+    return with_weights(lesson.student, held, best.weights, best.running) if best.epoch else lesson.student
+
+
+def _judge(lesson: Lesson, held: Parameters, state: State) -> dict[str, Any]:
+    """How the weights stand, and their average beside them; the best state so far is kept. Columns of the curve."""
+    if lesson.judge is None:
+        return {}
+    candidates = (
+        {False: state.weights}
+        if state.average is None or not state.epoch
+        else {False: state.weights, True: state.average}
+    )
+    told: dict[str, Any] = {}
+    for averaged, weights in candidates.items():
+        found = lesson.judge(with_weights(lesson.student, held, weights, state.running))
+        told |= {f"{'averaged_' if averaged else ''}{name}": value for name, value in vars(found).items()}
+        if state.best is None or found > Standing(*state.best.standing):
+            running = {name: values.copy() for name, values in state.running.items()}
+            state.best = Best(weights.copy(), running, state.epoch, averaged, (found.sqnr_db, found.agreement))
+    return told
+
+
+def _kept(lesson: Lesson, state: State) -> str | None:
+    """For the report."""
+    if state.best is None or lesson.judge is None:
+        return None
+    best, samples = state.best, f"{lesson.judge.data.samples} samples kept back"
+    if not best.epoch:
+        return (
+            f"no epoch answers better on {samples} than the student did before ({best.standing[0]:.1f} dB): its weights stay; "
+            "give a lower --rate, or more samples"
+        )
+    what = "averaged weights" if best.averaged else "weights"
+    return f"the {what} of epoch {best.epoch} are kept: {best.standing[0]:.1f} dB on {samples}"
 
 
 def held_of(
@@ -200,7 +266,7 @@ def _epoch(lesson: Lesson, held: Parameters, state: State, epoch: int) -> dict[s
             lengths.append(clip_to(total, recipe.clip))
             if lesson.bend is not None:
                 lesson.bend(held.layout.views(state.weights), held.layout.views(total))
-            _update(held, recipe, state, total, rate)
+            _update(held, recipe, state, total, rate, lesson.keep)
             total[:], waiting = 0.0, 0
         if lesson.progress is not None:
             lesson.progress(epoch * len(chunks) + number + 1, recipe.epochs * len(chunks), "distill")
@@ -253,7 +319,13 @@ def _step(
         terms = criterion(lesson.targets, shapes, temperature=lesson.temperature)
         sizes = {name: array.shape for name, array in feed.items()}
         made = step_graph(
-            held.model, sizes, [*held.forms, *held.twins], terms, norms=lesson.recipe.norms, known=settings_in(feed)
+            held.model,
+            sizes,
+            [*held.forms, *held.twins],
+            terms,
+            norms=lesson.recipe.norms,
+            known=settings_in(feed),
+            source=lesson.recipe.source,
         )
         lesson.graphs[key] = (made, made.open(threads=lesson.threads))
     else:
@@ -261,7 +333,7 @@ def _step(
     return lesson.graphs[key]
 
 
-def _update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float) -> None:
+def _update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float, keep: float) -> None:
     state.step += 1
     settings = Settings(
         momentum=recipe.momentum, nesterov=recipe.nesterov, decay=recipe.decay, decays=held.decays,
@@ -269,8 +341,8 @@ def _update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray
     )  # fmt: skip
     OPTIMIZERS[recipe.optimizer](state.weights, gradient, state.moments, rate, state.step, settings)
     held.settle(state.weights)
-    if state.average is not None and recipe.average is not None:
-        average_into(state.average, state.weights, recipe.average, state.step)
+    if state.average is not None:
+        average_into(state.average, state.weights, keep, state.step)
 
 
 def _track(student: Model, made: StepGraph, given: Mapping[str, np.ndarray], running: dict[str, np.ndarray]) -> None:

@@ -30,7 +30,13 @@ class Recipe:
     decay: Annotated[float, Field(ge=0, description="weight decay, decoupled; not of biases and norms")] = 0.0
     clip: Annotated[float | None, Field(gt=0, description="longest gradient; a longer one is scaled down")] = 5.0
     average: Annotated[
-        float | None, Field(ge=0, lt=1, description="keep an average of the weights, such as 0.99, and write that")
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="of the running average of weights, the share that stays at an update; default 0.99, written where it "
+            "answers better than the weights; 0: none",
+        ),
     ] = None
     norms: Annotated[
         Norms,

@@ -225,3 +225,16 @@ def test_a_folder_is_not_held_in_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6 + 8 * 4e6  # one or two pieces and the permutation, not 48 MB of rows beside them
+
+
+@settings(max_examples=30, deadline=None)
+@given(samples=st.integers(1, 40), share=st.floats(0.01, 0.9), most=st.integers(1, 10))
+def test_samples_kept_back_do_not_train(samples: int, share: float, most: int) -> None:
+    """Calibration samples fall into two parts, neither of them empty; a single one is both. The same parts each time."""
+    whole = open_data(ROWS.repeat(2, axis=0)[:samples], X)
+    training, kept = whole.calibration.kept_back(share, most)
+    one, two = set(training.indices.tolist()), set(kept.indices.tolist())
+    assert one | two == set(whole.calibration.indices.tolist()) and len(two) <= most
+    assert one and two and (whole.calibration.samples == 1 or not one & two)
+    again = whole.calibration.kept_back(share, most)
+    assert np.array_equal(again[1].indices, kept.indices) and "kept-back sample" in kept.describe()

@@ -81,6 +81,39 @@ def test_a_logit_loss_on_plain_logits(cut: Path) -> None:
     assert any("soft-cross-entropy on 'logits' (chosen" in note for note in made.report.notes)
 
 
+def test_it_never_ends_worse_than_it_began() -> None:
+    """A rate that is far too high: the student comes back as it was, and the report says so."""
+    student = onnxcompress.cluster(MODEL, bits=4, same=True, data=DATA, assign="nearest").model
+    made = onnxcompress.distill(student, teacher=MODEL, data=DATA, limit=240, epochs=2, rate=0.1)
+    assert any("no epoch answers better on 22 samples kept back" in note for note in made.report.notes)
+    for name in student.initializers:
+        assert np.array_equal(student.array(name), made.model.array(name)), name
+
+
+def test_the_best_epoch_is_kept_and_the_average_where_it_is_better(cut: Path) -> None:
+    """Steps so long that the weights go round what they aim at: their average is nearer."""
+    made = onnxcompress.distill(
+        cut, teacher=MODEL, data=DATA, limit=320, epochs=4, rate=0.02, schedule="constant", average=0.95, minibatch=16
+    )
+    curve = made.plan.decisions
+    best = max((row[name], row["epoch"], name) for row in curve for name in ("sqnr_db", "averaged_sqnr_db"))
+    what = "averaged weights" if best[2].startswith("averaged") else "weights"
+    assert what == "averaged weights"
+    assert any(f"the {what} of epoch {best[1]} are kept: {best[0]:.1f} dB" in note for note in made.report.notes)
+    plain = onnxcompress.distill(
+        cut, teacher=MODEL, data=DATA, limit=320, epochs=4, rate=0.02, schedule="constant", average=0.0, minibatch=16
+    )
+    assert "averaged_sqnr_db" not in plain.plan.decisions[0]
+    assert [row["sqnr_db"] for row in plain.plan.decisions] == [row["sqnr_db"] for row in curve]
+
+
+def test_the_source_of_gradients_that_is_asked_for_is_the_one(cut: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="onnxruntime-training is not there"):
+        onnxcompress.distill(
+            cut, teacher=MODEL, data=DATA, limit=32, epochs=1, gradients="builder", builder_dir=str(tmp_path)
+        )
+
+
 def test_dry_run_lists_what_would_be_learned(cut: Path) -> None:
     made = onnxcompress.distill(cut, teacher=MODEL, data=DATA, dry=True)
     assert made.comparison is None and made.model.source.path == cut
