@@ -97,7 +97,7 @@ def test_binary_weights_are_left_alone() -> None:
     ("settings", "why"),
     [
         ({"kind": "ternary", "terms": 4, "smallest": 10**9}, "no weight can be made ternary"),
-        ({"assign": "compensated"}, "need data"),
+        ({"assign": "compensated"}, "needs data"),
         ({"keep": ("nothing*",)}, "matches no weight"),
     ],
 )
