@@ -88,7 +88,11 @@ def tried(
         largest = tuple(max(each) for each in zip(*ladder, strict=True))
         begun = form.start(site.shape, weight, largest, known.fit)
         for ranks in ladder:
-            near = _error(form, site.shape, weight, form.leading(begun, ranks), known.judge, seed)
+            if form.nested or ranks == largest:
+                factors = form.leading(begun, ranks)
+            else:
+                factors = form.start(site.shape, weight, ranks, known.fit)
+            near = _error(form, site.shape, weight, factors, known.judge, seed)
             yield Choice(name, ranks), known.arrives * near / max(known.power, 1e-300)
 
 

@@ -7,6 +7,7 @@ tap, stride 1 and no padding in all others, so that the chain meets borders as t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxcompress.model.edit import FILE_TYPE, constant_of, narrow_tensor, new_c
 from onnxcompress.operators.layer import Layer
 from onnxcompress.operators.view import sizes_of
 from onnxcompress.passes.factorize.forms import Part, Shape
+from onnxcompress.passes.factorize.forms.form import lengths
 from onnxcompress.passes.refit.rows import on_left
 
 BY_AXIS = {"strides": 1, "dilations": 1, "pads": 0, "output_padding": 0}
@@ -27,49 +29,121 @@ def write(
 ) -> None:
     """Put the chain in the place of the layer's node.
 
-    name     of the form, for the names of what is new      weights  of the parts, [outs, ins/groups, *kernel]
+    name     of the form, for the names of what is new
+    weights  of the parts, [outs, ins/groups, *kernel]; an order that changes nothing gets no node
     """
     node = next(each for each in graph.graph if each.name == layer.name)
-    place = next(i for i, value in enumerate(node.inputs) if value is not None and value.name == layer.weight)
-    before = node.inputs[place]
-    assert before is not None
-    fed = node.inputs[next(i for i, value in enumerate(node.inputs) if value is not None and value.name == layer.reads)]
     constants = [value for value in node.inputs if value is not None and constant_of(value) is not None]
-    left = not shape.kernel and on_left(node, layer)
-    for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        last = number == len(parts) - 1
-        op, attributes = _kind(node, layer, shape, part, last)
-        if part.order:
-            constant = new_constant(graph, f"{layer.weight}.order.{number}", weight.astype(np.int64))
-        else:
-            values = weight if left else _laid(op, layer, part, weight)
-            constant = _constant(graph, f"{layer.weight}.{name}.{number}", values, before)
-        behind = weights[number + 1 :]
-        rest = (
-            _biases(graph, node, behind) if all(each.order for each in parts[number + 1 :]) and not part.order else []
-        )
-        both = [constant, fed] if left else [fed, constant]
-        made = ir.node(op, [*both, *rest], attributes, name=node.name if last else f"{node.name}.{name}.{number}")
-        graph.graph.insert_before(node, made)
-        if not last:
-            fed = made.outputs[0]
-            _declare(fed, f"{node.name}.{name}.{number}.out", node, shape, parts[: number + 1], left)
-        else:
-            _hand_over(graph, node, made)
+    Chain(graph, layer, node, shape, name).write(
+        [
+            (part, weight)
+            for part, weight in zip(parts, weights, strict=True)
+            if not part.order or (weight != np.arange(len(weight))).any()
+        ]
+    )
     for value in constants:
         if not list(value.uses()):
             graph.graph.initializers.pop(value.name or "", None)
 
 
-def _biases(graph: ir.Model, node: ir.Node, orders: Sequence[np.ndarray]) -> list[ir.Value | None]:
-    """What the node reads beside its weight, for channels that are put in these orders afterwards."""
-    rest = list(node.inputs[2:])
-    values = constant_of(rest[0]) if rest else None
-    if not orders or values is None or values.size == 1:
-        return rest
-    for order in reversed(orders):
-        values = values[..., np.argsort(order)]
-    return [new_constant(graph, f"{rest[0].name}.ordered", np.ascontiguousarray(values))]  # type: ignore[union-attr]
+Piece = tuple[Part, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Writes the nodes of one chain; name is the form's."""
+
+    graph: ir.Model
+    layer: Layer
+    node: ir.Node
+    shape: Shape
+    name: str
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """All of them, stage after stage; what the layer wrote is then written by the last one."""
+        node = self.node
+        fed = next(value for value in node.inputs if value is not None and value.name == self.layer.reads)
+        first = 0
+        while first < len(pieces):
+            end = first + 1
+            while end < len(pieces) and pieces[end][0].beside:
+                end += 1
+            made = [self._part(pieces, number, fed) for number in range(first, end)]
+            last = made[0]
+            if len(made) > 1:
+                last = self._insert("Concat", [each.outputs[0] for each in made], {"axis": 1}, f"{first}.both")
+                self._declare(
+                    last.outputs[0], [part for part, _ in pieces[:end]], sum(p.outs for p, _ in pieces[first:end])
+                )
+            fed, first = last.outputs[0], end
+        last.name = node.name
+        _hand_over(self.graph, node, last)
+
+    def _part(self, pieces: Sequence[Piece], number: int, fed: ir.Value | None) -> ir.Node:
+        """The node of one part."""
+        part, weight = pieces[number]
+        op, attributes = _kind(self.node, self.layer, self.shape, part, number == len(pieces) - 1)
+        left = self.left
+        if part.order:
+            constant = new_constant(self.graph, f"{self.layer.weight}.order.{number}", weight.astype(np.int64))
+        else:
+            values = weight if left else _laid(op, self.layer, part, weight)
+            before = self.graph.graph.initializers[self.layer.weight]
+            constant = _constant(self.graph, f"{self.layer.weight}.{self.name}.{number}", values, before)
+        both = [constant, fed] if left else [fed, constant]
+        made = self._insert(op, [*both, *self._bias(pieces, number)], attributes, f"{number}")
+        self._declare(made.outputs[0], [each for each, _ in pieces[: number + 1]], part.outs)
+        return made
+
+    @property
+    def left(self) -> bool:
+        """Does the weight stand on the left of a product?"""
+        return not self.shape.kernel and on_left(self.node, self.layer)
+
+    def _insert(self, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], suffix: str) -> ir.Node:
+        made = ir.node(op, inputs, attributes, name=f"{self.node.name}.{self.name}.{suffix}")
+        made.outputs[0].name = f"{made.name}.out"
+        self.graph.graph.insert_before(self.node, made)
+        return made
+
+    def _bias(self, pieces: Sequence[Piece], number: int) -> list[ir.Value | None]:
+        """What the part adds: its share of the bias that the node reads, for channels that are put in these orders afterwards."""
+        rest = list(self.node.inputs[2:])
+        behind = pieces[number + 1 :]
+        orders = [weight for part, weight in behind if part.order]
+        later = any(not (part.order or part.beside) for part, _ in behind)
+        if pieces[number][0].order or later or not rest or rest[0] is None:
+            return []
+        beside = [part for part, _ in behind if part.beside]
+        outs = self.shape.groups * self.shape.outs
+        place = np.arange(outs)
+        for order in reversed(orders):
+            place = place[np.argsort(order)]
+        if not orders and pieces[number][0].outs == outs:
+            return rest
+        first = outs - sum(part.outs for part in beside) - pieces[number][0].outs
+        return [self._taken(rest[0], place[first : first + pieces[number][0].outs], number)]
+
+    def _taken(self, bias: ir.Value, places: np.ndarray, number: int) -> ir.Value:
+        """Entries of the bias; by a node where it is computed."""
+        values = constant_of(bias)
+        if values is not None:
+            return new_constant(self.graph, f"{bias.name}.ordered", np.ascontiguousarray(values[places]))
+        places_of = new_constant(self.graph, f"{bias.name}.places", places.astype(np.int64))
+        return self._insert("Gather", [bias, places_of], {"axis": 0}, f"{number}.bias").outputs[0]
+
+    def _declare(self, value: ir.Value, parts: Sequence[Part], outs: int) -> None:
+        """Type and shape of a value between two parts."""
+        node, left = self.node, self.left
+        read, written = (sizes_of(each) for each in (node.inputs[int(left)], node.outputs[0]) if each is not None)
+        value.type = node.outputs[0].type
+        if read is None or written is None:
+            return
+        if not self.shape.kernel:
+            value.shape = ir.Shape([*read[:-2], outs, read[-1]] if left else [*read[:-1], outs])
+            return
+        sizes = lengths(self.shape, parts, read[2:], written[2:])[-1]
+        value.shape = ir.Shape([read[0], outs, *sizes])  # type: ignore[list-item]
 
 
 def _kind(node: ir.Node, layer: Layer, shape: Shape, part: Part, last: bool) -> tuple[str, dict[str, Any]]:
@@ -80,7 +154,10 @@ def _kind(node: ir.Node, layer: Layer, shape: Shape, part: Part, last: bool) -> 
         keeps = last and layer.op == "Gemm"
         return ("Gemm", {k: a.value for k, a in node.attributes.items()}) if keeps else ("MatMul", {})
     rank, given = len(shape.kernel), {key: each.value for key, each in node.attributes.items()}
-    attributes: dict[str, Any] = {"kernel_shape": part.taps or shape.over(part.axes), "group": part.groups}
+    attributes: dict[str, Any] = {"kernel_shape": part.kernel(shape), "group": part.groups}
+    if part.window is not None:
+        pads = (*part.window.begins, *part.window.ends)
+        return "Conv", {**attributes, "strides": part.window.strides, "dilations": part.window.dilations, "pads": pads}
     for key, neutral in BY_AXIS.items():
         if key in given and (key != "output_padding" or part.axes):
             values = list(given[key])
@@ -111,23 +188,6 @@ def _constant(graph: ir.Model, name: str, values: np.ndarray, before: ir.Value) 
     if FILE_TYPE in tensor.meta:
         made.const_value = narrow_tensor(made.const_value.numpy(), tensor.meta[FILE_TYPE], made.name or "")  # type: ignore[union-attr]
     return made
-
-
-def _declare(value: ir.Value, name: str, node: ir.Node, shape: Shape, parts: Sequence[Part], left: bool) -> None:
-    """Name, type and shape of a value between two parts."""
-    read, written = (sizes_of(each) for each in (node.inputs[int(left)], node.outputs[0]) if each is not None)
-    value.name, value.type = name, node.outputs[0].type
-    if read is None or written is None:
-        return
-    inner = parts[-1].outs
-    if not shape.kernel:
-        rows = [*read[:-2], inner, read[-1]] if left else [*read[:-1], inner]
-        value.shape = ir.Shape(rows)
-        return
-    done = {axis for part in parts for axis in part.axes}
-    value.shape = ir.Shape(
-        [read[0], inner, *(written[2 + a] if a in done else read[2 + a] for a in range(len(shape.kernel)))]
-    )
 
 
 def _hand_over(graph: ir.Model, node: ir.Node, made: ir.Node) -> None:

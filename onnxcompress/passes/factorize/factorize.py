@@ -225,7 +225,8 @@ def carry_out(graph: ir.Model, model: Model, each: Mapping[str, Any], arrays: Ma
         raise ModelError(
             f"{each['layer']!r} cannot be {each['form']!r} as the plan says; make a new one with --save-plan"
         )
-    shape = shape_of(layer, model.array(layer.weight))
+    node = next(node for node in graph.graph if node.name == layer.name)
+    shape = shape_of(layer, node, model.array(layer.weight))
     parts = form.parts(shape, tuple(each["ranks"]))
     if each["bias"] is not None:  # before a chain stores it in the order of groups
         set_constant(graph, each["bias"], arrays[f"bias/{each['bias']}"])

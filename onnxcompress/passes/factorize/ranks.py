@@ -1,7 +1,7 @@
 """Ranks that weights themselves ask for, without a budget: how much of a matrix is more than noise, or makes most of its energy.
 
 A rank of a form cuts the weight in two: letters of the factors before it stand for columns, those behind it for rows, and those on both
-sides (a channel that is filtered by itself) for a batch of such matrices. CP has no such cut.
+sides (a channel that is filtered by itself) for a batch of such matrices. CP and what drops weights have no such cut.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def rule_of(text: str) -> Rule:
 def ruled(form: Form) -> bool:
     """Does each of its ranks cut a weight in two, so that a rule can tell it?"""
     terms = form.equation.split("->")[0].split(",")
-    return all(sum(letter in term for term in terms) == 2 for letter in form.letters)
+    return not form.constant and all(sum(letter in term for term in terms) == 2 for letter in form.letters)
 
 
 def ranks_by(rule: Rule, form: Form, shape: Shape, weight: np.ndarray) -> Ranks | None:
@@ -99,13 +99,11 @@ def ranks_by(rule: Rule, form: Form, shape: Shape, weight: np.ndarray) -> Ranks 
 
 def unfolded(form: Form, shape: Shape, weight: np.ndarray, letter: str) -> np.ndarray | None:
     """[batch, rows, columns]: the weight as the rank with this letter cuts it; None where not just two factors share it."""
-    if letter not in form.equation:
+    if not ruled(form):
         return None
     inputs, output = form.equation.split("->")
     terms = inputs.split(",")
     sharing = [number for number, term in enumerate(terms) if letter in term]
-    if len(sharing) != 2:
-        return None
     before, behind = ("".join(part) for part in (terms[: sharing[0] + 1], terms[sharing[1] :]))
     batch = [each for each in output if each in before and each in behind]
     rows = [each for each in output if each in behind and each not in batch]

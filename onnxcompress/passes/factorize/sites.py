@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -13,6 +13,8 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, walk
 from onnxcompress.operators.layer import Layer, Shapes, layers
 from onnxcompress.passes.factorize.forms import Part, Shape
+from onnxcompress.passes.factorize.forms.form import lengths
+from onnxcompress.passes.merge.linear import window_of
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.refit.refit import unsuited
 from onnxcompress.plan import Refusal
@@ -68,11 +70,10 @@ class Site:
             return None
         if not self.shape.kernel:
             return prod(self.written) // max(self.shape.outs, 1)
-        behind = parts[: number if self.shape.transposed and parts[number].axes else number + 1]
-        done = {axis for part in behind for axis in part.axes}
-        return self.read[0] * prod(
-            self.written[2 + a] if a in done else self.read[2 + a] for a in range(len(self.shape.kernel))
-        )
+        sizes: list[list[object]] = [list(self.read[2:])]
+        sizes += lengths(self.shape, parts, self.read[2:], self.written[2:])
+        spread = self.shape.transposed and parts[number].axes
+        return self.read[0] * prod(int(str(size)) for size in sizes[number if spread else number + 1])
 
 
 def sites(model: Model, keep: Sequence[str], shapes: Shapes) -> tuple[list[Site], list[Refusal]]:
@@ -87,17 +88,18 @@ def sites(model: Model, keep: Sequence[str], shapes: Shapes) -> tuple[list[Site]
         if why:
             refused.append(Refusal(layer.weight, why, layer.name))
         else:
-            shape = replace(shape_of(layer, model.array(layer.weight)), room=room_of(node))
+            shape = shape_of(layer, node, model.array(layer.weight))
             found.append(Site(layer, node, shape, shapes.get(layer.reads), shapes.get(layer.writes)))
     return found, refused
 
 
-def shape_of(layer: Layer, values: np.ndarray) -> Shape:
+def shape_of(layer: Layer, node: ir.Node, values: np.ndarray) -> Shape:
     """As forms see it."""
     outs, ins, *kernel = layer.matrix(values).shape
     if "Conv" not in layer.op:
         return Shape(1, outs, values.size // outs, ())
-    return Shape(layer.groups, outs // layer.groups, ins, tuple(kernel), layer.op == "ConvTranspose")
+    sizes = layer.groups, outs // layer.groups, ins, tuple(kernel)
+    return Shape(*sizes, layer.op == "ConvTranspose", room_of(node), window_of(node, kernel))
 
 
 def room_of(node: ir.Node) -> tuple[int, ...]:

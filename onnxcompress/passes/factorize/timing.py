@@ -85,9 +85,7 @@ def _chained(site: Site, graph: ir.Model, choice: Choice) -> ir.Model:
     weights = [
         rng.permutation(part.outs)
         if part.order
-        else rng.normal(size=(part.outs, part.ins // part.groups, *(part.taps or site.shape.over(part.axes)))).astype(
-            np.float32
-        )
+        else rng.normal(size=(part.outs, part.ins // part.groups, *part.kernel(site.shape))).astype(np.float32)
         for part in parts
     ]
     write(made, site.layer, site.shape, choice.form, parts, weights)

@@ -87,7 +87,7 @@ def product_of(node: ir.Node) -> Linear | None:
     if coded_of(weight) is not None or (matrices and values.ndim != 2):
         return None
     outs, ins = _channels(node, values, layer.groups)
-    window = Window() if matrices else _window(node, values.shape[2:])
+    window = Window() if matrices else window_of(node, values.shape[2:])
     bias, behind = _bias(node, outs)
     if window is None or bias is None:
         return None
@@ -109,8 +109,8 @@ def _channels(node: ir.Node, values: np.ndarray, groups: int) -> tuple[int, int]
     return second, first
 
 
-def _window(node: ir.Node, kernel: Sequence[int]) -> Window | None:
-    """None where the padding depends on sizes that are not known."""
+def window_of(node: ir.Node, kernel: Sequence[int]) -> Window | None:
+    """How a convolution moves; None where the padding depends on sizes that are not known."""
     axes = len(kernel)
     strides = tuple(node.attributes.get_ints("strides") or [1] * axes)
     dilations = tuple(node.attributes.get_ints("dilations") or [1] * axes)

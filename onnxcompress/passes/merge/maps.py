@@ -43,6 +43,10 @@ class Window:
         """An axis of n entries gives ⌊(n + surplus) / stride⌋ + 1 of them."""
         return tuple(b + e - r - 1 for b, e, r in zip(self.begins, self.ends, self.reach, strict=True))
 
+    def length(self, axis: int, entries: int) -> int:
+        """Positions along an axis of so many entries."""
+        return (entries + self.surplus[axis]) // self.strides[axis] + 1
+
     @property
     def padded(self) -> bool:
         """Does it read zeros beyond an edge?"""

@@ -14,7 +14,7 @@ def convolutions(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray
     rank = draw(st.sampled_from([2, 2, 2, 1, 3]))
     transposed, groups = draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 3]))
     outs, ins = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    kernel = [draw(st.integers(1, 4)) for _ in range(rank)]
+    kernel = [draw(st.sampled_from([1, 2, 3, 4] if rank == 3 else [1, 2, 3, 3, 4, 5, 7])) for _ in range(rank)]
     strides, dilations = [draw(st.integers(1, 2)) for _ in range(rank)], [draw(st.integers(1, 2)) for _ in range(rank)]
     attributes = {"kernel_shape": kernel, "strides": strides, "group": groups}
     padding = draw(st.sampled_from(["none", "pads", "SAME_UPPER", "SAME_LOWER", "VALID"]))
@@ -31,7 +31,8 @@ def convolutions(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray
     constants = {"w": rng.normal(size=shape)}
     if draw(st.booleans()):
         constants["b"] = rng.normal(size=groups * outs)
-    x = rng.normal(size=[2, groups * ins, *(draw(st.integers(7, 9)) for _ in range(rank))])
+    reach = [step * (size - 1) + 1 for step, size in zip(attributes.get("dilations", [1] * rank), kernel, strict=True)]
+    x = rng.normal(size=[2, groups * ins, *(draw(st.integers(max(each, 5), max(each, 5) + 3)) for each in reach)])
     op = "ConvTranspose" if transposed else "Conv"
     return made(op, ["x", *constants], constants, attributes, x, relu=draw(st.booleans()))
 

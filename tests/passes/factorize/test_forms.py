@@ -17,6 +17,7 @@ from onnxcompress.passes.factorize.chain import write
 from onnxcompress.passes.factorize.forms import FORMS, Shape
 from onnxcompress.passes.factorize.metric import Metric
 from onnxcompress.passes.factorize.sites import sites
+from onnxcompress.passes.merge.maps import Window
 from onnxcompress.runtime.session import open_session
 from tests.laws import distance
 from tests.passes.factorize.single import convolutions, products
@@ -28,6 +29,12 @@ FULL_RANK = 1e-4
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setattr(rooms, "SMALLEST", 0)
+
+
+def padded(groups: int, outs: int, ins: int, kernel: tuple[int, ...]) -> Shape:
+    """A layer with as many positions as it reads."""
+    ones, half = (1,) * len(kernel), tuple(size // 2 for size in kernel)
+    return Shape(groups, outs, ins, kernel, room=half, window=Window(kernel, ones, ones, half, half))
 
 
 def check_full_rank(proto, feed):
@@ -76,7 +83,9 @@ def test_the_example_of_72_weights_that_become_26():
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("shape", [Shape(1, 24, 16, (3, 3)), Shape(2, 8, 12, (5, 3)), Shape(1, 40, 30, (1, 1))])
+@pytest.mark.parametrize(
+    "shape", [padded(1, 24, 16, (3, 3)), padded(2, 8, 12, (5, 3)), padded(1, 40, 30, (7, 7)), Shape(1, 40, 30, (1, 1))]
+)
 def test_formulas_are_what_parts_count(name, shape):
     form = FORMS[name]
     if form.unfit(shape):
@@ -84,6 +93,7 @@ def test_formulas_are_what_parts_count(name, shape):
     a, b = shape.kernel
     for ranks in form.ladder(shape):
         names = {"g": shape.groups, "o": shape.outs, "i": shape.ins, "k": shape.taps, "a": a, "b": b}
+        names |= {"p": 9 if a == b else 3, "q": 9}
         names |= dict(zip(form.letters, ranks, strict=True))
         assert eval(form.formula.split(",")[0].replace("·", "*"), {}, names) == form.size(shape, ranks)
 
@@ -91,11 +101,12 @@ def test_formulas_are_what_parts_count(name, shape):
 @pytest.mark.parametrize("name", FORMS)
 def test_a_gram_matrix_makes_less_error_on_what_is_fed_and_alternating_no_more(name):
     rng = np.random.default_rng(5)
-    shape, form = Shape(2, 12, 10, (3, 3)), FORMS[name]
+    shape, form = padded(2, 12, 10, (5, 3) if name == "stacked" else (3, 3)), FORMS[name]
     if form.unfit(shape):
         pytest.skip("has no such layer")
-    weight = rng.normal(size=(2, 12, 10, 9))
-    mixing = rng.normal(size=(2, 90, 90)) * np.linspace(0.05, 2, 90)
+    weight = rng.normal(size=(2, 12, 10, shape.taps))
+    n = shape.ins * shape.taps
+    mixing = rng.normal(size=(2, n, n)) * np.linspace(0.05, 2, n)
     gram = mixing @ mixing.transpose(0, 2, 1)
     known, ranks = Metric(gram), form.ladder(shape)[len(form.ladder(shape)) // 2]
     plain, begun = (form.start(shape, weight, ranks, metric) for metric in (Metric(), known))

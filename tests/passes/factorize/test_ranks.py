@@ -10,7 +10,7 @@ from onnxcompress.passes.factorize.forms import FORMS, Shape
 from onnxcompress.passes.factorize.metric import Metric
 from onnxcompress.passes.factorize.ranks import energy, ranks_by, rule_of, unfolded, vbmf
 
-WITHOUT = ("cp", "cp-whole", "grouped", "shrink")
+WITHOUT = ("cp", "cp-whole", "fire", "stacked", "grouped", "shrink")
 """Forms whose ranks do not cut the weight in two."""
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from onnxcompress.passes.factorize.forms.canonical import Canonical, SplitCanonical
+from onnxcompress.passes.factorize.forms.fire import Fire
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
 from onnxcompress.passes.factorize.forms.grouped import Grouped
 from onnxcompress.passes.factorize.forms.lowrank import LowRank, SqueezeIn
 from onnxcompress.passes.factorize.forms.separable import Blueprint, Separable
 from onnxcompress.passes.factorize.forms.shrunk import Shrunk
 from onnxcompress.passes.factorize.forms.spatial import Across, Spatial
+from onnxcompress.passes.factorize.forms.stacked import Stacked
 from onnxcompress.passes.factorize.forms.tucker import Tucker
 
 FORMS: dict[str, Form] = {
@@ -22,6 +24,8 @@ FORMS: dict[str, Form] = {
         Separable(),
         Blueprint(),
         SplitCanonical(),
+        Fire(),
+        Stacked(),
         Grouped(),
         Shrunk(),
         Canonical(),

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.merge.maps import Window
 
 Ranks = tuple[int, ...]
 """The setting of a form: how wide the values between its factors are."""
@@ -34,6 +35,7 @@ class Shape:
     groups, outs, ins  of a convolution, outs and ins of one group      kernel  () of a product
     transposed         ConvTranspose: what a tap reads is spread out instead of gathered
     room               taps along each axis that padding has at both ends, so that they can go; () is none
+    window             how the kernel moves; None: its padding is worked out from sizes
     """
 
     groups: int
@@ -42,6 +44,7 @@ class Shape:
     kernel: tuple[int, ...]
     transposed: bool = False
     room: tuple[int, ...] = ()
+    window: Window | None = None
 
     @property
     def taps(self) -> int:
@@ -67,8 +70,10 @@ class Shape:
 class Part:
     """One layer of the chain: channels in all, groups, and the kernel axes that it covers: their taps, strides, pads and dilations.
 
-    order  it only puts channels in another order: its link is the place that each comes from
-    taps   along each axis, where they are fewer than the layer's: those in the middle
+    order   it only puts channels in another order: its link is the place that each comes from
+    taps    along each axis, where they are fewer than the layer's: those in the middle
+    window  how it moves, where that is not the layer's own way along `axes`
+    beside  it reads what the part before it reads, and what both write is laid end to end
     """
 
     outs: int
@@ -77,12 +82,18 @@ class Part:
     axes: tuple[int, ...] = ()
     order: bool = False
     taps: tuple[int, ...] = ()
+    window: Window | None = None
+    beside: bool = False
 
     def size(self, shape: Shape) -> int:
         """Weights."""
         if self.order:
             return 0
-        return self.outs * self.ins // self.groups * prod(self.taps or shape.over(self.axes))
+        return self.outs * self.ins // self.groups * prod(self.kernel(shape))
+
+    def kernel(self, shape: Shape) -> tuple[int, ...]:
+        """Its taps along each axis."""
+        return self.taps or (shape.over(self.axes) if self.window is None else self.window.kernel)
 
 
 class Form(ABC):
@@ -91,6 +102,8 @@ class Form(ABC):
     name      as in --forms                equation  einsum of the factors -> the weight, letters g, o, i and the kernel's
     source    paper or network             formula   of its weights, in groups g, outs o, ins i (of a group), taps k and ranks
     letters   of the ranks, in their order      closed    is the start the best there is?
+    nested    are the leading terms of larger ranks near the best of smaller ones?
+    constant  factors, by number, that are the same for every weight: they are no layers
     """
 
     name: ClassVar[str]
@@ -99,6 +112,8 @@ class Form(ABC):
     formula: ClassVar[str]
     letters: ClassVar[str]
     closed: ClassVar[bool] = False
+    nested: ClassVar[bool] = True
+    constant: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
     def unfit(self, shape: Shape) -> str:
@@ -147,6 +162,25 @@ class Form(ABC):
         full = self.full(shape)
         found = {proportional(self, shape, full, share) for share in SHARES}
         return sorted(ranks for ranks in found if self.size(shape, ranks) < shape.size)
+
+
+def lengths(
+    shape: Shape, parts: Sequence[Part], read: Sequence[object], written: Sequence[object]
+) -> list[list[object]]:
+    """Sizes of the kernel's axes behind each part: those that the layer reads, then by and by those that it writes.
+
+    None where a part moves in its own way over something whose size is no number.
+    """
+    found: list[list[object]] = []
+    fed = now = list(read)
+    for part in parts:
+        fed = fed if part.beside else now
+        if part.window is None:
+            now = [written[axis] if axis in part.axes else size for axis, size in enumerate(fed)]
+        else:
+            now = [part.window.length(a, n) if isinstance(n, int) else None for a, n in enumerate(fed)]
+        found.append(now)
+    return found
 
 
 def proportional(form: Form, shape: Shape, full: Ranks, share: float) -> Ranks:
