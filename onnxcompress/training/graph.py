@@ -15,6 +15,7 @@ from onnxcompress.errors import ModelError, nearest
 from onnxcompress.model import Model
 from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.session import Session, open_session
+from onnxcompress.training.blocked import block_size, in_blocks
 from onnxcompress.training.derivatives.normalization import training_form
 from onnxcompress.training.fixed import fix
 from onnxcompress.training.integers import STOP
@@ -86,6 +87,7 @@ def step_graph(
     """
     graph = model.ir.clone()
     op = Pen(graph)
+    op.block = block_size()
     op.stops.update(node.outputs[0] for node in graph.graph if STOP in node.metadata_props)
     trained = {name: _to_input(op, name) for name in parameters}
     for name in masks:
@@ -107,6 +109,8 @@ def step_graph(
     batch = [values[name] for each in statistics for name in (each.batch_mean, each.batch_var)]
     graph.graph.outputs[:] = [*(_called(op, name, value) for name, value in outputs.items()), *batch]
     common.RemoveUnusedNodesPass()(graph)
+    blocked = in_blocks(op)
+    told += f", {blocked} convolutions in blocks of {op.block} channels" if blocked else ""
     return StepGraph(graph, tuple(trained), tuple(terms), tuple(statistics), told)
 
 

@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.training.blocks import depthwise_weight_grad, form_of
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
 STEEP = 3e38
@@ -126,6 +127,16 @@ def conv_weight_grad(op: Pen, dy: ir.Value, x: ir.Value, window: Window, groups:
     """
     outs, ins = shape_of(dy)[1], shape_of(x)[1]
     count = shape_of(dy)[2:]
+    if groups == outs == ins and _blocked(op, dy, groups):
+        return depthwise_weight_grad(
+            op,
+            dy,
+            x,
+            window.kernel,
+            pads=[*window.begins, *window.ends],
+            strides=window.strides,
+            dilations=window.dilations,
+        )
     seen = _taps(op, x, window, count)
     if groups == outs == ins:
         return _depthwise(op, dy, seen, window)
@@ -147,6 +158,12 @@ def conv_weight_grad(op: Pen, dy: ir.Value, x: ir.Value, window: Window, groups:
     if len(seen) > 1:
         made = op.Transpose(made, perm=[0, 2, 1])
     return op.Reshape(made, [outs, ins // groups, *window.kernel])  # type: ignore[no-any-return]
+
+
+def _blocked(op: Pen, dy: ir.Value, groups: int) -> bool:
+    """Can the weight gradient of a depthwise convolution be written in blocks?"""
+    fits = op.block is not None and form_of(groups, groups, groups, op.block) is not None
+    return fits and len(shape_of(dy)) == 4 and dy.dtype == ir.DataType.FLOAT
 
 
 def _product(op: Pen, left: ir.Value, right: ir.Value) -> ir.Value:

@@ -32,10 +32,15 @@ SMALL = 1024
 
 
 class Pen:
-    """Appends nodes to `graph`; equal constants are written once. `Pen.OpType(*operands, **attributes)` gives the output."""
+    """Appends nodes to `graph`; equal constants are written once. `Pen.OpType(*operands, **attributes)` gives the output.
+
+    block, in_blocks  channels of a block where convolutions may be written in blocks, and what is there in blocks (blocks.py)
+    """
 
     def __init__(self, graph: ir.Model, prefix: str = "~") -> None:
         self.graph, self.prefix = graph, prefix
+        self.block: int | None = None
+        self.in_blocks: dict[ir.Value, ir.Value] = {}
         self.stops: set[ir.Value] = set()
         self._made: dict[tuple[Any, ...], ir.Value] = {}
         self._records: list[list[ir.Node]] = []
@@ -68,7 +73,7 @@ class Pen:
     def inside(self, body: ir.Graph) -> Pen:
         """A Pen that writes into a body of one of the graph's nodes; its constants stand in the graph itself."""
         other = copy(self)
-        other._into, other._records = body, []
+        other._into, other._records, other.in_blocks = body, [], {}
         return other
 
     def body(self, inputs: Sequence[ir.Value] = ()) -> tuple[Pen, ir.Graph]:
@@ -78,10 +83,16 @@ class Pen:
         return self.inside(made), made
 
     def holder(
-        self, op_type: str, operands: Sequence[ir.Value], shapes: Sequence[tuple[Any, Sequence[int]]], **held: Any
+        self,
+        op_type: str,
+        operands: Sequence[ir.Value],
+        shapes: Sequence[tuple[Any, Sequence[int]]],
+        *,
+        domain: str = "",
+        **held: Any,
     ) -> list[ir.Value]:
-        """A new node with bodies among its attributes; types and shapes of its outputs are given."""
-        made = ir.node(op_type, operands, held, num_outputs=len(shapes), name=self.fresh())
+        """A new node of which ONNX's inference does not tell enough, as one with bodies; its outputs' types and shapes are given."""
+        made = ir.node(op_type, operands, held, domain=domain, num_outputs=len(shapes), name=self.fresh())
         for number, (value, (dtype, shape)) in enumerate(zip(made.outputs, shapes, strict=True)):
             value.name = f"{made.name}.{number}"
             value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -30,7 +31,7 @@ def captured(node: ir.Node) -> list[ir.Value]:
 def branches(op: Pen, at: Site, dys: Sequence[ir.Value | None], backward: Backward) -> Gradients:
     """One gradient for each value of `at.reads`; where a branch does not read it, zeros."""
     wanted = [value for index, value in enumerate(at.reads) if value is not None and at.wants(index)]
-    held = {}
+    held = dict[str, Any]()
     for name in ("then_branch", "else_branch"):
         body = at.node.attributes[name].as_graph().clone(allow_outer_scope_values=True)
         inner, nodes = op.inside(body), list(body)
