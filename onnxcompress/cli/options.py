@@ -99,7 +99,7 @@ def _kind(hint: Any) -> tuple[Any, bool, int | None]:
         return kind | None, comma, length
     if origin is typing.Literal:
         return type(arguments[0]), False, None
-    if origin is tuple and arguments[0] is str:
+    if origin is tuple and arguments[0] in (str, Any):
         return list[str], False, None
     if origin is tuple:
         return str, True, None if arguments[-1] is ... else len(arguments)

@@ -73,7 +73,14 @@ EQUALIZE = Option(
 )
 DISTILLING = options_of(Distill, panel="Distillation")
 LEARNING = [
-    Option("teacher", "teacher", str | None, None, "the .onnx file that it shall answer like", "Distillation"),
+    Option(
+        "teacher",
+        "teacher",
+        str | None,
+        None,
+        "the .onnx file that it shall answer like; without it --labels teach",
+        "Distillation",
+    ),
     Option(
         "checkpoint",
         "checkpoint",

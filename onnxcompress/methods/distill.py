@@ -1,14 +1,16 @@
-"""Distillation: a student's weights are fine-tuned until it answers like its teacher; no labels are needed.
+"""Distillation: a student's weights are fine-tuned until it answers like its teacher; labels may help, or teach alone.
 
-Hinton, Vinyals, Dean 2015, arXiv:1503.02531. What is learned follows from what each output is (training/targets.py); the result is
-compared with the teacher on held-out samples, as every other result is with its original.
+Hinton, Vinyals, Dean 2015, arXiv:1503.02531. What is learned follows from what each output is (training/targets.py) and what labels are
+(training/labels.py); the result is compared with the teacher on held-out samples, as every other result is with its original. Without a
+teacher it is compared with the student as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, check_signatures
 from onnxcompress.data import Data
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import DataError, SettingError
 from onnxcompress.files import check_output
 from onnxcompress.methods.integers import limits_of
 from onnxcompress.model import Loadable, Model, load
@@ -26,14 +28,19 @@ from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
 from onnxcompress.runtime.session import open_session
+from onnxcompress.training.augment import Changes, words
 from onnxcompress.training.integers import Levels
-from onnxcompress.training.judge import MOST, SHARE, Judge
+from onnxcompress.training.judge import MOST, SHARE, Judge, LabelJudge
 from onnxcompress.training.kept import Booked, Dense, Moving
+from onnxcompress.training.labels import Labels, labelled
 from onnxcompress.training.loop import Lesson, Trained, held_of, train
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
-from onnxcompress.training.targets import AUTO, Target, losses_in_words, targets_of
+from onnxcompress.training.targets import AUTO, LABELS, Target, losses_in_words, targets_of
 from onnxcompress.training.teacher import Teacher
+
+HARD = 0.1
+"""Share of labels beside a teacher: a low one, as Hinton et al. advise."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,15 @@ class Distill(Recipe):
     temperature: Annotated[
         float | None,
         Field(gt=0, description="of losses of logits; default 4, of alpha 1: softer shows more of the teacher"),
+    ] = None
+    hard: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="share of --labels in the loss; default 0.1 beside a teacher where they are classes or values of an output "
+            "and no metric reads them, 1 without a teacher; 0: they only judge",
+        ),
     ] = None
     features: Annotated[
         tuple[str, ...],
@@ -78,7 +94,7 @@ class Distill(Recipe):
 
 def distilled(
     student: Loadable,
-    teacher: Loadable,
+    teacher: Loadable | None,
     data: Any,
     settings: Distill,
     *,
@@ -89,30 +105,31 @@ def distilled(
 ) -> Result:
     """Train the student on the samples for calibration, and judge it beside the teacher on those that are held out.
 
+    teacher     None: labels alone teach, and the student is judged beside what it was
     data        what `open_data` takes; None is a SettingError: synthetic inputs teach nothing
     checkpoint  a file written after each epoch; where it is there, training goes on from it
     dry         say what would be learned, and train nothing
     ModelError where student and teacher take or give other things; `Result.original` is the teacher.
     """
-    if data is None:
-        raise SettingError("distill needs inputs like those of use: give --data; labels are not needed")
     how = how or How()
+    _check_asked(settings, teacher, data, how)
     wanted = dict(budgets or {})
     gates.validate(wanted)
     clock = Clock()
     with clock("load"):
-        taught, taking = load(_bytes_of(teacher)), load(student)
+        taught, taking = load(_bytes_of(student if teacher is None else teacher)), load(student)
         _check_alike(taught, taking, how)
         if checkpoint is not None:
             check_output(checkpoint, [each.source.path for each in (taught, taking) if each.source.path is not None])
         feed = opened(taught.source.runnable, data, how, name=taught.source.name)
-    targets = settings.targets(taking, taught)
+    aims = _aims(settings, taking, None if teacher is None else taught, feed, how)
+    Changes.of(settings.augment, settings.mixup, feed.calibration)
     before, after = costs(taught, taking, feed)
     if dry:
         return Result(
             taught,
             taking,
-            (_listed(settings, taking, targets),),
+            (_listed(settings, taking, aims),),
             before,
             after,
             notes=feed.notes,
@@ -121,12 +138,12 @@ def distilled(
     with clock("compare"):
         start = judged(taught, taking, feed, how)
     with clock("distill"):
-        made = _taught(taking, taught, targets, feed, settings, checkpoint, how)
+        made = _taught(taking, None if teacher is None else taught, aims, feed, settings, checkpoint, how)
     with clock("compare"):
         comparison = judged(taught, made.model, feed, how)
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
     verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
-    plan = _told(settings, taking, targets, made, start)
+    plan = _told(settings, taking, aims, made, start)
     return Result(taught, made.model, (plan,), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
 
 
@@ -141,28 +158,86 @@ def _check_alike(teacher: Model, student: Model, how: How) -> None:
     check_signatures(before, after)
 
 
+class Aims(NamedTuple):
+    """The terms of the loss, the labels that one of them learns, and sentences about these."""
+
+    targets: list[Target]
+    labels: Labels | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _check_asked(settings: Distill, teacher: Loadable | None, data: Any, how: How) -> None:
+    """SettingError for what cannot be, before anything is loaded."""
+    if teacher is None and (how.labels is None or settings.hard == 0):
+        raise SettingError("no teacher is named; give --teacher model.onnx, or --labels to learn from them alone")
+    if data is None:
+        raise SettingError("distill needs inputs like those of use: give --data; labels are not needed")
+    if settings.hard and how.labels is None:
+        raise SettingError(f"--hard {settings.hard:g} is the share of labels in the loss; give --labels")
+    if teacher is None and settings.features:
+        raise SettingError("features are learned from a teacher; give --teacher model.onnx")
+
+
+def _aims(settings: Distill, student: Model, teacher: Model | None, feed: Data, how: How) -> Aims:
+    """What is learned from teacher and labels: (1 - hard) of the former and hard of the latter, as Hinton et al. mix them."""
+    targets = [] if teacher is None else settings.targets(student, teacher)
+    share = settings.hard if settings.hard is not None and teacher is not None else HARD if targets else 1.0
+    if how.labels is None or share == 0:
+        return Aims(targets)
+    if settings.hard is None and how.metric is not None and targets:
+        return Aims(
+            targets, notes=("labels are the metric's, and not learned; --hard 0.1 lets the student learn them too",)
+        )
+    found = labelled(student, how.labels, feed.calibration, smoothing=settings.smoothing, weight=share)
+    if isinstance(found, str) and (settings.hard is not None or not targets):
+        raise DataError(f"labels: {found}; the student cannot learn them")
+    if isinstance(found, str):
+        return Aims(targets, notes=(f"labels only judge: {found}",))
+    outputs = {value.name for value in student.ir.graph.outputs}
+    mixed = [replace(each, weight=each.weight * (1 - share)) if each.name in outputs else each for each in targets]
+    left = [_as_labels_say(each, found[0]) if settings.loss == AUTO else each for each in mixed if each.weight]
+    return Aims([*left, found[0]], found[1])
+
+
+def _as_labels_say(target: Target, labels: Target) -> Target:
+    """Plain numbers that labels show to be class scores are learned as such."""
+    if target.loss != "mse" or labels.loss != "cross-entropy" or target.student != labels.student:
+        return target
+    return replace(target, loss="soft-cross-entropy", axis=labels.axis, why="labels show that these are class scores")
+
+
 def _taught(
     student: Model,
-    teacher: Model,
-    targets: list[Target],
+    teacher: Model | None,
+    aims: Aims,
     feed: Data,
     settings: Distill,
     checkpoint: str | Path | None,
     how: How,
 ) -> Trained:
     """Run the loop on the samples for calibration."""
-    session = Teacher.of(teacher, [target.teacher for target in targets], threads=how.threads)
+    names = [each.teacher for each in aims.targets if each.teacher != LABELS]
+    session = None if teacher is None or not names else Teacher.of(teacher, names, threads=how.threads)
     training, kept = feed.calibration.kept_back(SHARE, MOST)
-    judge = Judge.of(teacher, kept, batch=how.batch, threads=how.threads, limit=how.memory_limit)
-    session.remember(training, how.batch, how.memory_limit, how.progress)
+    if session is not None and not settings.changing:
+        session.remember(training, how.batch, how.memory_limit, how.progress)
     lesson = Lesson(
-        student, session, targets, training, settings.recipe,
+        student, session, aims.targets, training, settings.recipe,
         temperature=settings.temperature, threads=how.threads,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        identity=teacher.fingerprint, progress=how.progress, guesses=_guesses(student, teacher), limits=limits_of(student),
-        judge=judge,
+        identity="" if teacher is None else teacher.fingerprint, progress=how.progress, labels=aims.labels,
+        guesses={} if teacher is None else _guesses(student, teacher), limits=limits_of(student),
+        judge=_judge(teacher, aims, kept, how),
     )  # fmt: skip
     return train(lesson)
+
+
+def _judge(teacher: Model | None, aims: Aims, kept: Data, how: How) -> Judge | LabelJudge:
+    """Of states of the weights: by labels where these are learned, else by the teacher's answers."""
+    if aims.labels is not None:
+        return LabelJudge(aims.targets[-1], aims.labels, kept, how.batch, how.threads)
+    assert teacher is not None
+    return Judge.of(teacher, kept, batch=how.batch, threads=how.threads, limit=how.memory_limit)
 
 
 def _guesses(student: Model, teacher: Model) -> dict[str, np.ndarray]:
@@ -171,24 +246,38 @@ def _guesses(student: Model, teacher: Model) -> dict[str, np.ndarray]:
     return {name: teacher.array(name) for name in both if student.array(name).shape == teacher.array(name).shape}
 
 
-def _listed(settings: Distill, student: Model, targets: list[Target]) -> Plan:
+def _listed(settings: Distill, student: Model, aims: Aims) -> Plan:
     """What a dry run says."""
     held = held_of(student, settings)
     notes = [
-        *losses_in_words(targets),
+        *_learned_in_words(settings, aims),
         f"{held.layout.size} numbers of {len(held.forms)} tensors would be trained",
         *_coded_in_words(held),
     ]
     return Plan(
-        settings.name, _fields(settings), student.fingerprint, [vars(target) for target in targets], notes=notes
+        settings.name, fields_of(settings), student.fingerprint, [vars(target) for target in aims.targets], notes=notes
     )
 
 
-def _told(settings: Distill, student: Model, targets: list[Target], made: Trained, start: Comparison) -> Plan:
+def _learned_in_words(settings: Distill, aims: Aims) -> list[str]:
+    """A sentence for each term, and for what is done to labels and inputs."""
+    notes = [*losses_in_words(aims.targets), *aims.notes]
+    if aims.labels is not None and aims.labels.smoothing:
+        notes.append(f"labels are smoothed: all classes have {aims.labels.smoothing:g} alike")
+    changed = [*(words(each) for each in settings.augment), *([f"mixup={settings.mixup:g}"] if settings.mixup else [])]
+    if changed:
+        notes.append(f"inputs change in each epoch: {', '.join(changed)}; the teacher sees them as the student does")
+    return notes
+
+
+def _told(settings: Distill, student: Model, aims: Aims, made: Trained, start: Comparison) -> Plan:
     """The plan of the report: a row an epoch, what was learned and why, and what the student was before."""
+    taught = any(target.teacher != LABELS for target in aims.targets)
     notes = [
-        f"before distillation it {start.verdict}",
-        *losses_in_words(targets),
+        f"before distillation it {start.verdict}"
+        if taught
+        else "labels alone taught; the original is the student as it was",
+        *_learned_in_words(settings, aims),
         f"{made.parameters} numbers were trained",
         *_coded_in_words(held_of(student, settings)),
     ]
@@ -199,7 +288,7 @@ def _told(settings: Distill, student: Model, targets: list[Target], made: Traine
     notes.extend(each for each in (made.norms, made.kept) if each is not None)
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
-    return Plan(settings.name, _fields(settings), student.fingerprint, made.curve, notes=notes)
+    return Plan(settings.name, fields_of(settings), student.fingerprint, made.curve, notes=notes)
 
 
 def _coded_in_words(held: Parameters) -> list[str]:
@@ -222,8 +311,10 @@ def _still(model: Model, name: str) -> bool:
     return name in model.initializers and written_as(model.initializers[name]) is not None
 
 
-def _fields(settings: Distill) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(settings).items()}
+def fields_of(settings: Distill) -> dict[str, Any]:
+    """As a plan keeps them."""
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(settings).items()}
+    return {**listed, "augment": [words(each) for each in settings.augment]}
 
 
-__all__ = ["Distill", "distilled"]
+__all__ = ["Aims", "Distill", "distilled", "fields_of"]

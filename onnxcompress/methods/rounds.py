@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from onnxcompress.errors import ModelError
 from onnxcompress.evidence.gather import Sources
 from onnxcompress.evidence.need import SOURCES, Evidence, Need
-from onnxcompress.methods.distill import Distill
+from onnxcompress.methods.distill import Distill, fields_of
 from onnxcompress.model import Model
 from onnxcompress.plan import Plan
 from onnxcompress.training.judge import MOST, SHARE, Judge
@@ -46,8 +46,7 @@ class Teach(Distill):
         made = self.trained(model, evidence[SOURCES])
         held = {name: made.model.array(name) for name in made.model.initializers}
         arrays = {name: array for name, array in held.items() if not np.array_equal(array, model.array(name))}
-        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return Plan(self.name, fields, model.fingerprint, made.curve, arrays, notes=self.told(model, made))
+        return Plan(self.name, fields_of(self), model.fingerprint, made.curve, arrays, notes=self.told(model, made))
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """The arrays of the plan in place of the model's."""

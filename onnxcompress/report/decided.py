@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxcompress.report import words
@@ -38,26 +38,50 @@ def _refitted(plan: Mapping[str, Any]) -> Table:
 
 def _learned(plan: Mapping[str, Any]) -> Table:
     """The loss of each epoch; of a dry run what would be learned."""
-    if not all("epoch" in each for each in plan["decisions"]):
-        return _plain(plan)
     rows = plan["decisions"]
+    if not all("epoch" in each for each in rows):
+        return _to_learn(rows)
+    terms = [name for name in (rows[0] if rows else ()) if name.startswith(TERM)]
     most = max((each["loss"] for each in rows), default=0.0) or 1.0
-    judged = {"sqnr_db": "kept back", "averaged_sqnr_db": "average, kept back"}
-    judged = {name: head for name, head in judged.items() if all(name in each for each in rows)}
+    judged = {name: head for name, head in JUDGED.items() if all(name in each for each in rows)}
     cells = [
         (
             str(each["epoch"]),
             f"{each['loss']:.4g}",
+            *(f"{each[name]:.4g}" for name in terms),
             f"{each['gradient']:.3g}",
             f"{each['rate']:.3g}",
             f"{each['seconds']:.1f}",
-            *(words.decibel(each[name]) for name in judged),
+            *(words.decibel(each[name]) if name.endswith("_db") else words.percent(each[name], 1) for name in judged),
         )
         for each in rows
     ]
-    columns = ("epoch", "loss", "gradient", "rate", "seconds", *judged.values())
+    columns = (
+        "epoch", "loss", *(name.removeprefix(TERM) for name in terms), "gradient", "rate", "seconds", *judged.values(),
+    )  # fmt: skip
     return table(
         "distillation: mean loss of each epoch", columns, cells, columns[1:], bars=[(e["loss"] / most,) for e in rows]
+    )
+
+
+JUDGED = {
+    "sqnr_db": "kept back",
+    "averaged_sqnr_db": "average, kept back",
+    "accuracy": "right, kept back",
+    "averaged_accuracy": "average, kept back",
+}
+"""What a row of an epoch says of the samples that judge -> the head of its column."""
+
+TERM = "term/"
+"""Before the name of a term of the loss, in the row of an epoch."""
+
+
+def _to_learn(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What a dry run of distillation lists."""
+    names = ("name", "loss", "student", "teacher", "weight", "why")
+    cells = [tuple(f"{each[n]:g}" if n == "weight" else str(each[n]) for n in names) for each in rows]
+    return table(
+        "what would be learned", ("term", "loss", "of the student", "from", "weight", "why"), cells, ("weight",)
     )
 
 

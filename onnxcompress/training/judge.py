@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from onnxcompress.data import Data
 from onnxcompress.difference import Differences, either
+from onnxcompress.evidence.expose import exposed
 from onnxcompress.model import Model
 from onnxcompress.model.save import finished
 from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.session import Feeds, Session, open_session
+from onnxcompress.training.labels import Labels
+from onnxcompress.training.targets import Target
 
 SHARE, MOST = 1 / 8, 64
 """Of the samples that would train, and at most so many, are kept back: judging 64 costs as much as training on some 20."""
@@ -26,11 +29,17 @@ class Standing:
     sqnr_db: float
     agreement: float
 
+    @property
+    def words(self) -> str:
+        """For the report."""
+        return f"{self.sqnr_db:.1f} dB"
+
 
 @dataclass(eq=False)
 class Judge:
     """Made by `Judge.of`. answers: of the teacher, a batch each, where they fit in memory."""
 
+    standing: ClassVar[type[Standing]] = Standing
     teacher: Session
     data: Data
     batch: int
@@ -65,3 +74,40 @@ class Judge:
     def _taught(self) -> Iterator[tuple[Feeds, dict[str, Any]]]:
         for number, feed in enumerate(self.data.batches(self.batch)):
             yield feed, self.teacher.run(feed) if self.answers is None else self.answers[number]
+
+
+@dataclass(frozen=True, order=True)
+class Right:
+    """likelihood: mean logarithm of what labels get, less the mean square error where they are numbers; accuracy: right decisions."""
+
+    likelihood: float
+    accuracy: float
+
+    @property
+    def words(self) -> str:
+        """For the report."""
+        return f"loss of labels {-self.likelihood:.3g}, {self.accuracy:.1%} right"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelJudge:
+    """By labels: `target` says which value of the student is about them."""
+
+    standing: ClassVar[type[Right]] = Right
+    target: Target
+    labels: Labels
+    data: Data
+    batch: int
+    threads: int
+
+    def __call__(self, student: Model) -> Right:
+        """As the file would answer that is written of it."""
+        shown = exposed(student, [self.target.student])
+        session = open_session(shown.model, threads=self.threads, name=student.source.name)
+        worth, right, count = 0.0, 0, 0
+        for indices, feed in self.data.indexed(self.batch):
+            value = session.run(feed)[self.target.student].astype(np.float64)
+            each, hits = self.labels.judged(value, self.labels.values(indices), self.target.axis)
+            worth, right, count = worth + float(each.sum()), right + int(hits.sum()), count + each.size
+        likelihood = worth / max(count, 1)
+        return Right(likelihood if np.isfinite(likelihood) else -np.inf, right / max(count, 1))

@@ -7,7 +7,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ from onnxcompress.data import Data
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.runtime.session import Session
+from onnxcompress.training.augment import Changes, Mix, words
 from onnxcompress.training.blame import blamed
 from onnxcompress.training.checkpoint import FORMAT, Best, State, load_state, save_state
 from onnxcompress.training.derivatives.normalization import unbiased
 from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, settings_in, step_graph, told_apart
 from onnxcompress.training.integers import Limit
-from onnxcompress.training.judge import Judge, Standing
+from onnxcompress.training.judge import Judge, LabelJudge
+from onnxcompress.training.labels import Labels
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into, clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Norms, Recipe
-from onnxcompress.training.targets import TEACHER, Target, criterion
+from onnxcompress.training.targets import LABELS, TEACHER, Target, criterion
 from onnxcompress.training.teacher import Teacher
 
 Progress = Callable[[int, int, str], None]
@@ -55,18 +58,19 @@ RUNNING = 0.1
 class Lesson:
     """All that a training is made of.
 
-    student      whose weights are the start            teacher, targets  what is learned from whom
+    student      whose weights are the start            teacher, targets  what is learned from whom; None: from labels alone
     data         the samples that are trained on        temperature       of the losses; None: each loss's own
     checkpoint   a file that is written after each epoch, and continued from where it is there
     identity     what else makes two trainings different ones, for the checkpoint
     guesses      the weights that coded ones may stand for, where symbols move
     limits       of integers, see integers.py
     judge        on samples that do not train: the best epoch, or the student as it was, is the result; None: the last one
+    labels       of the samples, where a target learns them
     bend         what is done before each update to what trains and its gradients, by name, in place: penalties, masks
     """
 
     student: Model
-    teacher: Teacher
+    teacher: Teacher | None
     targets: Sequence[Target]
     data: Data
     recipe: Recipe
@@ -77,21 +81,29 @@ class Lesson:
     progress: Progress | None = None
     guesses: Mapping[str, np.ndarray] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
-    judge: Judge | None = None
+    judge: Judge | LabelJudge | None = None
+    labels: Labels | None = None
     bend: Bend | None = None
     graphs: dict[Any, tuple[StepGraph, Session]] = field(default_factory=dict)
 
+    @cached_property
+    def changes(self) -> Changes | None:
+        """Of inputs, that the recipe asks for."""
+        return Changes.of(self.recipe.augment, self.recipe.mixup, self.data)
+
     @property
     def key(self) -> str:
-        """Names models, targets, data, recipe and seed."""
+        """Names models, targets, labels, data, recipe and seed."""
         facts = [
             FORMAT,
             self.student.fingerprint,
             self.identity,
             [vars(each) for each in self.targets],
             self.temperature,
+            None if self.labels is None else self.labels.key,
         ]
-        whole = [*facts, vars(self.recipe), self.data.describe(), self.data.seed, self.threads]
+        recipe = {**vars(self.recipe), "augment": [words(each) for each in self.recipe.augment]}
+        whole = [*facts, recipe, self.data.describe(), self.data.seed, self.threads]
         whole += [] if self.judge is None else [self.judge.data.describe()]
         return hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode()).hexdigest()
 
@@ -168,9 +180,9 @@ def _judge(lesson: Lesson, held: Parameters, state: State) -> dict[str, Any]:
     for averaged, weights in candidates.items():
         found = lesson.judge(with_weights(lesson.student, held, weights, state.running))
         told |= {f"{'averaged_' if averaged else ''}{name}": value for name, value in vars(found).items()}
-        if state.best is None or found > Standing(*state.best.standing):
+        if state.best is None or astuple(found) > state.best.standing:
             running = {name: values.copy() for name, values in state.running.items()}
-            state.best = Best(weights.copy(), running, state.epoch, averaged, (found.sqnr_db, found.agreement))
+            state.best = Best(weights.copy(), running, state.epoch, averaged, astuple(found))
     return told
 
 
@@ -179,13 +191,14 @@ def _kept(lesson: Lesson, state: State) -> str | None:
     if state.best is None or lesson.judge is None:
         return None
     best, samples = state.best, f"{lesson.judge.data.samples} samples kept back"
+    stands = lesson.judge.standing(*best.standing).words
     if not best.epoch:
         return (
-            f"no epoch answers better on {samples} than the student did before ({best.standing[0]:.1f} dB): its weights stay; "
+            f"no epoch answers better on {samples} than the student did before ({stands}): its weights stay; "
             "give a lower --rate, or more samples"
         )
     what = "averaged weights" if best.averaged else "weights"
-    return f"the {what} of epoch {best.epoch} are kept: {best.standing[0]:.1f} dB on {samples}"
+    return f"the {what} of epoch {best.epoch} are kept: {stands} on {samples}"
 
 
 def held_of(
@@ -225,16 +238,25 @@ def _first_loss(lesson: Lesson, held: Parameters, start: np.ndarray) -> float:
     arrays = held.arrays(start)
     for chunk in islice(_chunks(lesson.data.shuffled(0), lesson.recipe.minibatch), TRIED):
         for indices, feed in chunk.indexed(chunk.samples):
-            taught = _taught(lesson, indices, feed)
+            feed, taught = _shown(lesson, indices, feed, 0)
             _, session = _step(lesson, held, feed, taught)
             found.append(float(session.run({**feed, **arrays, **taught}, [LOSS])[LOSS]))
     mean = float(np.mean(found))
     return mean if math.isfinite(mean) else math.inf
 
 
-def _taught(lesson: Lesson, indices: np.ndarray, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The teacher's values under the names of the step graph's inputs."""
-    return {f"{TEACHER}{name}": value for name, value in lesson.teacher.values(indices, feed).items()}
+def _shown(
+    lesson: Lesson, indices: np.ndarray, feed: dict[str, np.ndarray], epoch: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The feed, changed where the recipe asks for it, and what is learned from it under the names of the step graph's inputs."""
+    mix: Mix | None = None
+    if lesson.changes is not None:
+        feed, mix = lesson.changes(feed, indices, epoch)
+    taught = {} if lesson.teacher is None else lesson.teacher.values(indices, feed, fresh=mix is not None)
+    if lesson.labels is not None:
+        labels = lesson.labels.values(indices)
+        taught = {**taught, LABELS: labels if mix is None else mix(labels)}
+    return feed, {f"{TEACHER}{name}": value for name, value in taught.items()}
 
 
 def with_weights(model: Model, held: Parameters, weights: np.ndarray, running: Mapping[str, np.ndarray]) -> Model:
@@ -287,7 +309,7 @@ def _accumulate(
     arrays = held.arrays(state.weights)
     found: dict[str, float] = {}
     for indices, feed in chunk.indexed(chunk.samples):
-        taught = _taught(lesson, indices, feed)
+        feed, taught = _shown(lesson, indices, feed, state.epoch)
         made, session = _step(lesson, held, feed, taught)
         given = session.run({**feed, **arrays, **taught})
         gradients = {name: given[f"{GRADIENT}{name}"] for name in arrays}

@@ -1,7 +1,8 @@
 """Losses: each a small graph over values of student and teacher, one entry with its paper. They give a scalar.
 
 Losses of logits take [rows, classes]: a row is an image, a frame of a text line, a pixel. Losses of features take any tensor whose
-first axis is the batch; those that compare within each model allow other widths in the student.
+first axis is the batch; those that compare within each model allow other widths in the student. Losses of labels take logits or log
+odds [rows, classes] and in the teacher's place the probabilities that labels stand for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx_ir as ir
 from onnxcompress.training.lowering import step
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
-Of = Literal["logits", "log odds", "features"]
+Of = Literal["logits", "log odds", "features", "labels"]
 TINY = 1e-12
 """Added under a square root, whose slope at zero is not finite."""
 
@@ -155,6 +156,20 @@ def binary(op: Pen, student: ir.Value, teacher: ir.Value, *, temperature: float 
     s, t = op.Mul(student, 1.0 / temperature), op.Mul(teacher, 1.0 / temperature)
     each = op.Sub(op.Sub(op.Softplus(s), op.Softplus(t)), op.Mul(op.Sigmoid(t), op.Sub(s, t)))
     return op.Mul(mean(op, each), temperature**2)  # type: ignore[no-any-return]
+
+
+@loss("cross-entropy", "labels")
+def cross_entropy(op: Pen, student: ir.Value, labels: ir.Value) -> ir.Value:
+    """-Σ p log softmax(student), mean over rows; p: ones of hard labels, smoothed or mixed ones. At the temperature 1, as the hard part
+    of Hinton, Vinyals, Dean 2015, arXiv:1503.02531."""
+    each = op.ReduceSum(op.Mul(labels, op.LogSoftmax(student, axis=-1)), [-1], keepdims=0)
+    return op.Neg(mean(op, each))  # type: ignore[no-any-return]
+
+
+@loss("binary-labels", "labels")
+def binary_labels(op: Pen, student: ir.Value, labels: ir.Value) -> ir.Value:
+    """Cross-entropy of two classes from log odds: softplus(s) - p s, mean over all numbers."""
+    return mean(op, op.Sub(op.Softplus(student), op.Mul(labels, student)))
 
 
 @loss("mse", "features")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -38,6 +38,20 @@ class Recipe:
             "answers better than the weights; 0: none",
         ),
     ] = None
+    smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="of labels: the share of each that all classes have alike, such as 0.1")
+    ] = 0.0
+    augment: Annotated[
+        tuple[Any, ...],
+        Field(
+            description="change inputs anew in each epoch: flip, shift, zoom, brightness, contrast, noise, erase, each also "
+            "NAME=STRENGTH, or module:function of (feed, random numbers); may come several times"
+        ),
+    ] = ()
+    mixup: Annotated[
+        float,
+        Field(ge=0, description="mix pairs of samples, their shares from a Beta distribution of this, such as 0.2"),
+    ] = 0.0
     norms: Annotated[
         Norms,
         Field(
@@ -66,6 +80,11 @@ class Recipe:
     builder_dir: Annotated[str | None, Field(description="folder of setup-training, where it is not the usual one")] = (
         None
     )
+
+    @property
+    def changing(self) -> bool:
+        """Whether inputs are other ones in each epoch, so that the teacher must look again."""
+        return bool(self.augment) or self.mixup > 0
 
     @property
     def source(self) -> Source:

@@ -18,6 +18,9 @@ from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
 TEACHER = "teacher/"
 """Before the name of each of the teacher's values that the step graph takes."""
 
+LABELS = "labels of the data"
+"""Stands where a value of the teacher would, for what labels say."""
+
 AUTO = "auto"
 
 PASSED = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
@@ -89,7 +92,7 @@ def _output(value: ir.Value, teacher: Model, loss: str) -> Target:
         raise ModelError(
             f"{teacher.source.name}: has no output {output!r}, the student has; give the student's own teacher"
         )
-    end, other = _end(value), _end(twin)
+    end, other = end_of(value), end_of(twin)
     axis: int | None
     if end is not None and other is not None and end[0] == other[0]:
         usual, why = ENDS[end[0]]
@@ -108,7 +111,7 @@ def _output(value: ir.Value, teacher: Model, loss: str) -> Target:
     return Target(output, reads.name or "", taught.name or "", chosen, axis, 1.0, why)  # type: ignore[union-attr]
 
 
-def _end(value: ir.Value) -> tuple[str, ir.Value, int | None] | None:
+def end_of(value: ir.Value) -> tuple[str, ir.Value, int | None] | None:
     """The Softmax or Sigmoid that makes the output, what it reads, and the axis of the classes."""
     node = value.producer()
     while node is not None and node.op_type in PASSED and node.inputs[0] is not None:
@@ -163,6 +166,9 @@ def criterion(
 def _term(op: Pen, target: Target, student: ir.Value, teacher: ir.Value, temperature: float | None) -> ir.Value:
     each = LOSSES[target.loss]
     one, two = shape_of(student), shape_of(teacher)
+    if each.of == "labels":
+        axis = target.axis if target.axis is not None else -1
+        return each(op, _rows(op, student, axis), _rows(op, teacher, -1))
     if one != two and not (each.widths and one[0] == two[0] and _same_places(target.loss, one, two)):
         raise ModelError(
             f"{target.student!r} is {list(one)} in the student, {target.teacher!r} {list(two)} in the teacher, and "
@@ -193,7 +199,10 @@ def _rows(op: Pen, x: ir.Value, axis: int | None) -> ir.Value:
 
 def losses_in_words(targets: Sequence[Target]) -> list[str]:
     """A sentence for each term."""
-    return [f"{target.name}: {target.loss} on {target.student!r} ({target.why})" for target in targets]
+    return [
+        f"{target.name}: {f'{target.weight:g} of ' if target.weight != 1 else ''}{target.loss} on {target.student!r} ({target.why})"
+        for target in targets
+    ]
 
 
-__all__ = ["AUTO", "TEACHER", "Loss", "Target", "criterion", "losses_in_words", "targets_of"]
+__all__ = ["AUTO", "LABELS", "TEACHER", "Loss", "Target", "criterion", "end_of", "losses_in_words", "targets_of"]

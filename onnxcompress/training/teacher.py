@@ -60,10 +60,10 @@ class Teacher:
         alone = self.session.run(first)
         return all(alone[name].shape == rows[0][name].shape for name in self.names)
 
-    def values(self, indices: np.ndarray, feed: Mapping[str, np.ndarray]) -> Rows:
-        """By name, for these samples."""
+    def values(self, indices: np.ndarray, feed: Mapping[str, np.ndarray], *, fresh: bool = False) -> Rows:
+        """By name, for these samples; fresh: of a feed that is not as the samples were."""
         rows = [self.kept[index] for index in indices.tolist() if index in self.kept]
-        if len(rows) < len(indices):
+        if fresh or len(rows) < len(indices):
             return self.session.run(feed)
         if len(rows) == 1:
             return rows[0]

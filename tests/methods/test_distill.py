@@ -45,7 +45,8 @@ def test_the_report_says_what_was_learned_and_what_it_was_before(cut: Path, taug
     report = taught.report
     before = onnxcompress.compare(MODEL, cut, data=DATA, labels=LABELS)
     assert f"before distillation it {before.verdict}" in report.notes
-    assert any("mse on 'logits'" in note for note in report.notes)
+    assert "logits: 0.9 of soft-cross-entropy on 'logits' (labels show that these are class scores)" in report.notes
+    assert "labels: 0.1 of cross-entropy on 'logits' (10 classes)" in report.notes
     assert any("BatchNormalization training: loss before" in note for note in report.notes)
     (plan,) = report.plans
     assert [row["epoch"] for row in plan["decisions"]] == [*range(1, 21)]
@@ -116,6 +117,7 @@ def test_the_source_of_gradients_that_is_asked_for_is_the_one(cut: Path, tmp_pat
 
 def test_dry_run_lists_what_would_be_learned(cut: Path) -> None:
     made = onnxcompress.distill(cut, teacher=MODEL, data=DATA, dry=True)
+    assert made.plan.notes[0] == "logits: mse on 'logits' (plain numbers, which may be logits or an embedding)"
     assert made.comparison is None and made.model.source.path == cut
     assert [each["loss"] for each in made.plan.decisions] == ["mse"]
     assert any("would be trained" in note for note in made.report.notes)
