@@ -1,13 +1,13 @@
-"""The only writers of channel edits: cut units out of a graph, or zero them where they are."""
+"""The only writers of channel edits: cut units out of a graph, zero them where they are, or put them in another order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.channels.analyse import Channels
+from onnxcompress.channels.analyse import Channels, Group
 from onnxcompress.model import Model, Origin
 from onnxcompress.model.edit import set_constant, walk
 from onnxcompress.operators.ties import Keep
@@ -60,6 +60,67 @@ def zero(model: Model, channels: Channels, removed: np.ndarray) -> Model:
         np.moveaxis(values, site.axis, 0)[~kept] = 0
         set_constant(graph, site.tensor, values)
     return model.edited(graph)
+
+
+def movable(channels: Channels, group: Group) -> bool:
+    """Can its units change places? Not where a value has only some of them, which then would be a mixture of two of the original."""
+    held = np.isin(channels.unit, group.units)
+    for tracks in channels.tracks.values():
+        for track in tracks:
+            if track.labels is not None and held[track.labels].any():
+                present = np.unique(channels.unit[track.labels[held[track.labels]]])
+                if len(present) != group.size:
+                    return False
+    return True
+
+
+Moved = dict[tuple[str, int], np.ndarray]
+"""Tensor or value, and axis -> the place that each position's entries come from."""
+
+
+def reordered(model: Model, channels: Channels, orders: Sequence[tuple[Group, np.ndarray]]) -> tuple[Model, Moved]:
+    """The same function with units in other places, and what moved where.
+
+    orders  groups that are `movable`, and for each of their units the number of the one that comes to its place
+    """
+    moved: Moved = {}
+    origin, graph = dict(model.origin), model.ir.clone()
+    for group, order in orders:
+        for member in group.members:
+            whole = moved.setdefault(
+                (member.tensor, member.axis), np.arange(model.array(member.tensor).shape[member.axis])
+            )
+            whole[member.positions] = member.positions[order]
+    tensors: dict[str, dict[int, np.ndarray]] = {}
+    for (name, axis), places in moved.items():
+        tensors.setdefault(name, {})[axis] = places
+    for name, axes in tensors.items():
+        values = model.array(name)
+        for axis, places in axes.items():
+            values = np.take(values, places, axis=axis)
+        set_constant(graph, name, values)
+        _stamp(origin, name, axes)
+    for name, tracks in channels.tracks.items():
+        for axis, track in enumerate(tracks):
+            came = None if track.labels is None else _places(channels, track.labels, orders)
+            if came is not None:
+                _stamp(origin, name, {axis: came})
+    return model.edited(graph, origin), moved
+
+
+def _places(channels: Channels, labels: np.ndarray, orders: Sequence[tuple[Group, np.ndarray]]) -> np.ndarray | None:
+    """Where each position of an axis with these labels comes from; None where nothing moves."""
+    units = channels.unit[labels]
+    found: np.ndarray | None = None
+    for group, order in orders:
+        held = np.flatnonzero(np.isin(units, group.units))
+        if len(held):
+            number = {int(unit): place for place, unit in enumerate(group.units)}
+            numbers = np.array([number[int(unit)] for unit in units[held]])
+            rows = held[np.argsort(numbers, kind="stable")].reshape(group.size, -1)
+            found = np.arange(len(labels)) if found is None else found
+            found[rows] = rows[order]
+    return found
 
 
 def _patch(graph: ir.Model, channels: Channels, keep: Keep) -> None:

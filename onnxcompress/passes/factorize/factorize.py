@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.errors import ModelError, SettingError
+from onnxcompress.errors import SettingError
 from onnxcompress.evidence.need import SHAPES, Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import set_constant
 from onnxcompress.operators.cost import macs_by_layer, parameters
-from onnxcompress.operators.layer import by_node
 from onnxcompress.passes.factorize.candidates import Known, tried, unknown
-from onnxcompress.passes.factorize.chain import write
+from onnxcompress.passes.factorize.carry import carried_out
 from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen, least
 from onnxcompress.passes.factorize.forms import FORMS
 from onnxcompress.passes.factorize.ranks import rule_of, ruled
-from onnxcompress.passes.factorize.sites import Site, shape_of, sites
+from onnxcompress.passes.factorize.sites import Site, sites
 from onnxcompress.passes.factorize.timing import Stopwatch
 from onnxcompress.passes.factorize.walk import Made, Walk, by_weights, looked, walked
 from onnxcompress.plan import Plan, Refusal
@@ -141,10 +138,7 @@ class Factorize:
     def apply(self, model: Model, plan: Plan) -> Model:
         """Write the chains."""
         plan.check_fits(model.fingerprint)
-        graph = model.ir.clone()
-        for each in plan.decisions:
-            carry_out(graph, model, each, plan.arrays)
-        return model.edited(graph)
+        return carried_out(model, plan)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -215,19 +209,3 @@ class Factorize:
 
 def _arrives(site: Site) -> Need:
     return Need("sensitivity of logits", site.layer.writes, site.layer.channel_axis)
-
-
-def carry_out(graph: ir.Model, model: Model, each: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one chain. ModelError where a damaged plan does not fit."""
-    layer = by_node(model).get(each["layer"])
-    form = FORMS.get(each["form"])
-    if layer is None or form is None:
-        raise ModelError(
-            f"{each['layer']!r} cannot be {each['form']!r} as the plan says; make a new one with --save-plan"
-        )
-    node = next(node for node in graph.graph if node.name == layer.name)
-    shape = shape_of(layer, node, model.array(layer.weight))
-    parts = form.parts(shape, tuple(each["ranks"]))
-    if each["bias"] is not None:  # before a chain stores it in the order of groups
-        set_constant(graph, each["bias"], arrays[f"bias/{each['bias']}"])
-    write(graph, layer, shape, each["form"], parts, [arrays[f"{each['weight']}/{n}"] for n in range(len(parts))])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.need import SHAPES
 from onnxcompress.model import load
 from onnxcompress.model.edit import set_constant
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.model.spec import violations
+from onnxcompress.passes import Factorize
+from onnxcompress.passes.factorize.carry import carried_out
 from onnxcompress.passes.factorize.chain import write
 from onnxcompress.passes.factorize.forms import FORMS, Shape
 from onnxcompress.passes.factorize.metric import Metric
@@ -84,3 +89,45 @@ def test_the_written_model_is_the_dense_weight(op: str, width: int) -> None:
     set_constant(dense, site.layer.weight, site.stored(FORM.dense(site.shape, factors), stored))
     wanted = open_session(to_bytes(finished(model.edited(dense)))).run(feed)
     assert distance(open_session(to_bytes(finished(new))).run(feed), wanted, wanted) <= 1e-5
+
+
+def test_orders_are_made_by_the_weights_around_where_these_are_free() -> None:
+    """Between two convolutions no Gather is left; where a residual sum wants both orders, one is."""
+    rng = np.random.default_rng(6)
+    for residual, left in ((False, 0), (True, 1)):
+        proto = between(rng, residual=residual)
+        model = load(proto)
+        plan = Factorize(target_macs=0.6, forms=("grouped",), pays=0, fit="weights").plan(
+            model, {SHAPES: run_shapes(model, {"x": np.zeros((1, 3, 8, 8), np.float32)})}
+        )
+        (decision,) = plan.decisions
+        new = carried_out(model, plan)
+        assert not violations(new)
+        assert [node.op_type for node in new.ir.graph].count("Gather") == left
+        site = next(each for each in sites(model, [], {})[0] if each.layer.name == decision["layer"])
+        links = [plan.arrays[f"{decision['weight']}/{n}"] for n in range(3)]
+        blocks, ins = links[1].reshape(16 // decision["ranks"][0], -1, decision["ranks"][0], 9), links[0]
+        dense = FORM.dense(site.shape, [blocks, ins, np.argsort(links[2])])
+        graph = model.ir.clone()
+        set_constant(graph, decision["weight"], site.stored(dense, model.array(decision["weight"])))
+        feed = {"x": rng.normal(size=(2, 3, 8, 8)).astype(np.float32)}
+        wanted = open_session(to_bytes(finished(model.edited(graph)))).run(feed)
+        assert distance(open_session(to_bytes(finished(new))).run(feed), wanted, wanted) <= 1e-5
+
+
+def between(rng: np.random.Generator, *, residual: bool) -> onnx.ModelProto:
+    """1×1, Relu, 3×3 (the one that is worth grouping), Relu, 1×1; with a sum over the 3×3."""
+    sizes = {"a": (16, 3, 1, 1), "w": (16, 16, 3, 3), "c": (4, 16, 1, 1)}
+    constants = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    constants["b"] = rng.normal(size=16).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "w", "b"], ["s"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["s", "r"], ["t"]) if residual else helper.make_node("Relu", ["s"], ["t"]),
+        helper.make_node("Conv", ["t", "c"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n, 8, 8]) for name, n in (("x", 3), ("y", 4))]
+    held = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    graph = helper.make_graph(nodes, "between", ends[:1], ends[1:], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
