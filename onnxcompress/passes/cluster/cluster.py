@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -13,16 +14,19 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
-from onnxcompress.passes.cluster.allocation import SIZES, Choice, allocated, best_sharing, bits_of
+from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.passes.cluster.allocation import SIZES, Choice, best_sharing, bits_of
 from onnxcompress.passes.cluster.choices import ByBooks, ByCommon, ByRate, Starter, by_trellis, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book
 from onnxcompress.passes.cluster.decisions import carry_out, decide
 from onnxcompress.passes.cluster.expected import expected, needs_of
-from onnxcompress.passes.cluster.one_price import NODES, at_one_price
+from onnxcompress.passes.cluster.fitted import NODES, fitted
+from onnxcompress.passes.cluster.one_price import SIZES as PRICED
+from onnxcompress.passes.cluster.one_price import at_one_price, together
 from onnxcompress.passes.cluster.sharing import SHARINGS
 from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
-from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
+from onnxcompress.passes.cluster.walk import Begun, Found, Start, Walk, begun, walked
+from onnxcompress.passes.cluster.written import STAMP, Budget, of_file, rest_of
 from onnxcompress.passes.quantize.kept_back import kept_back
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES, Coded
@@ -163,14 +167,19 @@ class Cluster:
         if not found:
             plan.notes.append("no weight is left that is worth a codebook")
             return plan
+        budget = self._budget(model, found)
         if not self.tries_both:
-            return self._filled(plan, model, found, evidence)
-        plans = [replace(self, rate="none")._filled(_copy(plan), model, found, evidence)]
+            return self._filled(plan, model, found, evidence, budget)
+        plans = [replace(self, rate="none")._filled(_copy(plan), model, found, evidence, budget)]
+        made = [self.apply(model, plans[0])]
+        if self.target_size is None:
+            budget = of_file(model, found, len(to_bytes(finished(made[0]))) + STAMP)
         try:
-            plans.append(replace(self, rate="file")._filled(_copy(plan), model, found, evidence))
+            plans.append(replace(self, rate="file")._filled(_copy(plan), model, found, evidence, budget))
         except BudgetError:
             return plans[0]
-        graphs = {str(number): self.apply(model, each).ir for number, each in enumerate(plans)}
+        made.append(self.apply(model, plans[1]))
+        graphs = {str(number): each.ir for number, each in enumerate(made)}
         told = evidence[Trial.NEED].logits_db(graphs, kept_back(evidence[Paired.NEED]))
         books, rated = told["0"], told["1"]
         plans[rated > books].notes.append(
@@ -179,28 +188,45 @@ class Cluster:
         )
         return plans[rated > books]
 
-    def _filled(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> Plan:
+    def _filled(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence, budget: Budget) -> Plan:
         """The plan with what becomes of each tensor."""
-        start, codes = self._codes(plan, model, found, evidence)
+        start, codes = self._codes(plan, model, found, evidence, budget)
         for each in found:
             choice = start[each.name][1]
             bits = _bits(choice, codes.coded[each.name])
             decide(plan, model, each, codes, bits=bits, sharing=choice.sharing)
         return plan
 
-    def _codes(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> tuple[Start, Found]:
+    def _codes(
+        self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence, budget: Budget
+    ) -> tuple[Start, Found]:
         """What each tensor begins with, and what it becomes."""
         how = Walk(self.rows, self.seed)
         if self.rate in RATED:
-            return at_one_price(how, model, evidence, found, self.rate, self._budget(model, found))
-        coders = self._coders(plan, model, found, evidence)
-        start = {
-            each.name: (each, coders[each.name], *coders[each.name].begun(each.rows(model.array(each.name)), self.seed))
-            for each in found
-        }
-        if self.assign != "compensated":
-            return start, begun(model, start)
-        return start, walked(how, model, evidence[Paired.NEED], start)
+            return at_one_price(how, model, evidence, found, self.rate, budget)
+
+        memory: dict[tuple[str, Choice], Begun] = {}
+
+        def begins(choices: Mapping[str, Choice]) -> Start:
+            for each in found:
+                if (key := (each.name, choices[each.name])) not in memory:
+                    memory[key] = self._begun(model, each, choices[each.name])
+            return {each.name: memory[each.name, choices[each.name]] for each in found}
+
+        def walks(start: Start) -> Found:
+            return (
+                walked(how, model, evidence[Paired.NEED], start)
+                if self.assign == "compensated"
+                else begun(model, start)
+            )
+
+        if self.allocates:
+            names = list(SHARINGS) if self.share == "auto" else [self.share]
+            options = expected(model, found, evidence, names)
+            beside = 0 if self.target_size is None else NODES * len(found)
+            return fitted(model, options, budget, beside, begins, walks)
+        start = begins(self._coders(plan, model, found))
+        return start, walks(start)
 
     def apply(self, model: Model, plan: Plan) -> Model:
         """Give the tensors their decoded values and codes, the layers their biases."""
@@ -211,35 +237,28 @@ class Cluster:
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
-    def _coders(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Starter]:
+    def _begun(self, model: Model, each: Clustered, choice: Choice) -> Begun:
+        """A tensor with its coder, and the codes that this begins with."""
+        rows = each.rows(model.array(each.name))
+        coder = choice if isinstance(choice, Starter) else None
+        if coder is None and self.trellis:
+            coder = by_trellis(each.shape, each.axis, rows, choice)
+        coder = coder or ByBooks(choice.entries, choice.sharing, self.start)
+        return each, coder, *coder.begun(rows, self.seed)
+
+    def _coders(self, plan: Plan, model: Model, found: list[Clustered]) -> dict[str, Choice]:
+        """Of each tensor, where all have as many entries."""
         if self.share == "model":
             book = common_book(model, found, self.entries)
             return {each.name: ByCommon(self.entries, self.share, book) for each in found}
         if self.vector > 1:
             return {each.name: self._by_vectors(plan, model, each) for each in found}
-        choices = self._choices(model, found, evidence)
-        coders: dict[str, Starter] = {}
-        for each in found:
-            choice = choices[each.name]
-            path = (
-                by_trellis(each.shape, each.axis, each.rows(model.array(each.name)), choice) if self.trellis else None
-            )
-            coders[each.name] = path or ByBooks(choice.entries, choice.sharing, self.start)
-        return coders
-
-    def _choices(self, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
-        names = list(SHARINGS) if self.share == "auto" else [self.share]
-        if not self.allocates:
-            if len(names) == 1:
-                return {each.name: Choice(self.entries, names[0]) for each in found}
-            return {
-                each.name: Choice(
-                    self.entries, best_sharing(each.rows(model.array(each.name)), self.entries, names=names)
-                )
-                for each in found
-            }
-        budget = self._budget(model, found)
-        return allocated(expected(model, found, evidence, names), budget)
+        if self.share != "auto":
+            return {each.name: Choice(self.entries, self.share) for each in found}
+        return {
+            each.name: Choice(self.entries, best_sharing(each.rows(model.array(each.name)), self.entries))
+            for each in found
+        }
 
     def _by_vectors(self, plan: Plan, model: Model, each: Clustered) -> Starter:
         """Vectors, or as many bits in scalars where a tensor has none."""
@@ -252,34 +271,30 @@ class Cluster:
         entries = 2 ** (self.bits or BITS)
         return ByBooks(entries, best_sharing(rows, entries), self.start)
 
-    def _budget(self, model: Model, found: list[Clustered]) -> float:
-        """Bytes of symbols, books and scales."""
+    def _budget(self, model: Model, found: list[Clustered]) -> Budget:
+        """Of symbols, books and scales, or of the file where its size is given."""
         if self.target_size is None:
-            return sum(each.size for each in found) * (self.bits or BITS) / 8
+            whole = PRICED[self.rate][2] if self.rate in RATED else together
+            return Budget(sum(each.size for each in found) * (self.bits or BITS) / 8, whole)
         target = self.target_size * model.source.size if self.target_size <= 1 else self.target_size
-        rest = _rest(model, found)
-        if target <= rest:
+        budget = of_file(model, found, target, packed=self.rate == "container")
+        if budget.bytes <= 0:
+            rest = target - budget.bytes
             raise SettingError(
                 f"target_size {target:.0f} bytes is less than the {rest:.0f} of what is not clustered; give more"
             )
-        return target - rest
+        return budget
 
     def of_average(self, model: Model, bits: float) -> Cluster:
         """The same with a target size that leaves so many bits a weight."""
         found = self.tensors(model)[0]
-        return replace(self, target_size=max(_rest(model, found) + sum(each.size for each in found) * bits / 8, 2.0))
+        beside = rest_of(model, found) + NODES * len(found)
+        return replace(self, target_size=max(beside + sum(each.size for each in found) * bits / 8, 2.0))
 
 
 def _copy(plan: Plan) -> Plan:
     """A plan that can be filled in another way."""
     return replace(plan, decisions=[], arrays={}, refusals=list(plan.refusals), notes=list(plan.notes))
-
-
-def _rest(model: Model, found: list[Clustered]) -> int:
-    """Bytes of the file beside symbols, books and scales; the graph counts as it will be written."""
-    held = sum(value.const_value.nbytes for value in model.initializers.values() if value.const_value is not None)
-    whole = len(to_bytes(finished(model))) if held < LARGEST_MESSAGE else max(model.source.size, held)
-    return whole - sum(each.weight.bytes for each in found) + NODES * len(found)
 
 
 def _bits(choice: Choice, coded: Coded) -> float:

@@ -15,14 +15,14 @@ from onnxcompress.evidence.need import Evidence
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.passes.cluster.allocation import COARSE
-from onnxcompress.passes.cluster.books import Books, loss
-from onnxcompress.passes.cluster.choices import ByRate, Coder
+from onnxcompress.passes.cluster.books import loss
+from onnxcompress.passes.cluster.choices import ByRate
 from onnxcompress.passes.cluster.expected import arriving, met
 from onnxcompress.passes.cluster.rate import MOST, RUNS, Rated, Sketch, Tensor, rated, searched
 from onnxcompress.passes.cluster.sharing import pruned
 from onnxcompress.passes.cluster.tensors import Clustered
-from onnxcompress.passes.cluster.vectors import Vectors
-from onnxcompress.passes.cluster.walk import Found, Start, Walk, begun, walked
+from onnxcompress.passes.cluster.walk import Begun, Found, Start, Walk, begun, walked
+from onnxcompress.passes.cluster.written import Budget, Whole
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.forms import FORMS, chosen, chosen_together
 from onnxcompress.weights.pools import POOLED, SHARED_BYTES
@@ -31,25 +31,20 @@ WALKS = 4
 """At most, to meet a size on data."""
 
 
-NODES = 1400
-"""Bytes that the nodes of a coded tensor take in the file, constants that others share counted."""
-
-
 def in_file(coded: Coded) -> float:
     """Bytes of a tensor in the form that its file will have, without nodes."""
     return _held(coded, chosen(coded))
 
 
 def _held(coded: Coded, form: str | None) -> float:
-    """Symbols in a form, and two bytes for each entry, scale and number of a book."""
+    """Symbols in a form, and two bytes for each entry of the book."""
     symbols = None if form is None else FORMS[form].size(coded)
     if symbols is None:
         return float(np.prod(coded.shape) * coded.dtype.itemsize)
-    beside = [each.size for each in (coded.books, coded.scales, coded.groups) if each is not None]
-    return float(symbols + 2 * sum(beside))
+    return float(symbols + 2 * coded.books.size)
 
 
-def _together(tensors: Mapping[str, Coded]) -> float:
+def together(tensors: Mapping[str, Coded]) -> float:
     """Of a file: what tensors share counts once."""
     forms = chosen_together(tensors)
     shared = SHARED_BYTES if any(form in POOLED for form in forms.values()) else 0
@@ -63,10 +58,8 @@ def in_container(coded: Coded) -> float:
 
 Size = Callable[[Coded], float]
 
-Whole = Callable[[Mapping[str, Coded]], float]
-
 SIZES: dict[str, tuple[tuple[int, ...], Size, Whole]] = {
-    "file": ((15, 31, 63), in_file, _together),
+    "file": ((15, 31, 63), in_file, together),
     "container": ((MOST,), in_container, lambda tensors: sum(map(in_container, tensors.values()))),
 }
 """Where symbols will lie -> how many entries a book may have, the bytes of a tensor there, and of all tensors together. A file holds
@@ -75,38 +68,40 @@ them in Tunstall's code, whose 256 words are short where there are many: on PP-O
 
 
 def at_one_price(
-    how: Walk, model: Model, evidence: Evidence, tensors: Sequence[Clustered], where: str, target: float
+    how: Walk, model: Model, evidence: Evidence, tensors: Sequence[Clustered], where: str, budget: Budget
 ) -> tuple[Start, Found]:
-    """What each tensor begins with and what it becomes, in at most `target` bytes; BudgetError where that is too little.
+    """What each tensor begins with and what it becomes, within the budget; BudgetError where that is too little.
 
     where  a key of SIZES
     No tensor is made coarser than COARSE while a size can be met so.
     """
     try:
-        return _at_one_price(how, model, evidence, tensors, where, target, COARSE)
+        return _at_one_price(how, model, evidence, tensors, where, budget, COARSE)
     except BudgetError:
-        return _at_one_price(how, model, evidence, tensors, where, target, np.inf)
+        return _at_one_price(how, model, evidence, tensors, where, budget, np.inf)
 
 
 def _at_one_price(
-    how: Walk, model: Model, evidence: Evidence, tensors: Sequence[Clustered], where: str, target: float, coarse: float
+    how: Walk, model: Model, evidence: Evidence, tensors: Sequence[Clustered], where: str, budget: Budget, coarse: float
 ) -> tuple[Start, Found]:
-    most, size, whole = SIZES[where]
+    most, size, _ = SIZES[where]
     units = _units(model, tensors, evidence, coarse)
     sketches = {each.name: [Sketch(units[each.name][0], count) for count in most] for each in tensors}
     paired = evidence.get(Paired.NEED)
 
     def coded(price: float) -> tuple[float, tuple[Start, Found]]:
-        start: dict[str, tuple[Clustered, Coder, np.ndarray, Books | Vectors]] = {}
+        start: dict[str, Begun] = {}
         for each in tensors:
             unit, measured = units[each.name]
             count, found = _best(each, model.array(each.name).dtype, unit, sketches[each.name], price, size)
             choice = ByRate(found.books.entries.size, "tensor", price, unit.worth, count, unit.limit, measured)
             start[each.name] = each, choice, found.symbols, found.books
         codes = begun(model, start) if paired is None else walked(how, model, paired, start)
-        return whole(codes.coded), (start, codes)
+        return budget.of(codes.coded), (start, codes)
 
-    return searched(coded, [each[-1] for each in sketches.values()], target, runs=RUNS if paired is None else WALKS)[1]
+    return searched(
+        coded, [each[-1] for each in sketches.values()], budget.bytes, runs=RUNS if paired is None else WALKS
+    )[1]
 
 
 def _best(

@@ -41,11 +41,14 @@ the time."""
 SKETCHED = 4
 """Rounds of a sketch, which takes a few binary searches each."""
 
-HALVINGS = 50
-"""Of the interval in which λ is looked for."""
+CLOSE = 1e-3
+"""Share of itself to which λ is found by halving."""
 
 FINEST = 1e-12
 """The least λ, as a share of the one that puts every weight to zero."""
+
+AT_ONCE = 8
+"""Share of the entries that are too many, joined at once."""
 
 RUNS = 8
 """In full, until the size is met."""
@@ -119,10 +122,15 @@ class Sketch:
     def at(self, price: float) -> tuple[np.ndarray, np.ndarray]:
         """Entries [K] and how many weights have each."""
         own = self._price(price) / self._stiff
-        book, counts = self._turned(_uniform(self._largest, own), own)
+        book, counts = self._even(price)
         if len(book) > self.most:
             book, counts = self._turned(_merged(book, counts, own, self.most), own)
         return book, counts
+
+    def _even(self, price: float) -> tuple[np.ndarray, np.ndarray]:
+        """However many entries that takes."""
+        own = self._price(price) / self._stiff
+        return self._turned(_uniform(self._largest, own), own)
 
     def _turned(self, book: np.ndarray, own: float) -> tuple[np.ndarray, np.ndarray]:
         """Code lengths, and the thresholds between neighbouring entries that follow from them, in turns."""
@@ -135,9 +143,10 @@ class Sketch:
         return book, counts
 
     def bytes(self, price: float) -> float:
-        """Expected, as `entropy_bytes` counts them."""
-        counts = self.at(price)[1]
-        return entropy(counts) * len(self._sorted) / 8 + 2 * int((counts > 0).sum())
+        """Expected, nearly as `entropy_bytes` counts them: entries that are too many are not merged for this."""
+        counts = self._even(price)[1]
+        bits = min(entropy(counts), float(np.log2(self.most)))
+        return bits * len(self._sorted) / 8 + 2 * min(int((counts > 0).sum()), self.most)
 
 
 def rated(tensor: Tensor, price: float, *, sketch: Sketch | None = None, rounds: int = ROUNDS) -> Rated:
@@ -193,16 +202,23 @@ def _merged(book: np.ndarray, counts: np.ndarray, price: float, most: int) -> np
     def spent(each: np.ndarray) -> np.ndarray:
         return -each * np.log2(np.maximum(each, 0.5) / total)
 
-    while len(book) > most:
+    while (excess := len(book) - most) > 0:
         first, second = counts[:-1], counts[1:]
-        lost = first * second / np.maximum(first + second, 1) * np.diff(book) ** 2
-        lost += price * (spent(first + second) - spent(first) - spent(second))
+        both = first + second
+        lost = first * second / np.maximum(both, 1) * np.diff(book) ** 2
+        lost += price * (spent(both) - spent(first) - spent(second))
         lost[(book[:-1] == 0) | (book[1:] == 0)] = np.inf
-        at = int(lost.argmin()) if len(book) > 3 else len(book) - 2 if book[-1] else 0
-        both = counts[at] + counts[at + 1]
-        centre = 0.0 if 0 in book[at : at + 2] else (book[at : at + 2] @ counts[at : at + 2]) / max(both, 1)
-        book, counts = np.delete(book, at), np.delete(counts, at)
-        book[at], counts[at] = centre, both
+        if len(book) > 3:
+            # of pairs that share an entry only the cheaper one; some at a time, since joined pairs cost more than they did
+            least = (lost < np.append(np.inf, lost[:-1])) & (lost <= np.append(lost[1:], np.inf))
+            found = np.flatnonzero(least & np.isfinite(lost))
+            at = np.sort(found[np.argsort(lost[found], kind="stable")[: max(1, excess // AT_ONCE)]])
+        else:
+            at = np.array([len(book) - 2 if book[-1] else 0])
+        centres = (book[at] * counts[at] + book[at + 1] * counts[at + 1]) / np.maximum(both[at], 1)
+        book[at] = np.where((book[at] == 0) | (book[at + 1] == 0), 0.0, centres)
+        counts[at] = both[at]
+        book, counts = np.delete(book, at + 1), np.delete(counts, at + 1)
     return book
 
 
@@ -248,12 +264,17 @@ def searched(
     """
     top = max((sketch.coarsest for sketch in sketches), default=1.0)
     tried: dict[float, tuple[float, T]] = {}
-    price = _halved(lambda each: sum(sketch.bytes(each) for sketch in sketches), target, top)
+
+    def expected(price: float) -> float:
+        return sum(sketch.bytes(price) for sketch in sketches)
+
+    price = _halved(expected, target, top)
     while price not in tried and len(tried) < runs:
         tried[price] = coded(price)
         if (1 - NEAR) * target <= tried[price][0] <= target:
             break
-        price = min(max(_next({each: total for each, (total, _) in tried.items()}, target), top * FINEST), top)
+        totals = {each: total for each, (total, _) in tried.items()}
+        price = min(max(_next(totals, target, expected, top), top * FINEST), top)
     fitting = [(total, price) for price, (total, _) in tried.items() if total <= target]
     if not fitting:
         least = min(total for total, _ in tried.values())
@@ -264,16 +285,21 @@ def searched(
     return price, tried[price][1]
 
 
-def _next(tried: dict[float, float], target: float) -> float:
-    """The λ to try after these: between the two nearest to the target, or a step out where all are on one side."""
+def _next(tried: dict[float, float], target: float, expected: Callable[[float], float], top: float) -> float:
+    """The λ to try after these: between the two nearest to the target; where all are on one side, as sketches expect it.
+
+    expected  λ -> bytes, which may be wrong by a factor that is about the same for a λ nearby
+    """
     above = max((price for price, total in tried.items() if total > target), default=None)
     below = min((price for price, total in tried.items() if total <= target), default=None)
+    aim = (1 - NEAR / 2) * target
     if above is None or below is None:
         last = below if above is None else above
         assert last is not None
-        ratio = tried[last] / ((1 - NEAR / 2) * target)
-        return float(last * np.clip(ratio ** (2 * len(tried)), 1e-6, 1e6))
-    high, low, wanted = np.log([max(tried[above], 1e-9), max(tried[below], 1e-9), (1 - NEAR / 2) * target])
+        step = float(last * np.clip((tried[last] / aim) ** (2 * len(tried)), 1e-6, 1e6))
+        told = _halved(expected, aim * expected(last) / max(tried[last], 1e-9), top)
+        return min(step, told) if above is None else max(step, told)
+    high, low, wanted = np.log([max(tried[above], 1e-9), max(tried[below], 1e-9), aim])
     share = np.clip((high - wanted) / max(high - low, 1e-9), 0.1, 0.9)
     return float(above * (below / above) ** share)
 
@@ -283,7 +309,7 @@ def _halved(bytes_of: Callable[[float], float], target: float, top: float) -> fl
     if bytes_of(top * FINEST) <= target:
         return top * FINEST
     low, high = np.log(top * FINEST), np.log(top)
-    for _ in range(HALVINGS):
+    while high - low > CLOSE:
         middle = (low + high) / 2
         low, high = (low, middle) if bytes_of(float(np.exp(middle))) <= target else (middle, high)
     return min(float(np.exp(high)), top)

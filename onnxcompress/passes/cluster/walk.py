@@ -51,8 +51,11 @@ class Found:
     held_out_db: dict[str, tuple[float, float]]
 
 
-Start = Mapping[str, tuple[Clustered, Coder, np.ndarray, Books | Vectors]]
-"""Weight -> what it is, how it is coded, symbols [channels, n] and books."""
+Begun = tuple[Clustered, Coder, np.ndarray, Books | Vectors]
+"""What a weight is, how it is coded, symbols [channels, n] and books."""
+
+Start = Mapping[str, Begun]
+"""Weight -> what it begins with."""
 
 
 def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:

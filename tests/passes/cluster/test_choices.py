@@ -17,7 +17,9 @@ from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.passes.cluster.choices import ByRate, by_vectors
 from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.cluster.layout import read
-from onnxcompress.passes.cluster.one_price import SIZES
+from onnxcompress.passes.cluster.one_price import SIZES, at_one_price
+from onnxcompress.passes.cluster.walk import Walk
+from onnxcompress.passes.cluster.written import Budget
 from onnxcompress.result import Result
 from onnxcompress.runtime.session import open_session
 
@@ -33,7 +35,7 @@ WAYS: dict[str, dict[str, object]] = {
 
 
 def clustered(data: Path | None, **ways: object) -> Result:
-    return onnxcompress.cluster(DIGITS, data=data, smallest=0, **ways)  # type: ignore[arg-type]
+    return onnxcompress.cluster(DIGITS, **{"data": data, "smallest": 0, "limit": 64, **ways})  # type: ignore[arg-type]
 
 
 def sqnr(result: Result) -> float:
@@ -60,12 +62,18 @@ def test_the_file_computes_with_what_was_decoded(way: str, data: Path | None) ->
     assert all(np.array_equal(found[name], values) for name, values in wanted.items())
 
 
-@pytest.mark.parametrize("way", ["pairs", "container"])
-def test_data_brings_a_better_model_and_the_same_twice(way: str) -> None:
-    alone, with_data = clustered(None, **WAYS[way]), clustered(DATA, **WAYS[way])
+def test_data_brings_a_better_model_and_the_same_twice() -> None:
+    alone, with_data = clustered(None, **WAYS["pairs"]), clustered(DATA, **WAYS["pairs"])
     assert sqnr(with_data) > max(sqnr(alone), 10)
-    one, two = (to_bytes(finished(each.model)) for each in (with_data, clustered(DATA, **WAYS[way])))
+    one, two = (to_bytes(finished(each.model)) for each in (with_data, clustered(DATA, **WAYS["pairs"])))
     assert one == two
+
+
+@pytest.mark.parametrize("where, share", [("file", 0.16), ("container", 0.09), ("none", 0.2)])
+def test_a_target_size_is_that_of_what_is_written(tmp_path: Path, where: str, share: float) -> None:
+    path = tmp_path / ("small.onnxz" if where == "container" else "small.onnx")
+    clustered(None, rate=where, target_size=share).save(path)
+    assert 0.9 * share < path.stat().st_size / DIGITS.stat().st_size <= share
 
 
 @pytest.mark.parametrize("where", SIZES)
@@ -79,7 +87,10 @@ def test_one_price_meets_its_bytes(where: str, data: Path | None) -> None:
 
 
 def test_fewer_bits_for_the_same_outputs_than_books_of_k_means() -> None:
-    plain, rated = clustered(DATA, bits=3, same=True, share="tensor"), clustered(DATA, bits=2, rate="container")
+    plain, rated = (
+        clustered(DATA, bits=3, same=True, share="tensor", limit=None),
+        clustered(DATA, bits=2, rate="container", limit=None),
+    )
     assert sqnr(rated) > sqnr(plain)
 
 
@@ -96,10 +107,9 @@ def test_what_does_not_go_together_is_said() -> None:
 
 def test_a_size_without_reach_is_refused() -> None:
     model = load(DIGITS)
-    each = Cluster(smallest=0, rate="container")
-    tight = each.of_average(model, 1e-4)
+    tensors, _ = Cluster(smallest=0).tensors(model)
     with pytest.raises(BudgetError, match="smallest that was found"):
-        tight.plan(model, {})
+        at_one_price(Walk(), model, {}, tensors, "container", Budget(1.0, SIZES["container"][2]))
 
 
 def test_pruned_tensors_and_odd_rows_have_no_vectors() -> None:
