@@ -200,7 +200,7 @@ def _by_data(own: dict[str, Any], name: str, ways: tuple[str, str], data: Any, r
 def distill(
     student: Loadable,
     *,
-    teacher: Loadable | None = None,
+    teacher: Loadable | Sequence[Loadable] | None = None,
     data: Any = None,
     checkpoint: str | Path | None = None,
     dry: bool = False,
@@ -209,7 +209,8 @@ def distill(
     """Fine-tune a compressed model until it answers like the model that it was made from; labels are not needed, but may help.
 
     student     path, bytes, onnx.ModelProto, onnx_ir.Model or Model
-    teacher     the same: what the student shall answer like, and is compared with; None: labels alone teach, and the result is
+    teacher     the same: what the student shall answer like, and is compared with; several answer as one, the first is compared with;
+                None: labels alone teach, and the result is
                 compared with the student as it was
     data        inputs like those of use, what `open_data` takes; three quarters train, the rest judges
     checkpoint  a file written after each epoch; where it is there, training goes on from it

@@ -153,8 +153,8 @@ def quantize(model: Model, **given: Any) -> None:
 @verb(OUTPUT, LEARNING, DISTILLING, DECIDING, FEEDING, JUDGING, BUDGETING, WRITING, IMAGES)
 def distill(model: Model, **given: Any) -> None:
     """Fine-tune a compressed model until it answers like the one that it was made from; labels are not needed, but may help."""
-    _check(given, model, given["save_plan"], *([given["teacher"]] if given["teacher"] else []))
-    ways = {name: given[name] for name in ("teacher", "checkpoint")}
+    _check(given, model, given["save_plan"], *given["teacher"])
+    ways = {"teacher": given["teacher"] or None, "checkpoint": given["checkpoint"]}
     _compress(verbs.distill, Distill, DISTILLING, model, given, **ways)
 
 

@@ -76,9 +76,9 @@ LEARNING = [
     Option(
         "teacher",
         "teacher",
-        str | None,
-        None,
-        "the .onnx file that it shall answer like; without it --labels teach",
+        list[str],
+        [],
+        "the .onnx file that it shall answer like; several answer as one; without it --labels teach",
         "Distillation",
     ),
     Option(

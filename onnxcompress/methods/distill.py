@@ -7,10 +7,9 @@ teacher it is compared with the student as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -19,8 +18,9 @@ from pydantic.dataclasses import dataclass
 from onnxcompress import budgets as gates
 from onnxcompress.compare import Comparison, check_signatures
 from onnxcompress.data import Data
-from onnxcompress.errors import DataError, SettingError
+from onnxcompress.errors import SettingError
 from onnxcompress.files import check_output
+from onnxcompress.methods.aims import Aims, aims_of, answering, identity_of, learned_in_words, speaking
 from onnxcompress.methods.integers import limits_of
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished, to_bytes, written_as
@@ -29,18 +29,14 @@ from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.augment import Changes, words
+from onnxcompress.training.ensemble import Mean
 from onnxcompress.training.integers import Levels
 from onnxcompress.training.judge import MOST, SHARE, Judge, LabelJudge
 from onnxcompress.training.kept import Booked, Dense, Moving
-from onnxcompress.training.labels import Labels, labelled
 from onnxcompress.training.loop import Lesson, Trained, held_of, train
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
-from onnxcompress.training.targets import AUTO, LABELS, Target, losses_in_words, targets_of
-from onnxcompress.training.teacher import Teacher
-
-HARD = 0.1
-"""Share of labels beside a teacher: a low one, as Hinton et al. advise."""
+from onnxcompress.training.targets import AUTO, LABELS, Target, targets_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,20 @@ class Distill(Recipe):
             "and no metric reads them, 1 without a teacher; 0: they only judge",
         ),
     ] = None
+    teacher_weights: Annotated[
+        tuple[float, ...] | None, Field(description="of several teachers, in their order, such as 2,1; default equal")
+    ] = None
+    ensemble: Annotated[
+        Mean,
+        Field(
+            description="several teachers say the mean of their probabilities, or of the numbers that are learned (of logits: the "
+            "geometric mean of probabilities): probabilities or numbers"
+        ),
+    ] = "probabilities"
+    cache: Annotated[
+        str | None,
+        Field(description="folder where the teacher's answers are kept, for later runs with the same samples"),
+    ] = None
     features: Annotated[
         tuple[str, ...],
         Field(description="also learn this inner value, NAME or STUDENT=TEACHER; may come several times"),
@@ -94,7 +104,7 @@ class Distill(Recipe):
 
 def distilled(
     student: Loadable,
-    teacher: Loadable | None,
+    teacher: Loadable | Sequence[Loadable] | None,
     data: Any,
     settings: Distill,
     *,
@@ -105,24 +115,28 @@ def distilled(
 ) -> Result:
     """Train the student on the samples for calibration, and judge it beside the teacher on those that are held out.
 
-    teacher     None: labels alone teach, and the student is judged beside what it was
+    teacher     several answer as one, and the first is what the result is compared with; None: labels alone teach, and the student
+                is judged beside what it was
     data        what `open_data` takes; None is a SettingError: synthetic inputs teach nothing
     checkpoint  a file written after each epoch; where it is there, training goes on from it
     dry         say what would be learned, and train nothing
     ModelError where student and teacher take or give other things; `Result.original` is the teacher.
     """
     how = how or How()
-    _check_asked(settings, teacher, data, how)
+    given = _several(teacher)
+    _check_asked(settings, given, data, how)
     wanted = dict(budgets or {})
     gates.validate(wanted)
     clock = Clock()
     with clock("load"):
-        taught, taking = load(_bytes_of(student if teacher is None else teacher)), load(student)
-        _check_alike(taught, taking, how)
+        teachers, taking = [load(_bytes_of(each)) for each in given], load(student)
+        taught = teachers[0] if teachers else load(_bytes_of(student))
+        for each in teachers:
+            _check_alike(each, taking, how)
         if checkpoint is not None:
-            check_output(checkpoint, [each.source.path for each in (taught, taking) if each.source.path is not None])
+            check_output(checkpoint, [each.source.path for each in (*teachers, taking) if each.source.path is not None])
         feed = opened(taught.source.runnable, data, how, name=taught.source.name)
-    aims = _aims(settings, taking, None if teacher is None else taught, feed, how)
+    aims = aims_of(settings, taking, teachers, feed, how)
     Changes.of(settings.augment, settings.mixup, feed.calibration)
     before, after = costs(taught, taking, feed)
     if dry:
@@ -138,13 +152,20 @@ def distilled(
     with clock("compare"):
         start = judged(taught, taking, feed, how)
     with clock("distill"):
-        made = _taught(taking, None if teacher is None else taught, aims, feed, settings, checkpoint, how)
+        made, told = _taught(taking, teachers, aims, feed, settings, checkpoint, how)
     with clock("compare"):
         comparison = judged(taught, made.model, feed, how)
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
     verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
-    plan = _told(settings, taking, aims, made, start)
+    plan = _told(settings, taking, aims, made, start, told)
     return Result(taught, made.model, (plan,), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
+
+
+def _several(teacher: Loadable | Sequence[Loadable] | None) -> list[Loadable]:
+    """Bytes and texts are one teacher."""
+    if teacher is None:
+        return []
+    return [*teacher] if isinstance(teacher, list | tuple) else [teacher]  # type: ignore[list-item]
 
 
 def _bytes_of(model: Loadable) -> Loadable:
@@ -158,86 +179,51 @@ def _check_alike(teacher: Model, student: Model, how: How) -> None:
     check_signatures(before, after)
 
 
-class Aims(NamedTuple):
-    """The terms of the loss, the labels that one of them learns, and sentences about these."""
-
-    targets: list[Target]
-    labels: Labels | None = None
-    notes: tuple[str, ...] = ()
-
-
-def _check_asked(settings: Distill, teacher: Loadable | None, data: Any, how: How) -> None:
+def _check_asked(settings: Distill, teachers: Sequence[Loadable], data: Any, how: How) -> None:
     """SettingError for what cannot be, before anything is loaded."""
-    if teacher is None and (how.labels is None or settings.hard == 0):
+    if not teachers and (how.labels is None or settings.hard == 0):
         raise SettingError("no teacher is named; give --teacher model.onnx, or --labels to learn from them alone")
     if data is None:
         raise SettingError("distill needs inputs like those of use: give --data; labels are not needed")
     if settings.hard and how.labels is None:
         raise SettingError(f"--hard {settings.hard:g} is the share of labels in the loss; give --labels")
-    if teacher is None and settings.features:
+    if not teachers and settings.features:
         raise SettingError("features are learned from a teacher; give --teacher model.onnx")
-
-
-def _aims(settings: Distill, student: Model, teacher: Model | None, feed: Data, how: How) -> Aims:
-    """What is learned from teacher and labels: (1 - hard) of the former and hard of the latter, as Hinton et al. mix them."""
-    targets = [] if teacher is None else settings.targets(student, teacher)
-    share = settings.hard if settings.hard is not None and teacher is not None else HARD if targets else 1.0
-    if how.labels is None or share == 0:
-        return Aims(targets)
-    if settings.hard is None and how.metric is not None and targets:
-        return Aims(
-            targets, notes=("labels are the metric's, and not learned; --hard 0.1 lets the student learn them too",)
-        )
-    found = labelled(student, how.labels, feed.calibration, smoothing=settings.smoothing, weight=share)
-    if isinstance(found, str) and (settings.hard is not None or not targets):
-        raise DataError(f"labels: {found}; the student cannot learn them")
-    if isinstance(found, str):
-        return Aims(targets, notes=(f"labels only judge: {found}",))
-    outputs = {value.name for value in student.ir.graph.outputs}
-    mixed = [replace(each, weight=each.weight * (1 - share)) if each.name in outputs else each for each in targets]
-    left = [_as_labels_say(each, found[0]) if settings.loss == AUTO else each for each in mixed if each.weight]
-    return Aims([*left, found[0]], found[1])
-
-
-def _as_labels_say(target: Target, labels: Target) -> Target:
-    """Plain numbers that labels show to be class scores are learned as such."""
-    if target.loss != "mse" or labels.loss != "cross-entropy" or target.student != labels.student:
-        return target
-    return replace(target, loss="soft-cross-entropy", axis=labels.axis, why="labels show that these are class scores")
 
 
 def _taught(
     student: Model,
-    teacher: Model | None,
+    teachers: Sequence[Model],
     aims: Aims,
     feed: Data,
     settings: Distill,
     checkpoint: str | Path | None,
     how: How,
-) -> Trained:
-    """Run the loop on the samples for calibration."""
-    names = [each.teacher for each in aims.targets if each.teacher != LABELS]
-    session = None if teacher is None or not names else Teacher.of(teacher, names, threads=how.threads)
+) -> tuple[Trained, list[str]]:
+    """Run the loop on the samples for calibration; also sentences about the teacher's answers."""
+    session, identity = speaking(aims, teachers, settings, how.threads), identity_of(teachers, settings)
     training, kept = feed.calibration.kept_back(SHARE, MOST)
     if session is not None and not settings.changing:
-        session.remember(training, how.batch, how.memory_limit, how.progress)
+        folder = None if settings.cache is None else Path(settings.cache)
+        session.remember(training, how.batch, how.memory_limit, how.progress, folder=folder, identity=identity)
     lesson = Lesson(
         student, session, aims.targets, training, settings.recipe,
         temperature=settings.temperature, threads=how.threads,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        identity="" if teacher is None else teacher.fingerprint, progress=how.progress, labels=aims.labels,
-        guesses={} if teacher is None else _guesses(student, teacher), limits=limits_of(student),
-        judge=_judge(teacher, aims, kept, how),
+        identity=identity, progress=how.progress, labels=aims.labels,
+        guesses=_guesses(student, teachers[0]) if teachers else {}, limits=limits_of(student),
+        judge=_judge(teachers, aims, kept, settings, how),
     )  # fmt: skip
-    return train(lesson)
+    return train(lesson), [session.told] if session is not None and session.told else []
 
 
-def _judge(teacher: Model | None, aims: Aims, kept: Data, how: How) -> Judge | LabelJudge:
+def _judge(teachers: Sequence[Model], aims: Aims, kept: Data, settings: Distill, how: How) -> Judge | LabelJudge:
     """Of states of the weights: by labels where these are learned, else by the teacher's answers."""
     if aims.labels is not None:
         return LabelJudge(aims.targets[-1], aims.labels, kept, how.batch, how.threads)
-    assert teacher is not None
-    return Judge.of(teacher, kept, batch=how.batch, threads=how.threads, limit=how.memory_limit)
+    return Judge.of(
+        answering(teachers, settings, how.threads), kept, batch=how.batch, threads=how.threads, limit=how.memory_limit
+    )
 
 
 def _guesses(student: Model, teacher: Model) -> dict[str, np.ndarray]:
@@ -250,7 +236,7 @@ def _listed(settings: Distill, student: Model, aims: Aims) -> Plan:
     """What a dry run says."""
     held = held_of(student, settings)
     notes = [
-        *_learned_in_words(settings, aims),
+        *learned_in_words(settings, aims),
         f"{held.layout.size} numbers of {len(held.forms)} tensors would be trained",
         *_coded_in_words(held),
     ]
@@ -259,32 +245,21 @@ def _listed(settings: Distill, student: Model, aims: Aims) -> Plan:
     )
 
 
-def _learned_in_words(settings: Distill, aims: Aims) -> list[str]:
-    """A sentence for each term, and for what is done to labels and inputs."""
-    notes = [*losses_in_words(aims.targets), *aims.notes]
-    if aims.labels is not None and aims.labels.smoothing:
-        notes.append(f"labels are smoothed: all classes have {aims.labels.smoothing:g} alike")
-    changed = [*(words(each) for each in settings.augment), *([f"mixup={settings.mixup:g}"] if settings.mixup else [])]
-    if changed:
-        notes.append(f"inputs change in each epoch: {', '.join(changed)}; the teacher sees them as the student does")
-    return notes
-
-
-def _told(settings: Distill, student: Model, aims: Aims, made: Trained, start: Comparison) -> Plan:
+def _told(settings: Distill, student: Model, aims: Aims, made: Trained, start: Comparison, told: Sequence[str]) -> Plan:
     """The plan of the report: a row an epoch, what was learned and why, and what the student was before."""
     taught = any(target.teacher != LABELS for target in aims.targets)
     notes = [
         f"before distillation it {start.verdict}"
         if taught
         else "labels alone taught; the original is the student as it was",
-        *_learned_in_words(settings, aims),
+        *learned_in_words(settings, aims),
         f"{made.parameters} numbers were trained",
         *_coded_in_words(held_of(student, settings)),
     ]
     moved = [name for name, value in student.initializers.items() if written_as(value) and not _still(made.model, name)]
     if moved:
         notes.append(f"{len(moved)} weights that were coded are dense again: training moved their values")
-    notes.extend(made.sources)
+    notes.extend([*told, *made.sources])
     notes.extend(each for each in (made.norms, made.kept) if each is not None)
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
@@ -314,7 +289,8 @@ def _still(model: Model, name: str) -> bool:
 def fields_of(settings: Distill) -> dict[str, Any]:
     """As a plan keeps them."""
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(settings).items()}
+    listed.pop("cache")  # where this machine keeps its answers
     return {**listed, "augment": [words(each) for each in settings.augment]}
 
 
-__all__ = ["Aims", "Distill", "distilled", "fields_of"]
+__all__ = ["Distill", "distilled", "fields_of"]

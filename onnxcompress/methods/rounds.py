@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from onnxcompress.errors import ModelError
 from onnxcompress.evidence.gather import Sources
 from onnxcompress.evidence.need import SOURCES, Evidence, Need
+from onnxcompress.methods.aims import answering
 from onnxcompress.methods.distill import Distill, fields_of
 from onnxcompress.model import Model
 from onnxcompress.plan import Plan
@@ -61,7 +62,11 @@ class Teach(Distill):
         if self.judged:
             training, kept = sources.data.kept_back(SHARE, MOST)
             judge = Judge.of(
-                sources.original, kept, batch=sources.batch, threads=sources.threads, limit=sources.memory_limit
+                answering([sources.original], self, sources.threads),
+                kept,
+                batch=sources.batch,
+                threads=sources.threads,
+                limit=sources.memory_limit,
             )
         teacher.remember(training, sources.batch, sources.memory_limit, sources.progress)
         lesson = Lesson(

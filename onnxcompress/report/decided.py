@@ -57,11 +57,16 @@ def _learned(plan: Mapping[str, Any]) -> Table:
         for each in rows
     ]
     columns = (
-        "epoch", "loss", *(name.removeprefix(TERM) for name in terms), "gradient", "rate", "seconds", *judged.values(),
+        "epoch", "loss", *(_short(name.removeprefix(TERM)) for name in terms), "gradient", "rate", "seconds", *judged.values(),
     )  # fmt: skip
     return table(
         "distillation: mean loss of each epoch", columns, cells, columns[1:], bars=[(e["loss"] / most,) for e in rows]
     )
+
+
+def _short(name: str) -> str:
+    """As the head of a narrow column."""
+    return name if len(name) <= 12 else f"…{name[-11:]}"
 
 
 JUDGED = {

@@ -15,6 +15,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.save import finished
 from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.session import Feeds, Session, open_session
+from onnxcompress.training.ensemble import Ensemble
 from onnxcompress.training.labels import Labels
 from onnxcompress.training.targets import Target
 
@@ -40,19 +41,18 @@ class Judge:
     """Made by `Judge.of`. answers: of the teacher, a batch each, where they fit in memory."""
 
     standing: ClassVar[type[Standing]] = Standing
-    teacher: Session
+    teacher: Session | Ensemble
     data: Data
     batch: int
     threads: int
     answers: list[dict[str, Any]] | None
 
     @classmethod
-    def of(cls, teacher: Model, data: Data, *, batch: int, threads: int, limit: int) -> Judge:
-        """data: samples kept back; limit: bytes of the teacher's answers that are held, else they are computed each time."""
-        session = open_session(teacher.source.runnable, threads=threads, lean=True, name=teacher.source.name)
-        judge, held, size = cls(session, data, batch, threads, None), [], 0
+    def of(cls, teacher: Session | Ensemble, data: Data, *, batch: int, threads: int, limit: int) -> Judge:
+        """teacher: its outputs are the answers; data: samples kept back; limit: bytes of answers that are held."""
+        judge, held, size = cls(teacher, data, batch, threads, None), [], 0
         for feed in data.batches(batch):
-            held.append(session.run(feed))
+            held.append(teacher.run(feed))
             size += sum(array.nbytes for array in held[-1].values() if isinstance(array, np.ndarray))
             if size > limit:
                 return judge

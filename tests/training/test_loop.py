@@ -162,11 +162,12 @@ def test_the_form_of_norms_follows_from_the_loss_before_the_first_update(
 
 def test_the_teacher_runs_once_for_each_sample_where_that_fits(digits: Model, samples: Data) -> None:
     names = [targets_of(digits, digits)[0].teacher]
-    kept, none = Teacher.of(digits, names), Teacher.of(digits, names)
-    assert kept.remember(samples, 7, 1 << 20) and len(kept.kept) == samples.samples
-    assert not none.remember(samples, 7, 100) and not none.kept
+    kept, filed, none = (Teacher.of(digits, names) for _ in range(3))
+    assert kept.remember(samples, 7, 1 << 20) and len(kept.kept) == samples.samples and "in memory" in kept.told
+    assert filed.remember(samples, 7, 100) and len(filed.kept) == samples.samples and "temporary file" in filed.told
     shuffled = samples.shuffled(3)
     for indices, feed in shuffled.indexed(5):
+        np.testing.assert_array_equal(kept.values(indices, feed)[names[0]], filed.values(indices, feed)[names[0]])
         np.testing.assert_allclose(
             kept.values(indices, feed)[names[0]], none.values(indices, feed)[names[0]], rtol=1e-4, atol=1e-4
         )
