@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.metric import Metric, contracted
 
 if TYPE_CHECKING:  # forms begin with these sweeps too
     from onnxcompress.passes.factorize.forms.form import Factors, Form, Shape
@@ -83,9 +83,10 @@ def _adjoint(form: Form, factors: Factors, j: int) -> Callable[[np.ndarray], np.
     """Gradient of a dense weight -> of factor j."""
     inputs, output = form.equation.split("->")
     terms = inputs.split(",")
-    rest = [factor for number, factor in enumerate(factors) if number != j]
-    letters = ",".join([output, *(term for number, term in enumerate(terms) if number != j)])
-    return lambda dense: np.asarray(np.einsum(f"{letters}->{terms[j]}", dense, *rest, optimize=True))
+    rest = [(term, factor) for number, (term, factor) in enumerate(zip(terms, factors, strict=True)) if number != j]
+    behind = rest[::-1]  # the outputs first, as a product of matrices
+    letters = ",".join([output, *(term for term, _ in behind)])
+    return lambda dense: contracted(f"{letters}->{terms[j]}", dense, *(factor for _, factor in behind))
 
 
 def _solved(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, j: int, metric: Metric) -> np.ndarray:
@@ -135,10 +136,10 @@ def _normal(
 
     gradient = metric.times(weight.reshape(shape.groups, shape.outs, -1)).reshape(form.view(shape))
     terms, arrays = [term for term, _ in rest], [array for _, array in rest]
-    right = np.einsum(f"{','.join([output, *terms])}->go{''.join(free)}", gradient, *arrays, optimize=True)
+    right = contracted(f"{','.join([output, *terms])}->go{''.join(free)}", gradient, *arrays)
     shaped = [sizes[letter] for letter in columns]
     assert metric.gram is not None
     middle, between = "g" + "".join(columns) + doubled("".join(columns)), metric.gram.reshape(-1, *shaped, *shaped)
     letters = ",".join([middle, *terms, *map(doubled, terms)])
     out = f"g{each}{''.join(free)}{doubled(''.join(free))}"
-    return np.asarray(np.einsum(f"{letters}->{out}", between, *arrays, *arrays, optimize=True)), np.asarray(right)
+    return contracted(f"{letters}->{out}", between, *arrays, *arrays), right

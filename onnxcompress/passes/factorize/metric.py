@@ -104,6 +104,15 @@ def _letters(count: int) -> tuple[list[str], list[str]]:
     return list("abcdefgh"[:count]), list("ABCDEFGH"[:count])
 
 
+def contracted(equation: str, *arrays: np.ndarray) -> np.ndarray:
+    """An einsum, two arrays at a time in the order in which they are given, so that each step is a product of matrices.
+
+    numpy's own orders take three arrays at once where that saves memory: ten times slower for CP, thirty for blueprints.
+    """
+    path = [(0, 1), *((0, left) for left in range(len(arrays) - 2, 0, -1))]
+    return np.asarray(np.einsum(equation, *arrays, optimize=["einsum_path", *path]))
+
+
 def top(moments: np.ndarray, rank: int) -> np.ndarray:
     """[groups, n, n] -> [groups, n, rank]: the directions with the largest moments, largest first."""
     return np.ascontiguousarray(np.linalg.eigh(moments)[1][:, :, ::-1][:, :, :rank])

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.metric import Metric, contracted
 from onnxcompress.passes.merge.maps import Window
 
 Ranks = tuple[int, ...]
@@ -141,7 +141,7 @@ class Form(ABC):
 
     def dense(self, shape: Shape, factors: Factors) -> np.ndarray:
         """The weight [groups, out, in, taps] that the chain computes with."""
-        found = np.einsum(self.equation, *factors, optimize=True)
+        found = contracted(self.equation, *factors)
         return np.ascontiguousarray(found).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
 
     def leading(self, factors: Factors, ranks: Ranks) -> Factors:
