@@ -185,7 +185,7 @@ def _factorized(plan: Mapping[str, Any]) -> Table:
             each["op"],
             each["form"],
             " ".join(map(str, each["ranks"])),
-            words.percent(each["macs"][1] / each["macs"][0], 0),
+            words.percent(each["macs"][1] / each["macs"][0], 0) if each["macs"][0] else words.UNKNOWN,
             words.UNKNOWN if each["time"] is None else words.percent(each["time"], 0),
             words.decibel(each["plain_db"]) if "plain_db" in each else words.UNKNOWN,
             words.decibel(each["held_out_db"]) if "held_out_db" in each else words.UNKNOWN,

@@ -11,11 +11,11 @@ import numpy as np
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
-from onnxcompress.operators.layer import Layer, by_node
+from onnxcompress.operators.layer import Layer
 from onnxcompress.passes.factorize.chain import write
 from onnxcompress.passes.factorize.forms import FORMS, Part, Shape
 from onnxcompress.passes.factorize.orders import Ordered, settled
-from onnxcompress.passes.factorize.sites import shape_of
+from onnxcompress.passes.factorize.sites import layer_at, shape_of
 from onnxcompress.plan import Plan
 
 
@@ -74,7 +74,7 @@ def carried_out(model: Model, plan: Plan) -> Model:
 
 
 def _ready(model: Model, each: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Ready:
-    layer, form = by_node(model).get(each["layer"]), FORMS.get(each["form"])
+    layer, form = layer_at(model, each["layer"], each["weight"]), FORMS.get(each["form"])
     if layer is None or form is None:
         raise ModelError(
             f"{each['layer']!r} cannot be {each['form']!r} as the plan says; make a new one with --save-plan"

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model.edit import FILE_TYPE, constant_of, narrow_tensor, new_constant
-from onnxcompress.operators.layer import Layer
+from onnxcompress.operators.layer import RECURRENT, Layer
 from onnxcompress.operators.view import sizes_of
 from onnxcompress.passes.factorize.forms import Part, Shape
 from onnxcompress.passes.factorize.forms.form import lengths
@@ -63,6 +63,9 @@ class Chain:
         """All of them, stage after stage; what the layer wrote is then written by the last one."""
         node = self.node
         fed = next(value for value in node.inputs if value is not None and value.name == self.layer.reads)
+        if self.layer.op in RECURRENT:
+            self._recurrent(pieces, fed)
+            return
         first = 0
         while first < len(pieces):
             end = first + 1
@@ -79,6 +82,20 @@ class Chain:
         last.name = node.name
         _hand_over(self.graph, node, last)
 
+    def _recurrent(self, pieces: Sequence[Piece], fed: ir.Value) -> None:
+        """What is fed is squeezed by a product; the operator keeps its state, its gates and its name, and reads fewer inputs."""
+        (part, first), (_, last) = pieces
+        weight = self.graph.graph.initializers[self.layer.weight]
+        squeeze = self._insert(
+            "MatMul", [fed, _constant(self.graph, f"{weight.name}.{self.name}.0", first.T, weight)], {}, "0"
+        )
+        made = squeeze.outputs[0]
+        made.type, read = fed.type, sizes_of(fed)
+        made.shape = None if read is None else ir.Shape([*read[:-1], part.outs])
+        rows = last.reshape(*weight.const_value.shape[:-1], part.outs)  # type: ignore[union-attr]
+        self.node.replace_input_with(0, made)
+        self.node.replace_input_with(1, _constant(self.graph, f"{weight.name}.{self.name}.1", rows, weight))
+
     def _part(self, pieces: Sequence[Piece], number: int, fed: ir.Value | None) -> ir.Node:
         """The node of one part."""
         part, weight = pieces[number]
@@ -90,7 +107,7 @@ class Chain:
             values = weight if left else _laid(op, self.layer, part, weight)
             before = self.graph.graph.initializers[self.layer.weight]
             constant = _constant(self.graph, f"{self.layer.weight}.{self.name}.{number}", values, before)
-        both = [constant, fed] if left else [fed, constant]
+        both = [constant, fed] if left or (op == "Gather" and not part.order) else [fed, constant]
         made = self._insert(op, [*both, *self._bias(pieces, number)], attributes, f"{number}")
         self._declare(made.outputs[0], [each for each, _ in pieces[: number + 1]], part.outs)
         return made
@@ -98,7 +115,7 @@ class Chain:
     @property
     def left(self) -> bool:
         """Does the weight stand on the left of a product?"""
-        return not self.shape.kernel and on_left(self.node, self.layer)
+        return not self.shape.kernel and self.layer.op != "Gather" and on_left(self.node, self.layer)
 
     def _insert(self, op: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], suffix: str) -> ir.Node:
         made = ir.node(op, inputs, attributes, name=f"{self.node.name}.{self.name}.{suffix}")
@@ -135,12 +152,14 @@ class Chain:
     def _declare(self, value: ir.Value, parts: Sequence[Part], outs: int) -> None:
         """Type and shape of a value between two parts."""
         node, left = self.node, self.left
-        read, written = (sizes_of(each) for each in (node.inputs[int(left)], node.outputs[0]) if each is not None)
+        fed = next(each for each in node.inputs if each is not None and each.name == self.layer.reads)
+        read, written = sizes_of(fed), sizes_of(node.outputs[0])
         value.type = node.outputs[0].type
         if read is None or written is None:
             return
         if not self.shape.kernel:
-            value.shape = ir.Shape([*read[:-2], outs, read[-1]] if left else [*read[:-1], outs])
+            rows = read if self.layer.op == "Gather" else read[:-1]
+            value.shape = ir.Shape([*read[:-2], outs, read[-1]] if left else [*rows, outs])
             return
         sizes = lengths(self.shape, parts, read[2:], written[2:])[-1]
         value.shape = ir.Shape([read[0], outs, *sizes])  # type: ignore[list-item]
@@ -151,6 +170,8 @@ def _kind(node: ir.Node, layer: Layer, shape: Shape, part: Part, last: bool) -> 
     if part.order:
         return "Gather", {"axis": 1}
     if not shape.kernel:
+        if layer.op == "Gather" and not last:
+            return "Gather", {"axis": 0}
         keeps = last and layer.op == "Gemm"
         return ("Gemm", {k: a.value for k, a in node.attributes.items()}) if keeps else ("MatMul", {})
     rank, given = len(shape.kernel), {key: each.value for key, each in node.attributes.items()}
@@ -176,7 +197,7 @@ def _laid(op: str, layer: Layer, part: Part, weight: np.ndarray) -> np.ndarray:
     if op == "ConvTranspose":
         split = weight.reshape(part.groups, part.outs // part.groups, *weight.shape[1:])
         return np.moveaxis(split, 1, 2).reshape(part.ins, part.outs // part.groups, *weight.shape[2:])
-    turned = op == "MatMul" or (op == "Gemm" and layer.order == (1, 0))
+    turned = op in ("MatMul", "Gather") or (op == "Gemm" and layer.order == (1, 0))
     return weight.T if turned else weight
 
 

@@ -95,6 +95,8 @@ def chosen(
 def _rewarded(options: Sequence[Option], stopwatch: Stopwatch, pays: float) -> tuple[list[Option], list[Option]]:
     """Those that are worth their time, the layer as it is first; and those that are not, with their times."""
     whole, *rest = options
+    if not whole.macs:  # an embedding: what it saves is bytes
+        return list(options), []
     known: list[Option] = []
     declined: list[Option] = []
     while True:

@@ -100,16 +100,16 @@ class Factorize:
         if self.fit != "data":
             return [SHAPES]
         found = sites(model, self.keep, {})[0]
-        return [SHAPES, Paired.NEED, *dict.fromkeys(_arrives(site) for site in found)]
+        return [SHAPES, Paired.NEED, *dict.fromkeys(_arrives(site) for site in found if site.layer.writes)]
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """What each form would lose, which are chosen, and their factors."""
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep), "forms": list(self.forms)}, model.fingerprint)
         found, refused = sites(model, self.keep, evidence[SHAPES])
         plan.refusals.extend(refused)
-        seen = [site for site in found if site.read is not None and site.written is not None]
+        seen = [site for site in found if not self._left_out(site)]
         plan.refusals.extend(
-            Refusal(site.layer.weight, "it was not seen to run", site.layer.name) for site in found if site not in seen
+            Refusal(site.layer.weight, why, site.layer.name) for site in found if (why := self._left_out(site))
         )
         options = {
             site.layer.name: self._options(site, known, site.weight(model.array(site.layer.weight)))
@@ -140,6 +140,14 @@ class Factorize:
         plan.check_fits(model.fingerprint)
         return carried_out(model, plan)
 
+    def _left_out(self, site: Site) -> str:
+        """Why a layer that has forms stays as it is; empty where it does not."""
+        if not site.seen:
+            return "it was not seen to run"
+        if site.layer.op == "Gather" and self.target_params is None:
+            return "it multiplies nothing; with target_params its bytes count"
+        return ""
+
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def _known(self, model: Model, found: Sequence[Site], evidence: Evidence) -> Iterator[tuple[Site, Known]]:
@@ -166,7 +174,7 @@ class Factorize:
             macs = site.macs(parts)
             assert macs is not None
             size = sum(part.size(site.shape) for part in parts)
-            if form is None or min(macs / found[0].macs, size / found[0].parameters) <= 1 - FEWEST:
+            if form is None or min(macs / max(found[0].macs, 1), size / found[0].parameters) <= 1 - FEWEST:
                 found.append(Option(site, choice, macs, size, error))
         return found
 

@@ -1,4 +1,4 @@
-"""How errors of a weight count: by what it multiplies, told by a Gram matrix or by rows; without either, all alike.
+"""How errors of a weight count: by what it multiplies, told by a Gram matrix, by rows, or by how often; without, all alike.
 
 ‖(W − Ŵ) X‖² = tr (W − Ŵ) G (W − Ŵ)ᵀ,    G = X Xᵀ over rows X that the layer was fed
 """
@@ -13,18 +13,20 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """Either of both, or neither, for a weight [groups, out, in, taps].
+    """One of these, or none, for a weight [groups, out, in, taps].
 
     gram  [groups, n, n] with n = in · taps, positive     rows  [groups, m, n]
+    often [groups, n]: the Gram matrix of rows that each look up one column of the weight, which is diagonal
     """
 
     gram: np.ndarray | None = None
     rows: np.ndarray | None = None
+    often: np.ndarray | None = None
 
     @property
     def plain(self) -> bool:
         """Is nothing known, so that all errors count alike?"""
-        return self.gram is None and self.rows is None
+        return self.gram is None and self.rows is None and self.often is None
 
     def between(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left G rightᵀ for [groups, a, n] and [groups, b, n] -> [groups, a, b]."""
@@ -32,6 +34,7 @@ class Metric:
             return (left @ self.gram) @ right.transpose(0, 2, 1)
         if self.rows is not None:
             return (left @ self.rows.transpose(0, 2, 1)) @ (self.rows @ right.transpose(0, 2, 1))
+        left = left if self.often is None else left * self.often[:, None]
         return left @ right.transpose(0, 2, 1)
 
     def times(self, left: np.ndarray) -> np.ndarray:
@@ -40,7 +43,7 @@ class Metric:
             return left @ self.gram
         if self.rows is not None:
             return (left @ self.rows.transpose(0, 2, 1)) @ self.rows
-        return left
+        return left if self.often is None else left * self.often[:, None]
 
     def error(self, left: np.ndarray) -> float:
         """tr left G leftᵀ for a difference of weights [groups, out, ...]."""
@@ -66,7 +69,8 @@ class Metric:
         if self.gram is not None:
             fed = flat @ root(self.gram, 0.0)[0]
         else:
-            fed = flat if self.rows is None else flat @ self.rows.transpose(0, 2, 1)
+            fed = flat if self.often is None else flat * np.sqrt(self.often[:, None])
+            fed = fed if self.rows is None else flat @ self.rows.transpose(0, 2, 1)
         sent = fed @ top(fed.transpose(0, 2, 1) @ fed, min(rank, inner))
         return np.linalg.qr(sent)[0]
 

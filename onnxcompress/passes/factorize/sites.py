@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, walk
-from onnxcompress.operators.layer import Layer, Shapes, layers
+from onnxcompress.operators.layer import RECURRENT, Layer, Shapes, layers
 from onnxcompress.passes.factorize.forms import Part, Shape
 from onnxcompress.passes.factorize.forms.form import lengths
 from onnxcompress.passes.merge.linear import window_of
@@ -58,6 +58,11 @@ class Site:
         return total
 
     @property
+    def seen(self) -> bool:
+        """Was it seen to run?"""
+        return self.read is not None and (self.written is not None or self.layer.op in RECURRENT)
+
+    @property
     def whole(self) -> Part:
         """The layer as it is, as a part."""
         shape = self.shape
@@ -66,8 +71,13 @@ class Site:
 
     def _positions(self, parts: Sequence[Part], number: int) -> int | None:
         """How often the weights of a part are used: at every place of what it writes (reads, where it is transposed)."""
-        if self.read is None or self.written is None:
+        if self.read is None or not self.seen:
             return None
+        if self.layer.op in RECURRENT:
+            return prod(self.read[:-1])
+        if self.layer.op == "Gather":
+            return prod(self.read) if number else 0
+        assert self.written is not None
         if not self.shape.kernel:
             return prod(self.written) // max(self.shape.outs, 1)
         sizes: list[list[object]] = [list(self.read[2:])]
@@ -111,10 +121,38 @@ def room_of(node: ir.Node) -> tuple[int, ...]:
     return tuple(min(pair) // step for *pair, step in zip(pads[: len(steps)], pads[len(steps) :], steps, strict=True))
 
 
+def _table(layer: Layer, node: ir.Node) -> str:
+    """Rows of an embedding: looked up in a narrow table, then made wide by a product."""
+    return "" if layer.order == (1, 0) else "its rows lie along axis 1"
+
+
+def _recurrent(layer: Layer, node: ir.Node) -> str:
+    """What is fed can be squeezed before the operator; its state is multiplied within."""
+    own = node.inputs[1] is not None and node.inputs[1].name == layer.weight
+    return "" if own else f"{layer.op} multiplies its state with it at every step, and takes no factors for that"
+
+
+LOOKED_UP: Mapping[str, Callable[[Layer, ir.Node], str]] = {
+    "Gather": _table,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+}
+"""Operators beside those that Refit fits -> why one of their weights has no form."""
+
+
+def layer_at(model: Model, node: str, weight: str) -> Layer | None:
+    """The layer of a node that has this weight."""
+    return next((each for each in layers(model) if (each.name, each.weight) == (node, weight)), None)
+
+
 def _why(model: Model, layer: Layer, node: ir.Node, kept: set[str] | frozenset[str]) -> str:
     if layer.weight in kept or layer.name in kept:
         return "it was to be kept"
-    why = unsuited(layer, node, model).replace("is not refitted", "has no form")
+    own = LOOKED_UP.get(layer.op)
+    why = unsuited(layer, node, model).replace("is not refitted", "has no form") if own is None else own(layer, node)
+    if own is not None and node.graph is not model.ir.graph:
+        why = "it lies in the body of an If or Loop"
+    if own is not None and len(list(model.initializers[layer.weight].uses())) > 1:
+        why = "its weight is shared"
     if why:
         return why
     if coded_of(model.initializers[layer.weight]) is not None:

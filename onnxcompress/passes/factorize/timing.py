@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.operators.layer import RECURRENT
 from onnxcompress.passes.factorize.candidates import Choice
 from onnxcompress.passes.factorize.chain import write
 from onnxcompress.passes.factorize.forms import FORMS
@@ -64,17 +65,23 @@ def single(site: Site) -> tuple[ir.Model, dict[str, np.ndarray]]:
     fed, out, constant = (ir.val(name, dtype=ir.DataType.FLOAT) for name in (site.layer.reads, "y", site.layer.weight))
     fed.shape = ir.Shape(site.read)
     inputs = [fed if v is not None and v.name == site.layer.reads else constant for v in site.node.inputs[:2]]
-    values = rng.normal(size=_weight_shape(site)).astype(np.float32)
+    values = rng.normal(size=_weight_shape(site, site.layer.weight)).astype(np.float32)
     constant.const_value, constant.shape = ir.Tensor(values, name=site.layer.weight), ir.Shape(values.shape)
+    held = [constant]
+    if site.layer.op in RECURRENT:
+        state = ir.val("state", dtype=ir.DataType.FLOAT)
+        values = rng.normal(size=_weight_shape(site, site.node.inputs[2].name)).astype(np.float32)  # type: ignore[union-attr]
+        state.const_value, state.shape = ir.Tensor(values, name="state"), ir.Shape(values.shape)
+        inputs, held = [*inputs, state], [constant, state]
     attributes = {name: each.value for name, each in site.node.attributes.items()}
     node = ir.node(site.layer.op, inputs, attributes, outputs=[out], name=site.layer.name)
     out.shape = None if site.written is None else ir.Shape(site.written)
-    graph = ir.Graph([fed], [out], nodes=[node], initializers=[constant], opset_imports={"": 17}, name="single")
+    graph = ir.Graph([fed], [out], nodes=[node], initializers=held, opset_imports={"": 17}, name="single")
     return ir.Model(graph, ir_version=8), {site.layer.reads: rng.normal(size=site.read).astype(np.float32)}
 
 
-def _weight_shape(site: Site) -> tuple[int, ...]:
-    value = next(v for v in site.node.inputs if v is not None and v.name == site.layer.weight)
+def _weight_shape(site: Site, name: str | None) -> tuple[int, ...]:
+    value = next(v for v in site.node.inputs if v is not None and v.name == name)
     return tuple(int(size) for size in value.const_value.shape)  # type: ignore[union-attr,arg-type]
 
 

@@ -20,12 +20,13 @@ from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.passes.factorize.alternate import WIDEST, alternated
 from onnxcompress.passes.factorize.candidates import JUDGING, ROW_BYTES, ROWS, Choice, Known, Seen
+from onnxcompress.passes.factorize.fed import counted, goal, known_fit, looked_up
 from onnxcompress.passes.factorize.forms import FORMS, Factors
 from onnxcompress.passes.factorize.metric import Metric
 from onnxcompress.passes.factorize.sites import Site
-from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
-from onnxcompress.passes.refit.goals import kept
+from onnxcompress.passes.quantize.fitting import Fitting, Tried
 from onnxcompress.passes.refit.rows import spread
+from onnxcompress.passes.refit.solver import in_db
 
 DRAWN = (0.3, 0.03, 0.003)
 """Shares of white noise that are tried in a Gram matrix, of its mean diagonal."""
@@ -54,14 +55,17 @@ def looked(model: Model, paired: Paired, sites: Mapping[str, Site], seed: int) -
     own = model.as_original()
     for pair in replace(paired, original=own, current=own).walk(list(sites)):
         site = sites[pair.node]
+        if site.layer.op == "Gather":
+            fit_share, judge_share = counted(site, pair)
+            judged = Metric(often=judge_share)
+            yield site, Known(looked_up(fit_share), judged, judged.error(site.weight(model.array(site.layer.weight))))
+            continue
         width = 4 * site.shape.groups * site.shape.ins * site.shape.taps
         share = min(1.0, ROW_BYTES / (width * (ROWS + JUDGING)))
         fit, judge = Seen(), Seen()
         parts = [fit] * (ROWS // JUDGING) + [judge]
         most = max(int(share * (ROWS + JUDGING)), 16)
-        spread(
-            parts, site.node, site.layer, pair.read(site.layer.reads), kept(own, site.layer.writes, pair), most, seed
-        )
+        spread(parts, site.node, site.layer, pair.read(site.layer.reads), goal(own, site, pair), most, seed)
         if fit.count and judge.count and judge.power > 0:
             yield site, Known(fit.metric(), judge.metric(), judge.power / judge.count)
 
@@ -90,7 +94,9 @@ def by_weights(model: Model, site: Site, choice: Choice) -> Made:
 def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> Made:
     """The factors that do best on held-out rows of those that are tried."""
     plain = by_weights(model, site, choice)
-    at = fitting(model, site.layer, site.node, pair, how.rows, how.seed) if fits(model, site.layer, site.node) else None
+    if site.layer.op == "Gather":
+        return _embedded(model, site, choice, pair, plain)
+    at = known_fit(model, site, pair, how.rows, how.seed)
     if at is None:
         return plain
     form, shape = FORMS[choice.form], site.shape
@@ -102,6 +108,23 @@ def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> M
             break
         best, factors = now, each
     return Made(factors, _bias(model, at, best), (at.decibel(before.error), at.decibel(best.error)))
+
+
+def _embedded(model: Model, site: Site, choice: Choice, pair: Pair, plain: Made) -> Made:
+    """The factors that do best on rows that other batches look up."""
+    weight, form = site.weight(model.array(site.layer.weight)), FORMS[choice.form]
+    fit, judge = counted(site, pair)
+    metric = Metric(often=judge)
+    errors = [metric.error(weight - form.dense(site.shape, plain.factors))]
+    factors = plain.factors
+    for share in DRAWN:
+        tried = form.start(site.shape, weight, choice.ranks, looked_up(fit, share))
+        now = metric.error(weight - form.dense(site.shape, tried))
+        if now < min(errors):
+            factors = tried
+        errors.append(now)
+    power = metric.error(weight)
+    return Made(factors, None, (in_db(power, errors[0]), in_db(power, min(errors))))
 
 
 def _tried(at: Fitting, site: Site, choice: Choice) -> Iterator[Factors]:

@@ -210,6 +210,7 @@ FORMS: dict[str, Form] = {
     "ConvTranspose": (_channels_last, _over_kernel),
     "Gemm": (_features_last, _fed),
     "MatMul": (_features_last, _fed),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (_features_last, _fed)),
     "BatchNormalization": (_channels_last, _fed),
 }
 """Operator -> how its channels come to the last axis, and what it multiplies at given positions, [n, in, kernel]."""

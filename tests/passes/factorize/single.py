@@ -52,16 +52,41 @@ def products(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return made("Gemm", ["x", "w", "b"], constants, {"transB": int(turned)}, rng.normal(size=(4, ins)))
 
 
+@st.composite
+def lookups(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Embeddings, and LSTM, GRU and RNN one way or both, from either side, with biases or none."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    op, ins, hidden = (
+        draw(st.sampled_from(["Gather", "LSTM", "GRU", "RNN"])),
+        draw(st.integers(2, 7)),
+        draw(st.integers(1, 4)),
+    )
+    if op == "Gather":
+        ids = rng.integers(-ins, ins, size=(2, 5))
+        return made("Gather", ["w", "x"], {"w": rng.normal(size=(ins, hidden + 1))}, {}, ids)
+    ways, gates = draw(st.integers(1, 2)), {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    constants = {
+        "w": rng.normal(size=(ways, gates * hidden, ins)),
+        "r": rng.normal(size=(ways, gates * hidden, hidden)),
+    }
+    if draw(st.booleans()):
+        constants["b"] = rng.normal(size=(ways, 2 * gates * hidden))
+    direction = "bidirectional" if ways == 2 else draw(st.sampled_from(["forward", "reverse"]))
+    x = rng.normal(size=(4, 2, ins))
+    return made(op, ["x", *constants], constants, {"hidden_size": hidden, "direction": direction}, x)
+
+
 def made(op, inputs, constants, attributes, x, *, relu=False):
     """A model of one layer, and a feed."""
     nodes = [helper.make_node(op, inputs, ["h" if relu else "y"], name="layer", **attributes)]
     nodes += [helper.make_node("Relu", ["h"], ["y"], name="act")] if relu else []
+    x = x.astype(np.float32) if x.dtype.kind == "f" else x
     graph = helper.make_graph(
         nodes,
         "single",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
+        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), list(x.shape))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(values.astype(np.float32), name) for name, values in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return model, {"x": x.astype(np.float32)}
+    return model, {"x": x}

@@ -11,6 +11,7 @@ from onnxcompress.model import load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.model.spec import violations
 from onnxcompress.operators.cost import macs_by_layer
+from onnxcompress.operators.layer import RECURRENT, layers
 from onnxcompress.passes.factorize import sites as rooms
 from onnxcompress.passes.factorize.alternate import alternated
 from onnxcompress.passes.factorize.chain import write
@@ -20,7 +21,7 @@ from onnxcompress.passes.factorize.sites import sites
 from onnxcompress.passes.merge.maps import Window
 from onnxcompress.runtime.session import open_session
 from tests.laws import distance
-from tests.passes.factorize.single import convolutions, products
+from tests.passes.factorize.single import convolutions, lookups, products
 
 FULL_RANK = 1e-4
 """Of each output's largest value."""
@@ -57,7 +58,9 @@ def check_full_rank(proto, feed):
             found = open_session(to_bytes(finished(made))).run(feed)
             assert distance(found, wanted, wanted) <= FULL_RANK, name
             counted = macs_by_layer(made, run_shapes(made, feed))
-            assert sum(counted.values()) == site.macs(parts), name
+            state = [each for each in layers(model) if each.op in RECURRENT and each.weight != site.layer.weight]
+            rest = sum(model.array(each.weight).size * each.positions(shapes) for each in state)
+            assert sum(counted.values()) == site.macs(parts) + rest, name
             assert sum(made.array(n).size for n in made.initializers if f".{name}." in n) == form.size(
                 site.shape, ranks
             )
@@ -72,6 +75,12 @@ def test_convolutions_at_full_rank_are_what_they_were(case):
 @settings(max_examples=25, deadline=None)
 @given(products())
 def test_products_at_full_rank_are_what_they_were(case):
+    check_full_rank(*case)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lookups())
+def test_embeddings_and_recurrent_inputs_at_full_rank_are_what_they_were(case):
     check_full_rank(*case)
 
 
