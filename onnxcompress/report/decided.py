@@ -70,8 +70,8 @@ def _short(name: str) -> str:
 
 
 JUDGED = {
-    "sqnr_db": "kept back",
-    "averaged_sqnr_db": "average, kept back",
+    "logits_db": "kept back",
+    "averaged_logits_db": "average, kept back",
     "accuracy": "right, kept back",
     "averaged_accuracy": "average, kept back",
 }

@@ -38,6 +38,8 @@ class State:
     moments   of the optimizer     running    statistics of BatchNormalization, by initializer
     epoch     how many are done    step       updates done        curve  a row an epoch, for the report
     best      of all states the one that a judge prefers, None without a judge
+    first     how the student stood before
+    rate      that trials have found, and what they told; None where it was given
     """
 
     weights: np.ndarray
@@ -48,6 +50,8 @@ class State:
     step: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
     best: Best | None = None
+    first: tuple[float, float] | None = None
+    rate: tuple[float, str] | None = None
 
 
 def save_state(path: str | Path, state: State, key: str) -> None:
@@ -56,9 +60,10 @@ def save_state(path: str | Path, state: State, key: str) -> None:
     if state.average is not None:
         arrays["average"] = state.average
     facts: dict[str, Any] = {"key": key, "epoch": state.epoch, "step": state.step, "curve": state.curve}
+    facts["rate"] = state.rate
     if state.best is not None:
         arrays |= {"best": state.best.weights, **_prefixed("best-running", state.best.running)}
-        facts["best"] = [state.best.epoch, state.best.averaged, state.best.standing]
+        facts["best"] = [state.best.epoch, state.best.averaged, state.best.standing, state.first]
     buffer = io.BytesIO()
     np.savez(buffer, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
@@ -74,20 +79,25 @@ def load_state(path: str | Path, key: str) -> State | None:
         facts = json.loads(arrays.pop("facts").tobytes())
         weights = arrays.pop("weights")
         found, epoch, step, curve = (facts[name] for name in ("key", "epoch", "step", "curve"))
-        best = _best_of(facts, arrays)
+        (best, first), rate = _best_of(facts, arrays), facts["rate"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SettingError(f"{path}: not a checkpoint of this tool ({error}); delete it to begin anew") from error
     if found != key:
         raise SettingError(f"{path}: the checkpoint is of other models, data or settings; delete it to begin anew")
     average = arrays.pop("average", None)
-    return State(weights, average, _own("moments", arrays), _own("running", arrays), epoch, step, curve, best)
+    return State(
+        weights, average, _own("moments", arrays), _own("running", arrays), epoch, step, curve, best, first,
+        None if rate is None else tuple(rate),
+    )  # fmt: skip
 
 
-def _best_of(facts: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Best | None:
+def _best_of(facts: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Best | None, tuple[float, float] | None]:
+    """The best state, and how the student stood before."""
     if "best" not in facts:
-        return None
-    epoch, averaged, standing = facts["best"]
-    return Best(arrays.pop("best"), _own("best-running", arrays), epoch, averaged, tuple(standing))
+        return None, None
+    epoch, averaged, standing, first = facts["best"]
+    best = Best(arrays.pop("best"), _own("best-running", arrays), epoch, averaged, tuple(standing))
+    return best, tuple(first)
 
 
 def _prefixed(what: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

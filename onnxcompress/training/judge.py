@@ -23,17 +23,29 @@ SHARE, MOST = 1 / 8, 64
 """Of the samples that would train, and at most so many, are kept back: judging 64 costs as much as training on some 20."""
 
 
-@dataclass(frozen=True, order=True)
-class Standing:
-    """sqnr_db: lowest of the outputs beside the teacher's, dB, -inf where one is not finite; agreement of decisions, 1 without any."""
+Numbers = tuple[float, float]
+"""Of a standing, in the order of its fields."""
 
+
+@dataclass(frozen=True)
+class Standing:
+    """How near the outputs are to the teacher's, dB of the worst one, -inf where one is not finite.
+
+    logits_db  with probabilities as logits, by which states are compared (difference.py says why)
+    sqnr_db    as they are: no state that is farther than the student was before is kept
+    """
+
+    logits_db: float
     sqnr_db: float
-    agreement: float
 
     @property
     def words(self) -> str:
         """For the report."""
-        return f"{self.sqnr_db:.1f} dB"
+        return f"{self.logits_db:.1f} dB" + ("" if self.logits_db == self.sqnr_db else " of logits")
+
+    def over(self, best: Numbers, first: Numbers) -> bool:
+        """Is it better than the best so far, where the student began as `first`?"""
+        return self.logits_db > best[0] and self.sqnr_db >= first[1]
 
 
 @dataclass(eq=False)
@@ -68,15 +80,18 @@ class Judge:
             for name, each in running.items():
                 each.add(answers[name], given[name], feed)
         found = [each.finished() for each in running.values()]
-        db = min((out.sqnr_db for out in found if out.sqnr_db is not None), default=0.0)
-        return Standing(db, min(either(out.agreement, 1.0) for out in found))
+        floats = [(out.sqnr_db, out.logits_db) for out in found if out.sqnr_db is not None]
+        return Standing(
+            min(either(logits, db) for db, logits in floats) if floats else 0.0,
+            min((db for db, _ in floats), default=0.0),
+        )
 
     def _taught(self) -> Iterator[tuple[Feeds, dict[str, Any]]]:
         for number, feed in enumerate(self.data.batches(self.batch)):
             yield feed, self.teacher.run(feed) if self.answers is None else self.answers[number]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Right:
     """likelihood: mean logarithm of what labels get, less the mean square error where they are numbers; accuracy: right decisions."""
 
@@ -87,6 +102,10 @@ class Right:
     def words(self) -> str:
         """For the report."""
         return f"loss of labels {-self.likelihood:.3g}, {self.accuracy:.1%} right"
+
+    def over(self, best: Numbers, first: Numbers) -> bool:
+        """Is it better than the best so far?"""
+        return (self.likelihood, self.accuracy) > best
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,10 @@ class Recipe:
     minibatch: Annotated[int, Field(ge=1, description="samples of one step, where the model's first axis is free")] = 32
     accumulate: Annotated[int, Field(ge=1, description="steps whose gradients are averaged into one update")] = 1
     optimizer: Annotated[Literal["sgd", "adamw", "lamb"], Field(description="sgd, adamw or lamb")] = "adamw"
-    rate: Annotated[float, Field(gt=0, description="learning rate at its highest")] = 1e-3
+    rate: Annotated[
+        float | None,
+        Field(gt=0, description="learning rate at its highest; by default short trials before training find it"),
+    ] = None
     schedule: Annotated[
         Literal["constant", "cosine", "step"], Field(description="constant, cosine or step: the rate over time")
     ] = "cosine"

@@ -49,7 +49,7 @@ def lesson(student: Model, teacher: Model, data: Data, checkpoint: Path | None =
     targets = targets_of(student, teacher)
     taught = Teacher.of(teacher, [target.teacher for target in targets])
     taught.remember(data, 8, 1 << 26)
-    given = {"epochs": 2, "minibatch": 16, **recipe}
+    given = {"epochs": 2, "minibatch": 16, "rate": 1e-3, **recipe}
     return Lesson(student, taught, targets, data, Recipe(**given), checkpoint=checkpoint)
 
 

@@ -1,0 +1,134 @@
+"""One update: samples, what is learned from them, gradients, and the optimizer's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from onnxcompress.data import Data
+from onnxcompress.model import Model
+from onnxcompress.model.edit import set_constant
+from onnxcompress.runtime.session import Session
+from onnxcompress.training.augment import Mix
+from onnxcompress.training.blame import blamed
+from onnxcompress.training.checkpoint import State
+from onnxcompress.training.derivatives.normalization import unbiased
+from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, settings_in, step_graph, told_apart
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into
+from onnxcompress.training.parameters import Parameters
+from onnxcompress.training.recipe import Recipe
+from onnxcompress.training.targets import LABELS, TEACHER, criterion
+
+GRAPHS = 8
+"""Step graphs that are kept, one for each set of input shapes."""
+
+RUNNING = 0.1
+"""How far running statistics of BatchNormalization move towards each batch's, as frameworks have it."""
+
+
+def shown(
+    lesson: Lesson, indices: np.ndarray, feed: dict[str, np.ndarray], epoch: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The feed, changed where the recipe asks for it, and what is learned from it under the names of the step graph's inputs."""
+    mix: Mix | None = None
+    if lesson.changes is not None:
+        feed, mix = lesson.changes(feed, indices, epoch)
+    taught = {} if lesson.teacher is None else lesson.teacher.values(indices, feed, fresh=mix is not None)
+    if lesson.labels is not None:
+        labels = lesson.labels.values(indices)
+        taught = {**taught, LABELS: labels if mix is None else mix(labels)}
+    return feed, {f"{TEACHER}{name}": value for name, value in taught.items()}
+
+
+def with_weights(model: Model, held: Parameters, weights: np.ndarray, running: Mapping[str, np.ndarray]) -> Model:
+    """A clone of the model with these parameters and running statistics."""
+    graph = model.ir.clone()
+    held.write(graph, weights)
+    for name, values in running.items():
+        set_constant(graph, name, values.copy())
+    return model.edited(graph)
+
+
+def chunks_of(data: Data, size: int) -> Iterator[Data]:
+    """Views of `size` samples each; what is left over at the end waits for another epoch's order."""
+    size = min(size, data.samples)
+    for first in range(0, data.samples - size + 1, size):
+        yield replace(data, indices=data.indices[first : first + size])
+
+
+def accumulate(
+    lesson: Lesson, held: Parameters, state: State, chunk: Data, total: np.ndarray, place: str
+) -> dict[str, float]:
+    """Add the gradient of a chunk's mean loss to `total`; the loss and its terms. Samples of one shape are one run."""
+    arrays = held.arrays(state.weights)
+    found: dict[str, float] = {}
+    for indices, feed in chunk.indexed(chunk.samples):
+        feed, taught = shown(lesson, indices, feed, state.epoch)
+        made, session = step_of(lesson, held, feed, taught)
+        given = session.run({**feed, **arrays, **taught})
+        gradients = {name: given[f"{GRADIENT}{name}"] for name in arrays}
+        share = len(indices) / chunk.samples
+        for name in (LOSS, *(f"{TERM}{each}" for each in made.terms if len(made.terms) > 1)):
+            found[name] = found.get(name, 0.0) + share * float(given[name])
+        if not (math.isfinite(float(given[LOSS])) and all(np.isfinite(each).all() for each in gradients.values())):
+            raise blamed(
+                with_weights(lesson.student, held, state.weights, state.running),
+                feed,
+                given,
+                place,
+                lesson.checkpoint,
+            )
+        held.gather(total, gradients, share, state.weights)
+        _track(lesson.student, made, given, state.running)
+    return found
+
+
+def step_of(
+    lesson: Lesson, held: Parameters, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
+) -> tuple[StepGraph, Session]:
+    """The step graph for these shapes and settings, made when they first come up; the one used longest ago makes room."""
+    key = (lesson.recipe.norms, *told_apart({**feed, **taught}))
+    if key not in lesson.graphs:
+        if len(lesson.graphs) >= GRAPHS:
+            lesson.graphs.pop(next(iter(lesson.graphs)))
+        shapes = {name.removeprefix(TEACHER): array.shape for name, array in taught.items()}
+        terms = criterion(lesson.targets, shapes, temperature=lesson.temperature)
+        sizes = {name: array.shape for name, array in feed.items()}
+        made = step_graph(
+            held.model,
+            sizes,
+            [*held.forms, *held.twins],
+            terms,
+            norms=lesson.recipe.norms,
+            known=settings_in(feed),
+            source=lesson.recipe.source,
+        )
+        lesson.graphs[key] = (made, made.open(threads=lesson.threads))
+    else:
+        lesson.graphs[key] = lesson.graphs.pop(key)
+    return lesson.graphs[key]
+
+
+def update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float, keep: float) -> None:
+    state.step += 1
+    settings = Settings(
+        momentum=recipe.momentum, nesterov=recipe.nesterov, decay=recipe.decay, decays=held.decays,
+        bounds=held.layout.bounds,
+    )  # fmt: skip
+    OPTIMIZERS[recipe.optimizer](state.weights, gradient, state.moments, rate, state.step, settings)
+    held.settle(state.weights)
+    if state.average is not None:
+        average_into(state.average, state.weights, keep, state.step)
+
+
+def _track(student: Model, made: StepGraph, given: Mapping[str, np.ndarray], running: dict[str, np.ndarray]) -> None:
+    """Running statistics move towards the batch's; the variance as frameworks keep it, over n - 1."""
+    for each in made.statistics:
+        new = {each.mean: given[each.batch_mean], each.var: unbiased(given[each.batch_var], each.count)}
+        for name, value in new.items():
+            before = running.setdefault(name, student.array(name).copy())
+            before += np.float32(RUNNING) * (value - before)
