@@ -213,6 +213,7 @@ def _merged(plan: Mapping[str, Any]) -> Table:
 
 
 RULES = {
+    "hard": "an activation in pieces",
     "idle": "changes nothing",
     "chain": "one after the other",
     "through": "a scale, through the shift behind it",

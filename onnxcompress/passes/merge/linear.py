@@ -149,8 +149,8 @@ def _bias(node: ir.Node, outs: int) -> tuple[np.ndarray | None, ir.Node | None]:
 # -- scales and shifts of channels ---------------------------------------------------------------------------------
 
 
-def _norm(node: ir.Node, axes: int, channels: int) -> Arrays | None:
-    """BatchNormalization: γ/√(σ²+ε) and β − μ·scale, along axis 1."""
+def norm_of(node: ir.Node, axes: int, channels: int) -> Arrays | None:
+    """BatchNormalization: γ/√(σ²+ε) and β − μ·scale, along axis 1, for as many channels as it has."""
     parts = [constant_of(input_of(node, index)) for index in range(1, 5)]
     if any(part is None for part in parts) or len(node.outputs) > 1 or rank_of(node.outputs[0]) != axes + 2:
         return None
@@ -209,7 +209,7 @@ def _part(node: ir.Node, axes: int, channels: int) -> Arrays | None:
 
 
 AFFINE: Mapping[str, Callable[[ir.Node, int, int], Arrays | None]] = {
-    "BatchNormalization": _norm,
+    "BatchNormalization": norm_of,
     "Mul": _scale,
     "Div": _part,
     "Add": _shift,

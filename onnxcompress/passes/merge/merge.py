@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
 from onnxcompress.model.wiring import drop_unread
-from onnxcompress.passes.merge.rules import RULES, Rewrite
+from onnxcompress.passes.merge.rules import FIRST, RULES, Rewrite, Rule
 from onnxcompress.passes.protect import protected
 from onnxcompress.plan import Plan, Refusal
 
@@ -62,19 +62,25 @@ class Merge:
 def merge_all(graph: ir.Model, kept: Collection[str]) -> tuple[list[dict[str, Any]], list[Refusal]]:
     """Merge until nothing is left to merge: what was done, and what was declined in the end. The graph is edited."""
     decisions: list[dict[str, Any]] = []
+    early = {name: rule for name, rule in RULES.items() if name in FIRST}
+    for node in list(walk(graph)):
+        while node.graph is not None and (done := _one(graph, node, kept, {}, early)) is not None:
+            decisions.append(done)
     while True:
         refusals: dict[Refusal, None] = {}
         before = len(decisions)
         for node in list(walk(graph)):
-            while node.graph is not None and (done := _one(graph, node, kept, refusals)) is not None:
+            while node.graph is not None and (done := _one(graph, node, kept, refusals, RULES)) is not None:
                 decisions.append(done)
         if len(decisions) == before:
             return decisions, list(refusals)
 
 
-def _one(graph: ir.Model, node: ir.Node, kept: Collection[str], refusals: dict[Refusal, None]) -> dict[str, Any] | None:
+def _one(
+    graph: ir.Model, node: ir.Node, kept: Collection[str], refusals: dict[Refusal, None], rules: Mapping[str, Rule]
+) -> dict[str, Any] | None:
     """The first rule that has something to do here, done."""
-    for name, rule in RULES.items():
+    for name, rule in rules.items():
         found = rule(node)
         if isinstance(found, Refusal):
             refusals[found] = None

@@ -1,5 +1,6 @@
 """What may be merged: one rule, one function from a node to a Rewrite, or to a Refusal, or to None where it has nothing to say.
 
+  hard      x · clip(x + 3, 0, 6) / 6 in pieces, or without x        HardSwish, HardSigmoid; before all others, which break it up
   chain     two linear nodes one after the other                     one
   through   a scale and a shift ahead of a product that pads         the scale goes into the product, the shift stays
   ahead     a scale and shift of channels that only products read    part of each of them
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from onnxcompress.model.edit import constant_of
 from onnxcompress.model.wiring import alone
 from onnxcompress.operators.view import rank_of, sizes_of
+from onnxcompress.passes.merge.hard import as_hard, hard_of
 from onnxcompress.passes.merge.linear import AFFINE, Linear, affine_of, ending_in, positions, product_of, write
 from onnxcompress.passes.merge.maps import Map, added, chained, channelwise, identity, stacked
 from onnxcompress.plan import Refusal
@@ -49,6 +51,7 @@ class Rewrite:
 
 
 Found = Rewrite | Refusal | None
+Rule = Callable[[ir.Node], Found]
 
 
 def _refused(nodes: list[ir.Node], why: str, by: str) -> Refusal:
@@ -71,7 +74,7 @@ def chain(node: ir.Node) -> Found:
     second = product_of(node)
     if second is None and node.op_type not in AFFINE:
         return None
-    pair = _into_product(node) if second is None else _before_product(second)
+    pair = into_product(node) if second is None else _before_product(second)
     if pair is None:
         return None
     first, second = pair
@@ -116,7 +119,7 @@ def _before_product(second: Linear) -> tuple[Linear, Linear] | None:
     return None if first is None or first.axes != second.axes or first.map.outs != second.map.ins else (first, second)
 
 
-def _into_product(node: ir.Node) -> tuple[Linear, Linear] | None:
+def into_product(node: ir.Node) -> tuple[Linear, Linear] | None:
     """A scale and shift behind a product, or behind another one."""
     before = next((v for v in node.inputs if v is not None and constant_of(v) is None), None)
     first = ending_in(before)
@@ -339,13 +342,22 @@ def idle(node: ir.Node) -> Found:
     return Rewrite([node], (each.numbers, 0), (0, 0), lambda graph: _passed(node, each.reads))
 
 
+def hard(node: ir.Node) -> Found:
+    """The last piece of a HardSwish or HardSigmoid: onnxruntime runs fewer nodes, and other passes know the activation."""
+    if hard_of(node) is None:
+        return None
+    held = [value for value in node.inputs if constant_of(value) is not None and value is not None and alone(value)]
+    return Rewrite([node], (len(held), 0), (0, 0), lambda graph: as_hard(graph, node))
+
+
 def _passed(node: ir.Node, reads: ir.Value) -> None:
     node.outputs[0].replace_all_uses_with(reads)
     assert isinstance(node.graph, ir.Graph)
     node.graph.remove(node, safe=True)
 
 
-RULES: Mapping[str, Callable[[ir.Node], Found]] = {
+RULES: Mapping[str, Rule] = {
+    "hard": hard,
     "idle": idle,
     "chain": chain,
     "through": through,
@@ -353,4 +365,6 @@ RULES: Mapping[str, Callable[[ir.Node], Found]] = {
     "branches": branches,
     "concat": concat,
 }
-"""Name -> the rule; those before go first at each node."""
+"""Name -> the rule; those before go first at each node, and those in FIRST at all nodes."""
+
+FIRST = ("hard",)

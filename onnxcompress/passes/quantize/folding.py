@@ -13,31 +13,28 @@ Every rewrite gives the same function within float rounding; a value keeps its n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.model import Model
-from onnxcompress.model.edit import axes_of, constant_of, input_of, new_constant, set_constant, walk
-from onnxcompress.model.wiring import Step, alone, bypass, drop_unread, replaced
-from onnxcompress.operators.layer import Layer, by_node
+from onnxcompress.model.edit import axes_of, constant_of, input_of, new_constant, walk
+from onnxcompress.model.wiring import Step, alone, drop_unread, replaced
 from onnxcompress.operators.view import rank_of
-
-Affine = tuple[np.ndarray, np.ndarray]
-"""Scale and shift: float64, each of a shape that broadcasts against the node's output from the right."""
+from onnxcompress.passes.merge.hard import as_hard
+from onnxcompress.passes.merge.linear import norm_of, write
+from onnxcompress.passes.merge.maps import chained
+from onnxcompress.passes.merge.rules import into_product
 
 
 def folded(model: Model) -> Model:
     """The same function with as little beside products as can be; idempotent. Bodies of If and Loop included."""
     graph = model.ir.clone()
-    for rewrite in (_as_constant, _as_hard, _as_pool, _as_add_or_mul, _as_pixels):
+    for rewrite in (_as_constant, as_hard, _as_pool, _as_add_or_mul, _as_pixels):
         for node in list(walk(graph)):
             rewrite(graph, node)
-    weighted = by_node(model.edited(graph))
     for node in list(walk(graph)):
-        _into_product(graph, node, weighted)
+        _into_product(graph, node)
     for node in list(walk(graph)):
         _as_depthwise(graph, node)
     drop_unread(graph)
@@ -46,107 +43,34 @@ def folded(model: Model) -> Model:
 
 # -- into the product before ---------------------------------------------------------------------------------------
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-
-def _norm(node: ir.Node) -> Affine | None:
-    """BatchNormalization: γ/√(σ²+ε) and β − μ·scale, along axis 1."""
-    parts = [constant_of(input_of(node, index)) for index in range(1, 5)]
-    rank = rank_of(node.outputs[0])
-    if any(part is None for part in parts) or rank is None or rank < 2 or len(node.outputs) > 1:
-        return None
-    gamma, beta, mean, var = (np.asarray(part, np.float64) for part in parts)
-    scale = gamma / np.sqrt(var + (node.attributes.get_float("epsilon", 1e-5) or 0.0))
-    along = (-1, *[1] * (rank - 2))
-    return scale.reshape(along), (beta - mean * scale).reshape(along)
-
-
-def _constant_operand(node: ir.Node) -> np.ndarray | None:
-    """The constant of a two-operand node."""
-    found = [values for value in node.inputs if (values := constant_of(value)) is not None and values.dtype.kind == "f"]
-    return found[0].astype(np.float64) if len(found) == 1 and len(node.inputs) == 2 else None
-
-
-def _scale(node: ir.Node) -> Affine | None:
-    values = _constant_operand(node)
-    return None if values is None else (values, np.zeros(1))
-
-
-def _shift(node: ir.Node) -> Affine | None:
-    values = _constant_operand(node)
-    return None if values is None else (np.ones(1), values)
-
-
-AFFINE: Mapping[str, Callable[[ir.Node], Affine | None]] = {"BatchNormalization": _norm, "Mul": _scale, "Add": _shift}
-
-
-def _into_product(graph: ir.Model, node: ir.Node, weighted: Mapping[str, Layer]) -> None:
-    """Fold a scale and shift of channels into the product that alone feeds it."""
-    if node.domain or node.op_type not in AFFINE:
+def _into_product(graph: ir.Model, node: ir.Node) -> None:
+    """Fold a scale and shift of channels into the product that alone feeds it, by the rule of merge; weights keep their names."""
+    pair = into_product(node)
+    if pair is None or not pair[0].is_product or not alone(pair[0].writes) or pair[0].node.graph is not node.graph:
         return
-    before = next((v for v in node.inputs if v is not None and constant_of(v) is None), None)
-    product = None if before is None else before.producer()
-    if product is None or product.op_type not in PRODUCTS or product.domain or not alone(product.outputs[0]):
+    product, affine = pair
+    new = chained(product.map, affine.map)
+    if isinstance(new, str):
         return
-    layer = weighted.get(product.name or "")
-    affine = AFFINE[node.op_type](node)
-    if layer is None or affine is None or constant_of(product.inputs[1]) is None or not _plain(product):
+    names = [value.name if value is not None else None for value in product.node.inputs[1:]]
+    write(graph, product, new, product.reads, affine.writes)
+    for index, name in enumerate(names, 1):
+        if name is not None:
+            _named(graph, product.node.inputs[index], name)
+
+
+def _named(graph: ir.Model, value: ir.Value | None, name: str) -> None:
+    """The constant takes back a name that nobody else has any more: users name weights to keep."""
+    held = graph.graph.initializers
+    if value is None or value.name == name or (name in held and held[name].uses()):
         return
-    weight = product.inputs[1]
-    assert weight is not None
-    values = constant_of(weight)
-    assert values is not None
-    matrix = layer.matrix(values)
-    parts = [_by_channel(each, product, values.ndim, len(matrix)) for each in affine]
-    if parts[0] is None or parts[1] is None:
-        return
-    if product.op_type == "MatMul" and parts[1].any():
-        if node.op_type == "Add" or rank_of(product.inputs[0]) != 2 or values.ndim != 2:
-            return  # an Add behind MatMul is its bias as it stands
-        product.op_type = "Gemm"
-    scale, shift = parts[0], parts[1]
-    if (scale != 1).any():
-        new = layer.stored(matrix * scale.reshape(-1, *[1] * (matrix.ndim - 1)), values)
-        _give(graph, product, 1, weight.name or "", new.astype(values.dtype))
-    bias = constant_of(input_of(product, 2))
-    if bias is not None or shift.any():
-        start = np.zeros(len(matrix)) if bias is None else np.broadcast_to(bias.reshape(-1), (len(matrix),))
-        name = product.inputs[2].name if bias is not None else f"{weight.name}.bias"  # type: ignore[union-attr]
-        _give(graph, product, 2, name or "", (start * scale + shift).astype(values.dtype))
-    bypass(node, product.outputs[0])
-
-
-def _plain(product: ir.Node) -> bool:
-    """A bias that can be scaled by the channel: a constant vector, counted once."""
-    bias = input_of(product, 2)
-    values = constant_of(bias)
-    if bias is not None and (values is None or values.size not in (1, *values.shape[-1:])):
-        return False
-    return product.op_type != "Gemm" or product.attributes.get_float("beta", 1.0) == 1.0
-
-
-def _by_channel(values: np.ndarray, product: ir.Node, weight_rank: int, channels: int) -> np.ndarray | None:
-    """[channels], where the values differ along the product's channels only."""
-    rank = weight_rank if "Conv" in product.op_type else max(2, rank_of(product.outputs[0]) or values.ndim)
-    axis = 1 if "Conv" in product.op_type else rank - 1
-    if values.ndim > rank:
-        return None
-    shape = (*[1] * (rank - values.ndim), *values.shape)
-    if any(size != 1 for place, size in enumerate(shape) if place != axis) or shape[axis] not in (1, channels):
-        return None
-    return np.broadcast_to(values.reshape(-1), (channels,))
-
-
-def _give(graph: ir.Model, node: ir.Node, index: int, name: str, values: np.ndarray) -> None:
-    """Input `index` gets these values: in place where the node alone reads them."""
-    old = input_of(node, index)
-    stored = constant_of(old)
-    if old is not None and stored is not None and alone(old) and stored.shape == values.shape:
-        set_constant(graph, old.name or "", values)
-        return
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, new_constant(graph, name, np.ascontiguousarray(values)))
+    held.pop(name, None)
+    value = held.pop(value.name or "")
+    value.name = name
+    assert value.const_value is not None
+    value.const_value.name = name
+    graph.graph.register_initializer(value)
 
 
 # -- into another operator -----------------------------------------------------------------------------------------
@@ -174,10 +98,12 @@ def _as_constant(graph: ir.Model, node: ir.Node) -> None:
 def _as_depthwise(graph: ir.Model, node: ir.Node) -> None:
     """BatchNormalization that has no product before it: a 1x1 convolution a channel."""
     rank = rank_of(node.outputs[0])
-    affine = _norm(node) if node.op_type == "BatchNormalization" and not node.domain else None
-    if affine is None or rank is None or rank < 3:
+    if node.op_type != "BatchNormalization" or node.domain or rank is None or rank < 3:
         return
-    scale, shift = (each.reshape(-1).astype(np.float32) for each in affine)
+    affine = norm_of(node, rank - 2, 0)
+    if affine is None:
+        return
+    scale, shift = (each.astype(np.float32) for each in affine)
     weight = new_constant(graph, f"{node.name}.weight", scale.reshape(-1, *[1] * (rank - 1)))
     bias = new_constant(graph, f"{node.name}.bias", shift)
     attributes = {"group": len(scale), "kernel_shape": [1] * (rank - 2)}
@@ -236,64 +162,3 @@ def _as_pixels(graph: ir.Model, node: ir.Node) -> None:
         repeated = np.tile(constant_of(bias), size * size)  # type: ignore[arg-type]
         inputs.append(new_constant(graph, f"{bias.name}.pixels", repeated))
     replaced(node, [("Conv", inputs, {"kernel_shape": [1, 1]}), ("DepthToSpace", [None], {"blocksize": size})])
-
-
-HARD = {"HardSigmoid": {"alpha": 1 / 6, "beta": 0.5}, "HardSwish": {}}
-
-
-def _as_hard(graph: ir.Model, node: ir.Node) -> None:
-    """Clip(x + 3, 0, 6) / 6 is HardSigmoid; times x, before or after the division, HardSwish."""
-    if node.domain or node.op_type not in ("Mul", "Div"):
-        return
-    sixth = _sixth(node)
-    source = None if sixth is None else _gate(sixth)
-    if source is not None:
-        replaced(node, [("HardSigmoid", [source], HARD["HardSigmoid"])])
-    elif sixth is not None and (product := sixth.producer()) is not None and product.op_type == "Mul" and alone(sixth):
-        for value, other in _both_ways(product):
-            if _gate(other) is value and value is not None:
-                replaced(node, [("HardSwish", [value], {})])
-                return
-    elif node.op_type == "Mul":
-        for value, other in _both_ways(node):
-            made = None if other is None else other.producer()
-            if made is not None and made.op_type == "HardSigmoid" and made.inputs[0] is value and _is_gate(made):
-                replaced(node, [("HardSwish", [value], {})])
-                return
-
-
-def _both_ways(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
-    one, other = node.inputs[0], node.inputs[1]
-    return [(one, other), (other, one)]
-
-
-def _is_gate(node: ir.Node) -> bool:
-    alpha, beta = node.attributes.get_float("alpha", 0.2) or 0.0, node.attributes.get_float("beta", 0.5)
-    return abs(alpha - 1 / 6) < 1e-6 and beta == 0.5
-
-
-def _sixth(node: ir.Node) -> ir.Value | None:
-    """What the node divides by six."""
-    for value, other in _both_ways(node)[: 1 if node.op_type == "Div" else 2]:
-        number = _number(other)
-        if number is not None and abs(number - (6 if node.op_type == "Div" else 1 / 6)) < 1e-6:
-            return value
-    return None
-
-
-def _gate(value: ir.Value | None) -> ir.Value | None:
-    """x, where the value is Clip(x + 3, 0, 6)."""
-    clip = None if value is None else value.producer()
-    if clip is None or clip.op_type != "Clip" or clip.domain:
-        return None
-    if _number(input_of(clip, 1)) != 0.0 or _number(input_of(clip, 2)) != 6.0:
-        return None
-    add = clip.inputs[0].producer() if clip.inputs[0] is not None else None
-    if add is None or add.op_type != "Add" or add.domain:
-        return None
-    return next((x for x, three in _both_ways(add) if _number(three) == 3.0), None)
-
-
-def _number(value: ir.Value | None) -> float | None:
-    values = constant_of(value)
-    return float(values.reshape(())) if values is not None and values.size == 1 and values.dtype.kind == "f" else None

@@ -244,3 +244,29 @@ def test_a_coded_weight_stays() -> None:
     g = Made(64, axes=0)
     coded = onnxcompress.cluster(g.model(g.mul(g.matmul("x", 64, 64), 0.5), relu), bits=4).model
     assert ops_of(coded) == ops_of(merged(coded)[0])
+
+
+@pytest.mark.parametrize("divided", ["last", "first", "times a sixth"])
+def test_a_hard_swish_in_pieces_is_one_node_and_not_taken_apart(divided: str) -> None:
+    """Its sixth would go into the convolution behind it, its three into the bias before, and quantize would know neither."""
+    g = Made(6)
+    before = g.conv("x", 6, 1)
+    gate = g.op("Clip", g.op("Add", before, np.float32(3)), np.float32(0), np.float32(6))
+    if divided == "first":
+        y = g.op("Mul", before, g.op("Div", gate, np.float32(6)))
+    elif divided == "last":
+        y = g.op("Div", g.op("Mul", before, gate), np.float32(6))
+    else:
+        y = g.op("Mul", g.op("Mul", before, gate), np.float32(1 / 6))
+    g.width[y] = 6
+    new, plan = check(g.model(g.conv(y, 4, 1), relu))
+    assert ops_of(new) == ["Conv", "HardSwish", "Conv", "Relu"] and set(rules_of(plan)) == {"hard"}
+
+
+def test_a_gate_keeps_its_three_and_its_sixth() -> None:
+    g = Made(6)
+    inner = relu(g, g.conv("x", 6, 1))
+    gate = g.op("Div", g.op("Clip", g.op("Add", inner, np.float32(3)), np.float32(0), np.float32(6)), np.float32(6))
+    g.width[gate] = 6
+    new, _ = check(g.model(g.conv(gate, 4, 1), relu))
+    assert ops_of(new) == ["Conv", "Relu", "HardSigmoid", "Conv", "Relu"]
