@@ -260,7 +260,7 @@ def _told(settings: Distill, student: Model, aims: Aims, made: Trained, start: C
     if moved:
         notes.append(f"{len(moved)} weights that were coded are dense again: training moved their values")
     notes.extend([*told, *made.sources])
-    notes.extend(each for each in (made.norms, made.rate, made.kept) if each is not None)
+    notes.extend(each for each in (made.norms, made.rate, made.kept, made.memory) if each is not None)
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
     return Plan(settings.name, fields_of(settings), student.fingerprint, made.curve, notes=notes)

@@ -81,7 +81,7 @@ class Teach(Distill):
 
     def told(self, model: Model, made: Trained) -> list[str]:
         """Sentences for the report."""
-        more = [each for each in (made.norms, made.rate, made.kept) if each is not None]
+        more = [each for each in (made.norms, made.rate, made.kept, made.memory) if each is not None]
         return [*losses_in_words(self.targets(model, model)), f"{made.parameters} numbers were trained", *more]
 
 

@@ -1,11 +1,13 @@
-"""Memory that is free, given back to the system: the C library keeps what a session held, and it counts as this process' own."""
+"""Memory: how much the system has free; and what is free in this process given back, since the C library keeps what a session held."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 
 def give_back() -> None:
@@ -16,6 +18,22 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def free_bytes() -> int | None:
+    """What this process can still take: the system's available memory, or less where a container sets a limit; None where unknown."""
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) << 10)
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        if limit != "max":
+            found.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    except (OSError, ValueError, KeyError):  # another system, or no such group
+        pass
+    return min(found) if found else None
 
 
 @cache

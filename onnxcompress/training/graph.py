@@ -20,6 +20,7 @@ from onnxcompress.training.derivatives.normalization import training_form
 from onnxcompress.training.fixed import fix
 from onnxcompress.training.integers import STOP
 from onnxcompress.training.pen import Pen, shape_of
+from onnxcompress.training.products import turned_products
 from onnxcompress.training.sources import OWN, Source, gradients_by
 
 Criterion = Callable[[Pen, Mapping[str, ir.Value]], Mapping[str, ir.Value]]
@@ -59,8 +60,8 @@ class StepGraph:
     source: str
 
     def open(self, *, threads: int = 1) -> Session:
-        """A session of it."""
-        return open_session(loose(self.graph), threads=threads, name="the training step")
+        """A session of it, in the order of its nodes and with memory taken value by value: a third to a half of what a plan takes."""
+        return open_session(loose(self.graph), threads=threads, name="the training step", early=True, lean=True)
 
 
 def step_graph(
@@ -108,6 +109,7 @@ def step_graph(
     outputs |= {f"{GRADIENT}{name}": found[value] for name, value in trained.items()}
     batch = [values[name] for each in statistics for name in (each.batch_mean, each.batch_var)]
     graph.graph.outputs[:] = [*(_called(op, name, value) for name, value in outputs.items()), *batch]
+    turned_products(op)
     common.RemoveUnusedNodesPass()(graph)
     blocked = in_blocks(op)
     told += f", {blocked} convolutions in blocks of {op.block} channels" if blocked else ""

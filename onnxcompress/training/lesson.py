@@ -17,6 +17,7 @@ from onnxcompress.model import Model
 from onnxcompress.runtime.session import Session
 from onnxcompress.training.augment import Changes, words
 from onnxcompress.training.checkpoint import FORMAT
+from onnxcompress.training.footprint import Room
 from onnxcompress.training.graph import StepGraph
 from onnxcompress.training.integers import Limit
 from onnxcompress.training.judge import Judge, LabelJudge
@@ -64,6 +65,7 @@ class Lesson:
     labels: Labels | None = None
     bend: Bend | None = None
     graphs: dict[Any, tuple[StepGraph, Session]] = field(default_factory=dict)
+    rooms: dict[Any, Room] = field(default_factory=dict)
 
     @cached_property
     def changes(self) -> Changes | None:
@@ -81,7 +83,7 @@ class Lesson:
             self.temperature,
             None if self.labels is None else self.labels.key,
         ]
-        recipe = {**vars(self.recipe), "augment": [words(each) for each in self.recipe.augment]}
+        recipe = {**vars(self.recipe), "memory": None, "augment": [words(each) for each in self.recipe.augment]}
         whole = [*facts, recipe, self.data.describe(), self.data.seed, self.threads]
         whole += [] if self.judge is None else [self.judge.data.describe()]
         return hashlib.sha256(json.dumps(whole, default=str, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcompress.model import Model
 from onnxcompress.training.checkpoint import Best, State, load_state, save_state
+from onnxcompress.training.footprint import in_words
 from onnxcompress.training.lesson import Lesson, held_of
 from onnxcompress.training.optimizers import clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
@@ -25,6 +26,7 @@ class Trained:
     kept   which epoch the weights are of, and why; None without a judge
     rate   how the learning rate was found; None where it was given
     sources  where gradients came from, in words
+    memory   what a step takes, and in how many parts it was made
     """
 
     model: Model
@@ -35,6 +37,7 @@ class Trained:
     sources: tuple[str, ...] = ()
     kept: str | None = None
     rate: str | None = None
+    memory: str | None = None
 
 
 def train(lesson: Lesson) -> Trained:
@@ -69,6 +72,7 @@ def train(lesson: Lesson) -> Trained:
         sources,
         _kept(lesson, state),
         None if state.rate is None else state.rate[1],
+        in_words(lesson.rooms),
     )
 
 

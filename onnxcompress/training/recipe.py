@@ -19,6 +19,14 @@ class Recipe:
     epochs: Annotated[int, Field(ge=1, description="passes over the training samples")] = 10
     minibatch: Annotated[int, Field(ge=1, description="samples of one step, where the model's first axis is free")] = 32
     accumulate: Annotated[int, Field(ge=1, description="steps whose gradients are averaged into one update")] = 1
+    memory: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="GB that a step may take: where it would take more, parts of a minibatch run one after the other; "
+            "default: what the machine has free",
+        ),
+    ] = None
     optimizer: Annotated[Literal["sgd", "adamw", "lamb"], Field(description="sgd, adamw or lamb")] = "adamw"
     rate: Annotated[
         float | None,

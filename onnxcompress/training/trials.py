@@ -17,7 +17,8 @@ from onnxcompress.training.optimizers import clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.probe import MOST, best_of, steps_of, tried_rates
 from onnxcompress.training.recipe import Norms
-from onnxcompress.training.update import accumulate, chunks_of, shown, step_of, update
+from onnxcompress.training.steps import Steps
+from onnxcompress.training.update import accumulate, chunks_of, shown, update
 
 TRIED = 4
 """Batches whose mean loss is compared."""
@@ -53,12 +54,11 @@ def with_norms(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[Les
 
 def mean_loss(lesson: Lesson, held: Parameters, weights: np.ndarray) -> float:
     """Mean loss of the first batches; infinite where one is not finite."""
-    found = []
+    found, steps = [], Steps(lesson, held)
     arrays = held.arrays(weights)
     for chunk in islice(chunks_of(lesson.data.shuffled(0), lesson.recipe.minibatch), TRIED):
-        for indices, feed in chunk.indexed(chunk.samples):
-            feed, taught = shown(lesson, indices, feed, 0)
-            _, session = step_of(lesson, held, feed, taught)
+        for _, feed, taught in steps.runs(chunk, lambda indices, feed: shown(lesson, indices, feed, 0)):
+            _, session = steps.step(feed, taught)
             found.append(float(session.run({**feed, **arrays, **taught}, [LOSS])[LOSS]))
     mean = float(np.mean(found))
     return mean if math.isfinite(mean) else math.inf

@@ -11,20 +11,17 @@ import numpy as np
 from onnxcompress.data import Data
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
-from onnxcompress.runtime.session import Session
 from onnxcompress.training.augment import Mix
 from onnxcompress.training.blame import blamed
 from onnxcompress.training.checkpoint import State
 from onnxcompress.training.derivatives.normalization import unbiased
-from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph, settings_in, step_graph, told_apart
+from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph
 from onnxcompress.training.lesson import Lesson
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
-from onnxcompress.training.targets import LABELS, TEACHER, criterion
-
-GRAPHS = 8
-"""Step graphs that are kept, one for each set of input shapes."""
+from onnxcompress.training.steps import Steps
+from onnxcompress.training.targets import LABELS, TEACHER
 
 RUNNING = 0.1
 """How far running statistics of BatchNormalization move towards each batch's, as frameworks have it."""
@@ -63,12 +60,11 @@ def chunks_of(data: Data, size: int) -> Iterator[Data]:
 def accumulate(
     lesson: Lesson, held: Parameters, state: State, chunk: Data, total: np.ndarray, place: str
 ) -> dict[str, float]:
-    """Add the gradient of a chunk's mean loss to `total`; the loss and its terms. Samples of one shape are one run."""
-    arrays = held.arrays(state.weights)
+    """Add the gradient of a chunk's mean loss to `total`; the loss and its terms. Samples of one shape are one run, or several."""
+    arrays, steps = held.arrays(state.weights), Steps(lesson, held)
     found: dict[str, float] = {}
-    for indices, feed in chunk.indexed(chunk.samples):
-        feed, taught = shown(lesson, indices, feed, state.epoch)
-        made, session = step_of(lesson, held, feed, taught)
+    for indices, feed, taught in steps.runs(chunk, lambda indices, feed: shown(lesson, indices, feed, state.epoch)):
+        made, session = steps.step(feed, taught)
         given = session.run({**feed, **arrays, **taught})
         gradients = {name: given[f"{GRADIENT}{name}"] for name in arrays}
         share = len(indices) / chunk.samples
@@ -85,32 +81,6 @@ def accumulate(
         held.gather(total, gradients, share, state.weights)
         _track(lesson.student, made, given, state.running)
     return found
-
-
-def step_of(
-    lesson: Lesson, held: Parameters, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]
-) -> tuple[StepGraph, Session]:
-    """The step graph for these shapes and settings, made when they first come up; the one used longest ago makes room."""
-    key = (lesson.recipe.norms, *told_apart({**feed, **taught}))
-    if key not in lesson.graphs:
-        if len(lesson.graphs) >= GRAPHS:
-            lesson.graphs.pop(next(iter(lesson.graphs)))
-        shapes = {name.removeprefix(TEACHER): array.shape for name, array in taught.items()}
-        terms = criterion(lesson.targets, shapes, temperature=lesson.temperature)
-        sizes = {name: array.shape for name, array in feed.items()}
-        made = step_graph(
-            held.model,
-            sizes,
-            [*held.forms, *held.twins],
-            terms,
-            norms=lesson.recipe.norms,
-            known=settings_in(feed),
-            source=lesson.recipe.source,
-        )
-        lesson.graphs[key] = (made, made.open(threads=lesson.threads))
-    else:
-        lesson.graphs[key] = lesson.graphs.pop(key)
-    return lesson.graphs[key]
 
 
 def update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float, keep: float) -> None:
