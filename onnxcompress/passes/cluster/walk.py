@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
-from onnxcompress.operators.layer import layers
+from onnxcompress.operators.layer import RECURRENT, Layer, layers
+from onnxcompress.passes.cluster import recurrent
 from onnxcompress.passes.cluster.books import Books
 from onnxcompress.passes.cluster.choices import Coder, Coding, Stop
 from onnxcompress.passes.cluster.layout import along
@@ -65,33 +67,39 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:
     """
     places = {node.name or "": node for node in walk(model.ir)}
     model = model.as_original()
-    todo = {
-        layer.name: layer
-        for layer in layers(model)
-        if layer.weight in start and not start[layer.weight][0].tied
-        if along(layer) is not None and fits(model, layer, places[layer.name])
-    }
+    todo: dict[str, list[Layer]] = {}
+    for layer in layers(model):
+        if layer.weight in start and not start[layer.weight][0].tied and _walkable(model, layer, places[layer.name]):
+            todo.setdefault(layer.name, []).append(layer)
     dtypes = {name: model.array(name).dtype for name in start}
     found = begun(model, start)
     for pair in replace(paired, original=model, current=_with(model, found.coded)).walk(list(todo)):
-        layer = todo[pair.node]
-        at = fitting(model, layer, places[pair.node], pair, how.rows, how.seed)
-        if at is None:
-            continue
-        each, coder, symbols, books = start[layer.weight]
-        before = at.present(symbols, books)
-        best = min(
-            (before, *(at.tried(*tried) for tried in _tried(how, at, coder, (symbols, books)))),
-            key=partial(_cost, coder, at),
-        )
-        found.coded[layer.weight] = each.coded(best.levels, best.lattice, dtypes[layer.weight])
-        found.held_out_db[layer.weight] = at.decibel(before.error), at.decibel(best.error)
-        pair.replace(layer.weight, found.coded[layer.weight].decode())
-        bias = at.bias_like(model, best)
-        if at.bias and bias is not None:
-            found.biases[at.bias], found.layer_bias[layer.weight] = bias, at.bias
-            pair.replace(at.bias, bias)
+        for layer in todo[pair.node]:
+            gathered = recurrent.fitting if layer.op in RECURRENT else fitting
+            at = gathered(model, layer, places[pair.node], pair, how.rows, how.seed)
+            if at is None:
+                continue
+            each, coder, symbols, books = start[layer.weight]
+            before = at.present(symbols, books)
+            best = min(
+                (before, *(at.tried(*tried) for tried in _tried(how, at, coder, (symbols, books)))),
+                key=partial(_cost, coder, at),
+            )
+            found.coded[layer.weight] = each.coded(best.levels, best.lattice, dtypes[layer.weight])
+            found.held_out_db[layer.weight] = at.decibel(before.error), at.decibel(best.error)
+            pair.replace(layer.weight, found.coded[layer.weight].decode())
+            bias = at.bias_like(model, best)
+            if at.bias and bias is not None:
+                found.biases[at.bias], found.layer_bias[layer.weight] = bias, at.bias
+                pair.replace(at.bias, bias)
     return found
+
+
+def _walkable(model: Model, layer: Layer, node: ir.Node) -> bool:
+    """Can rows be gathered of it that are those of its tensor's code?"""
+    if layer.op in RECURRENT:
+        return recurrent.can_be_fitted(model, layer, node)
+    return along(layer) is not None and fits(model, layer, node)
 
 
 def begun(model: Model, start: Start) -> Found:
