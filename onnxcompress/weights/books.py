@@ -1,6 +1,7 @@
 """Tensors with few distinct values found again as symbols and books: of the whole tensor, or of each slice along an axis.
 
-Values are bit patterns (unsigned integers), so that -0.0, NaN and every type come back as they were.
+Values are bit patterns (unsigned integers), so that -0.0, NaN and every type come back as they were. Packed files and coded tensors
+(coded.py) look for them here.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def per_slice(
         most = min(MOST, max(length // 4, SHORT))
         if any(len(distinct(_some(slices[:, which]))) > most for which in {0, count // 4, count // 2, count - 1}):
             continue
-        found = _books(slices, most, floats)
+        found = of_slices(slices, most, floats)
         if found is not None:
             return (*found, stride, count)
     return None
@@ -131,7 +132,7 @@ def _some(values: np.ndarray) -> np.ndarray:
     return flat[:: max(1, len(flat) // SAMPLE)]
 
 
-def _books(slices: np.ndarray, most: int, floats: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def of_slices(slices: np.ndarray, most: int, floats: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Slice by slice, many at a time: [outer, count, stride] -> books [count, K], symbols [n]; None where one has too many values."""
     outer, count, stride = slices.shape
     symbols = np.empty(slices.shape, np.uint8)

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from onnxcompress.weights import trellis
+from onnxcompress.weights import books, trellis
 
 CODED = "onnxcompress.coded"
 """Key of a tensor's meta: its values as Coded, or those that it had before an edit; the file gets symbols where they still fit."""
@@ -139,24 +139,28 @@ def _again(values: np.ndarray, like: Coded) -> Coded | None:
 
 def per_tensor(values: np.ndarray) -> Coded | None:
     """One book of the values that occur; None for more than 256."""
-    book, symbols = np.unique(values, return_inverse=True)
-    if len(book) > MOST_ENTRIES:
+    found = books.per_tensor(_bits(values).reshape(-1), floats=True)
+    if found is None:
         return None
-    return Coded(values.shape, symbols.reshape(-1).astype(np.uint8), book[None, :, None])
+    book, symbols = found
+    return Coded(values.shape, symbols, book.view(values.dtype)[None, :, None])
 
 
 def per_slice(values: np.ndarray, axis: int) -> Coded | None:
     """A book for each slice along `axis`, all as long as the longest; None for more than 256, or more than half as many as weights."""
-    rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    found = [np.unique(row, return_inverse=True) for row in rows]
-    longest = max(len(book) for book, _ in found)
-    if longest > min(MOST_ENTRIES, rows.shape[1] // 2):
+    count, stride = values.shape[axis], prod(values.shape[axis + 1 :])
+    slices = _bits(values).reshape(-1, count, stride)
+    found = books.of_slices(slices, min(MOST_ENTRIES, values.size // count // 2), floats=True)
+    if found is None:
         return None
-    books = np.stack([np.pad(book, (0, longest - len(book)), mode="edge") for book, _ in found])
-    moved = np.stack([symbols.reshape(-1) for _, symbols in found]).astype(np.uint8)
-    shape = (values.shape[axis], *np.delete(values.shape, axis))
-    symbols = np.moveaxis(moved.reshape(shape), 0, axis)
-    return Coded(values.shape, symbols.reshape(-1), books[:, :, None], groups=np.arange(len(books)), axis=axis)
+    tables, symbols = found
+    groups = np.arange(count)
+    return Coded(values.shape, symbols, tables.view(values.dtype)[:, :, None], groups=groups, axis=axis)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Unsigned numbers of these bits; there is one zero."""
+    return np.ascontiguousarray(values + values.dtype.type(0)).view(f"u{values.itemsize}")
 
 
 def _scaled(values: np.ndarray, like: Coded) -> Coded | None:

@@ -35,7 +35,7 @@ class ByTerms(Starter):
     kind: str = "binary"
     terms: int = 1
 
-    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+    def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
         """From the weights alone."""
         symbols, books = approximated(rows.astype(np.float64), self.kind, self.terms)
         return symbols, books.halved()

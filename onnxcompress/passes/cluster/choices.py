@@ -64,8 +64,8 @@ class Starter(Coder):
     """One that knows how to begin, too."""
 
     @abstractmethod
-    def begun(self, rows: np.ndarray, seed: int) -> Coding:
-        """Codes of rows [out, n], from the weights alone."""
+    def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
+        """Codes of rows [out, n], from the weights alone; counts [n]: what a squared error of each column counts, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class ByBooks(Starter):
 
     start: str = "optimal"
 
-    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+    def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
         """The nearest entries of books for the weights."""
-        books = shared(rows, self.entries, self.sharing, start=self.start, seed=seed)
+        books = shared(rows, self.entries, self.sharing, counts, start=self.start, seed=seed)
         return placed(rows, books), books
 
     def tried(self, at: Stop) -> Iterator[Coding]:
@@ -93,7 +93,7 @@ class ByCommon(Starter):
 
     book: np.ndarray = field(default_factory=lambda: np.zeros(0), compare=False)
 
-    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+    def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
         """With the scales that lose least."""
         books = on_common(rows, self.book)
         return placed(rows, books), books
@@ -113,7 +113,7 @@ class ByVectors(Starter):
     width: int = 2
     across: bool = False
 
-    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+    def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
         """From the weights alone: nearest entries and entries that are best for them, in turns."""
         found = self._trained(rows, None, seed)
         return vectors.alternated(rows.astype(np.float64), found, None)
@@ -148,10 +148,10 @@ class ByTrellis(Starter):
 
     states: int = STATES
 
-    def begun(self, rows: np.ndarray, seed: int) -> Coding:
+    def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
         """From the weights alone."""
-        found = self._trained(rows, None, seed)
-        return trellis.followed(rows.astype(np.float64), found), found
+        found = self._trained(rows, counts, seed)
+        return trellis.followed(rows.astype(np.float64), found, counts), found
 
     def tried(self, at: Stop) -> Iterator[Coding]:
         """Books for rows that are weighed by what they meet; paths that make up for errors."""

@@ -19,7 +19,7 @@ from onnxcompress.passes.cluster.allocation import SIZES, Choice, best_sharing, 
 from onnxcompress.passes.cluster.choices import ByBooks, ByCommon, ByRate, Starter, by_trellis, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book
 from onnxcompress.passes.cluster.decisions import carry_out, decide
-from onnxcompress.passes.cluster.expected import expected, needs_of
+from onnxcompress.passes.cluster.expected import expected, needs_of, of_rows, with_picked
 from onnxcompress.passes.cluster.fitted import NODES, fitted
 from onnxcompress.passes.cluster.one_price import SIZES as PRICED
 from onnxcompress.passes.cluster.one_price import at_one_price, together
@@ -167,7 +167,7 @@ class Cluster:
         if not found:
             plan.notes.append("no weight is left that is worth a codebook")
             return plan
-        budget = self._budget(model, found)
+        budget, evidence = self._budget(model, found), with_picked(model, found, evidence)
         if not self.tries_both:
             return self._filled(plan, model, found, evidence, budget)
         plans = [replace(self, rate="none")._filled(_copy(plan), model, found, evidence, budget)]
@@ -210,7 +210,7 @@ class Cluster:
         def begins(choices: Mapping[str, Choice]) -> Start:
             for each in found:
                 if (key := (each.name, choices[each.name])) not in memory:
-                    memory[key] = self._begun(model, each, choices[each.name])
+                    memory[key] = self._begun(model, each, choices[each.name], evidence)
             return {each.name: memory[each.name, choices[each.name]] for each in found}
 
         def walks(start: Start) -> Found:
@@ -225,7 +225,7 @@ class Cluster:
             options = expected(model, found, evidence, names)
             beside = 0 if self.target_size is None else NODES * len(found)
             return fitted(model, options, budget, beside, begins, walks)
-        start = begins(self._coders(plan, model, found))
+        start = begins(self._coders(plan, model, found, evidence))
         return start, walks(start)
 
     def apply(self, model: Model, plan: Plan) -> Model:
@@ -237,16 +237,16 @@ class Cluster:
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
-    def _begun(self, model: Model, each: Clustered, choice: Choice) -> Begun:
+    def _begun(self, model: Model, each: Clustered, choice: Choice, evidence: Evidence) -> Begun:
         """A tensor with its coder, and the codes that this begins with."""
         rows = each.rows(model.array(each.name))
         coder = choice if isinstance(choice, Starter) else None
         if coder is None and self.trellis:
             coder = by_trellis(each.shape, each.axis, rows, choice)
         coder = coder or ByBooks(choice.entries, choice.sharing, self.start)
-        return each, coder, *coder.begun(rows, self.seed)
+        return each, coder, *coder.begun(rows, self.seed, of_rows(each, rows, evidence))
 
-    def _coders(self, plan: Plan, model: Model, found: list[Clustered]) -> dict[str, Choice]:
+    def _coders(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence) -> dict[str, Choice]:
         """Of each tensor, where all have as many entries."""
         if self.share == "model":
             book = common_book(model, found, self.entries)
@@ -255,10 +255,9 @@ class Cluster:
             return {each.name: self._by_vectors(plan, model, each) for each in found}
         if self.share != "auto":
             return {each.name: Choice(self.entries, self.share) for each in found}
-        return {
-            each.name: Choice(self.entries, best_sharing(each.rows(model.array(each.name)), self.entries))
-            for each in found
-        }
+        rows = {each.name: each.rows(model.array(each.name)) for each in found}
+        counts = {each.name: of_rows(each, rows[each.name], evidence) for each in found}
+        return {name: Choice(self.entries, best_sharing(own, self.entries, counts[name])) for name, own in rows.items()}
 
     def _by_vectors(self, plan: Plan, model: Model, each: Clustered) -> Starter:
         """Vectors, or as many bits in scalars where a tensor has none."""

@@ -123,21 +123,16 @@ def _units(
     model: Model, tensors: Sequence[Clustered], evidence: Evidence, coarse: float
 ) -> Mapping[str, tuple[Tensor, bool]]:
     """What is coded of each tensor and what its errors are worth; was it measured?"""
-    known = {each.name: arriving(each, evidence) for each in tensors}
-    most = max((value for value in known.values() if value is not None), default=1.0)
-    found = {}
+    reached, found = arriving(tensors, evidence), {}
     for each in tensors:
         rows = each.rows(model.array(each.name)).astype(np.float64)
         unit = Tensor(rows, zeros=rows == 0 if pruned(rows) else None)
-        weights, power = met(each, rows.shape, evidence)
-        arrives = known[each.name]
-        if weights is None:
-            power = float(np.square(rows).sum())
-        elif weights.ndim == 1:
+        weights, power = met(each, rows, evidence)
+        if weights is not None and weights.ndim == 1:
             unit = replace(unit, gram=weights)
-        else:
+        elif weights is not None:
             power /= float(weights.mean())
-        worth = (most if arrives is None else arrives) / max(power, 1e-300)
+        worth = reached[each.name] / max(power, 1e-300)
         limit = 2 * np.log(2) * coarse * power / max(rows.size, 1)  # of a form whose noise is that share: see rate.py
         found[each.name] = replace(unit, worth=max(worth, 1e-300), limit=max(limit, 1e-300)), weights is not None
     return found

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress.data import open_data
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.gates import noise_share, noise_share_of_logits
+from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import load
 from onnxcompress.passes import Cluster
 from onnxcompress.passes.cluster.allocation import COARSE, REFERENCE, allocated
 from onnxcompress.passes.cluster.expected import expected
+from onnxcompress.passes.cluster.layout import read
 from onnxcompress.passes.cluster.sharing import SHARINGS
 from onnxcompress.run import How, evidence_for, opened
+from onnxcompress.runtime.session import open_session
 
 DIGITS = Path(__file__).parents[3] / "sample_models" / "digits.onnx"
 DATA = DIGITS.with_suffix(".npz")
@@ -42,6 +48,34 @@ def test_data_change_what_tensors_get(measured) -> None:  # type: ignore[no-unty
     one = allocated(expected(model, found, evidence, SHARINGS), budget)
     other = allocated(expected(model, found, {}, SHARINGS), budget)
     assert one != other
+
+
+def test_rows_that_are_read_often_are_coded_finer() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(200, 16)).astype(np.float32)
+    table[:4] *= 3
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Gather", ["table", "n"], ["v"], "look")],
+            "words",
+            [helper.make_tensor_value_info("n", TensorProto.INT64, ["b", 5])],
+            [helper.make_tensor_value_info("v", TensorProto.FLOAT, ["b", 5, 16])],
+            [numpy_helper.from_array(table, "table")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    model = load(proto)
+    numbers = rng.integers(0, 4, (40, 5))
+    numbers[:, 0] = -200 + rng.integers(0, 4, 40)  # the same rows, from behind
+    data = open_data({"n": numbers}, open_session(proto.SerializeToString()).inputs)
+    cluster = Cluster(assign="compensated", same=True, bits=3, smallest=0)
+    plans = (
+        replace(cluster, assign="nearest").plan(model, {}),
+        cluster.plan(model, {Paired.NEED: Paired(model, model, data)}),
+    )
+    errors = [np.square(read(plan.decisions[0], plan.arrays).decode() - table).sum(axis=1) for plan in plans]
+    assert errors[1][:4].sum() < errors[0][:4].sum() / 2
 
 
 def test_more_bytes_bring_less_error(measured) -> None:  # type: ignore[no-untyped-def]
