@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from onnxcompress.data import Data
 from onnxcompress.errors import DataError, ModelError
+from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.model import Model
 from onnxcompress.run import How
 from onnxcompress.runtime.session import Session, open_session
 from onnxcompress.training.augment import words
+from onnxcompress.training.connectors import connected
 from onnxcompress.training.ensemble import Ensemble, Part, weights_of
 from onnxcompress.training.labels import Labels, labelled
 from onnxcompress.training.losses import LOSSES
+from onnxcompress.training.pairs import Pair, found_pairs
 from onnxcompress.training.targets import AUTO, LABELS, Target, end_of, losses_in_words, targets_of
 from onnxcompress.training.teacher import Teacher, inner
 
@@ -28,6 +31,7 @@ HARD = 0.1
 class Aims(NamedTuple):
     """The terms of the loss, the labels that one of them learns, and sentences about these.
 
+    student the student with connectors, where a term wants them
     others  for each teacher but the first: name of an output's term -> its value in that teacher
     """
 
@@ -35,12 +39,13 @@ class Aims(NamedTuple):
     labels: Labels | None = None
     notes: tuple[str, ...] = ()
     others: tuple[Mapping[str, str], ...] = ()
+    student: Model | None = None
 
 
 def aims_of(settings: Distill, student: Model, teachers: Sequence[Model], feed: Data, how: How) -> Aims:
     """What is learned from whom. SettingError, ModelError, DataError where teachers or labels do not fit."""
-    taught = [settings.targets(student, each) for each in teachers[:1]]
-    found = _with_labels(settings, student, taught[0] if taught else [], feed, how)
+    targets, connecting = _from_teacher(settings, student, teachers[0], feed) if teachers else ([], None)
+    found = _with_labels(settings, student, targets, feed, how)._replace(student=connecting)
     weights = weights_of(settings.teacher_weights, max(len(teachers), 1))
     if len(teachers) < 2:
         return found
@@ -50,6 +55,26 @@ def aims_of(settings: Distill, student: Model, teachers: Sequence[Model], feed: 
         f"{len(teachers)} teachers answer as one, by the mean of {settings.ensemble}: {shares}; judged beside the first"
     )
     return found._replace(others=others, notes=(*found.notes, told))
+
+
+def _from_teacher(settings: Distill, student: Model, teacher: Model, feed: Data) -> tuple[list[Target], Model | None]:
+    """The teacher's terms, and the student with connectors where some want them. Shapes of inner values are those of one sample."""
+    if not settings.features:
+        return settings.targets(student, teacher), None
+    one = next(feed.calibration.batches(1))
+    shapes = (run_shapes(student, one), run_shapes(teacher, one))
+    pairs: list[Pair] = []
+    if AUTO in settings.features:
+        outputs = [each.student for each in targets_of(student, teacher, loss=settings.loss)]
+        pairs = found_pairs(student, teacher, shapes, outputs)
+        if not pairs:
+            raise ModelError(
+                f"{student.source.name}: no inner values have the same resolution as in {teacher.source.name}; name pairs, "
+                "--features STUDENT=TEACHER"
+            )
+    targets = settings.targets(student, teacher, pairs)
+    connecting, targets = connected(student, targets, shapes)
+    return targets, None if connecting is student else connecting
 
 
 def _same_terms(settings: Distill, student: Model, first: Model, teacher: Model) -> dict[str, str]:

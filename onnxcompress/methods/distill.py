@@ -8,6 +8,7 @@ teacher it is compared with the student as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,11 +30,13 @@ from onnxcompress.result import Result
 from onnxcompress.run import Clock, How, costs, judged, opened
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.augment import Changes, words
+from onnxcompress.training.connectors import connector_size, disconnected
 from onnxcompress.training.ensemble import Mean
 from onnxcompress.training.integers import Levels
 from onnxcompress.training.judge import MOST, SHARE, Judge, LabelJudge
 from onnxcompress.training.kept import Booked, Dense, Moving
 from onnxcompress.training.loop import Lesson, Trained, held_of, train
+from onnxcompress.training.pairs import Pair
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.targets import AUTO, LABELS, Target, targets_of
@@ -49,7 +52,7 @@ class Distill(Recipe):
         str,
         Field(
             description="auto: soft-cross-entropy on what a Softmax reads, binary on what a Sigmoid reads, else mse; or "
-            "soft-cross-entropy, reverse-kl, js, alpha, logits-mse, binary, mse"
+            "soft-cross-entropy, frames, reverse-kl, js, alpha, logits-mse, binary, mse, relative-mse, cosine, channel-wise"
         ),
     ] = AUTO
     temperature: Annotated[
@@ -81,18 +84,27 @@ class Distill(Recipe):
     ] = None
     features: Annotated[
         tuple[str, ...],
-        Field(description="also learn this inner value, NAME or STUDENT=TEACHER; may come several times"),
+        Field(
+            description="also learn this inner value, NAME or STUDENT=TEACHER; may come several times; auto: the last of each "
+            "resolution, by what it was cut from, else by depth (--dry-run lists them)"
+        ),
     ] = ()
     feature_loss: Annotated[
         str,
-        Field(description="mse; any width: attention, similarity, relational-distance, relational-angle"),
+        Field(
+            description="mse, relative-mse, cosine, channel-wise; any width: attention, similarity, relational-distance, "
+            "relational-angle, hint (mse after a learned connector, which is thrown away)"
+        ),
     ] = "attention"
-    feature_weight: Annotated[float, Field(gt=0, description="of each of these in the loss")] = 1.0
+    feature_weight: Annotated[
+        float | None, Field(gt=0, description="of each of these in the loss; default that of the loss's paper")
+    ] = None
 
-    def targets(self, student: Model, teacher: Model) -> list[Target]:
-        """What is learned from what."""
+    def targets(self, student: Model, teacher: Model, pairs: Sequence[Pair] = ()) -> list[Target]:
+        """What is learned from what; pairs: of inner values that were found, beside those that are named."""
+        features: list[str | Pair] = [*(each for each in self.features if each != AUTO), *pairs]
         return targets_of(
-            student, teacher, loss=self.loss, features=self.features, feature_loss=self.feature_loss,
+            student, teacher, loss=self.loss, features=features, feature_loss=self.feature_loss,
             feature_weight=self.feature_weight,
         )  # fmt: skip
 
@@ -152,7 +164,7 @@ def distilled(
     with clock("compare"):
         start = judged(taught, taking, feed, how)
     with clock("distill"):
-        made, told = _taught(taking, teachers, aims, feed, settings, checkpoint, how)
+        made, told = _taught(aims.student or taking, teachers, aims, feed, settings, checkpoint, how)
     with clock("compare"):
         comparison = judged(taught, made.model, feed, how)
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
@@ -214,7 +226,8 @@ def _taught(
         guesses=_guesses(student, teachers[0]) if teachers else {}, limits=limits_of(student),
         judge=_judge(teachers, aims, kept, settings, how),
     )  # fmt: skip
-    return train(lesson), [session.told] if session is not None and session.told else []
+    made = train(lesson)
+    return replace(made, model=disconnected(made.model)), [session.told] if session is not None and session.told else []
 
 
 def _judge(teachers: Sequence[Model], aims: Aims, kept: Data, settings: Distill, how: How) -> Judge | LabelJudge:
@@ -254,6 +267,7 @@ def _told(settings: Distill, student: Model, aims: Aims, made: Trained, start: C
         else "labels alone taught; the original is the student as it was",
         *learned_in_words(settings, aims),
         f"{made.parameters} numbers were trained",
+        *_connectors_in_words(aims),
         *_coded_in_words(held_of(student, settings)),
     ]
     moved = [name for name, value in student.initializers.items() if written_as(value) and not _still(made.model, name)]
@@ -264,6 +278,12 @@ def _told(settings: Distill, student: Model, aims: Aims, made: Trained, start: C
     if made.resumed:
         notes.append(f"epochs 1 to {made.resumed} come from the checkpoint")
     return Plan(settings.name, fields_of(settings), student.fingerprint, made.curve, notes=notes)
+
+
+def _connectors_in_words(aims: Aims) -> list[str]:
+    """Numbers that the result does not have."""
+    size = 0 if aims.student is None else connector_size(aims.student)
+    return [f"{size} of these in connectors, which were thrown away at the end"] if size else []
 
 
 def _coded_in_words(held: Parameters) -> list[str]:

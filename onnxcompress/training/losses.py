@@ -26,11 +26,18 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Loss:
-    """of: what it takes; widths: student and teacher may differ in all axes but the first (two, for attention)."""
+    """of: what it takes; widths: student and teacher may differ in all axes but the first (two, for attention).
+
+    channels  it takes [n, c, *places]: the axis of channels, where it is known, is moved to the second place
+    weight    its paper's, of a term of features                connects  a learned connector brings the student to the teacher's width
+    """
 
     function: Callable[..., ir.Value]
     of: Of
     widths: bool = False
+    channels: bool = False
+    weight: float = 1.0
+    connects: bool = False
 
     def __call__(self, op: Pen, student: ir.Value, teacher: ir.Value, **settings: Any) -> ir.Value:
         """The scalar; settings that this loss does not have are left out."""
@@ -41,11 +48,11 @@ class Loss:
 LOSSES: dict[str, Loss] = {}
 
 
-def loss(name: str, of: Of, *, widths: bool = False) -> Callable[[Callable[..., ir.Value]], Callable[..., ir.Value]]:
-    """Registers a loss under its name on the command line."""
+def loss(name: str, of: Of, **facts: Any) -> Callable[[Callable[..., ir.Value]], Callable[..., ir.Value]]:
+    """Registers a loss under its name on the command line; `facts` are further fields of Loss."""
 
     def register(function: Callable[..., ir.Value]) -> Callable[..., ir.Value]:
-        LOSSES[name] = Loss(function, of, widths)
+        LOSSES[name] = Loss(function, of, **facts)
         return function
 
     return register
@@ -73,6 +80,21 @@ def soft_cross_entropy(op: Pen, student: ir.Value, teacher: ir.Value, *, tempera
     Hinton, Vinyals, Dean 2015, arXiv:1503.02531."""
     log_p, log_q = _log_softmax(op, teacher, temperature), _log_softmax(op, student, temperature)
     return op.Mul(_divergence(op, log_p, log_q), temperature**2)  # type: ignore[no-any-return]
+
+
+@loss("frames", "logits")
+def frames(op: Pen, student: ir.Value, teacher: ir.Value, *, temperature: float = 4.0, floor: float = 0.1) -> ir.Value:
+    """soft-cross-entropy of the frames of a text line, weighted by max(1 - p(blank), floor) over the mean weight. Most frames of a CTC
+    reader are blank, and their mean hides the few that hold a character. The blank is the class that the teacher gives most in the batch.
+    A soft form of the selection of frames that Hilmes et al. 2025, arXiv:2506.01503, compare."""
+    log_p, log_q = _log_softmax(op, teacher, temperature), _log_softmax(op, student, temperature)
+    each = op.ReduceSum(op.Mul(op.Exp(log_p), op.Sub(log_p, log_q)), [-1], keepdims=0)
+    said = op.Softmax(teacher, axis=-1)
+    often = op.ReduceSum(said, [0], keepdims=1)
+    blank = op.Gather(said, op.ArgMax(op.Reshape(often, [-1]), axis=0, keepdims=0), axis=1)
+    weight = op.Max(op.Sub(1.0, op.Reshape(blank, [-1])), floor)
+    total = op.ReduceSum(weight, keepdims=0)
+    return op.Mul(op.Div(op.ReduceSum(op.Mul(each, weight), keepdims=0), total), temperature**2)  # type: ignore[no-any-return]
 
 
 @loss("reverse-kl", "logits")
@@ -179,12 +201,56 @@ def mse(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
     return mean(op, op.Mul(difference, difference))
 
 
+@loss("hint", "features", connects=True)
+def hint(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
+    """Mean square difference, after a learned connector where the widths differ, which is thrown away at the end (connectors.py).
+    Romero et al., ICLR 2015 (FitNets), arXiv:1412.6550."""
+    return mse(op, student, teacher)
+
+
+@loss("relative-mse", "features")
+def relative_mse(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
+    """‖s - t‖² / ‖t‖² of each sample, mean over the batch: the inverse of the SQNR that reports show, so that values of any size, and
+    each sample alike, count the same."""
+    n = shape_of(student)[0]
+    error, size = (op.Reshape(each, [n, -1]) for each in (op.Sub(student, teacher), teacher))
+    squares = [op.ReduceSum(op.Mul(each, each), [1], keepdims=0) for each in (error, size)]
+    return mean(op, op.Div(squares[0], op.Add(squares[1], TINY)))
+
+
 def _unit_rows(op: Pen, x: ir.Value) -> ir.Value:
     """[rows, n], each row over its length."""
     return op.Div(x, op.Sqrt(op.Add(op.ReduceSum(op.Mul(x, x), [-1], keepdims=1), TINY)))  # type: ignore[no-any-return]
 
 
-@loss("attention", "features", widths=True)
+def _per_place(op: Pen, x: ir.Value) -> ir.Value:
+    """[n, c, *s] -> [n s, c]."""
+    shape = shape_of(x)
+    flat = op.Reshape(x, [shape[0], shape[1], -1])
+    return op.Reshape(op.Transpose(flat, perm=[0, 2, 1]), [-1, shape[1]])  # type: ignore[no-any-return]
+
+
+@loss("cosine", "features", channels=True)
+def cosine(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
+    """1 - cos of the angle between the channels of student and teacher, mean over samples and places (tokens, frames, pixels):
+    for embeddings and hidden states, whose length does not matter. Sanh et al. 2019 (DistilBERT), arXiv:1910.01108."""
+    one, two = (_unit_rows(op, _per_place(op, x)) for x in (student, teacher))
+    return mean(op, op.Sub(1.0, op.ReduceSum(op.Mul(one, two), [-1], keepdims=0)))
+
+
+@loss("channel-wise", "features", channels=True)
+def channel_wise(op: Pen, student: ir.Value, teacher: ir.Value, *, temperature: float = 4.0) -> ir.Value:
+    """T² · KL between where teacher and student have each channel: its values over all places, softened to a distribution; mean over
+    samples and channels. For maps of detection and segmentation heads. Shu et al., ICCV 2021, arXiv:2011.13256."""
+
+    def rows(x: ir.Value) -> ir.Value:
+        n, c = shape_of(x)[:2]
+        return op.Reshape(x, [n * c, -1])  # type: ignore[no-any-return]
+
+    return soft_cross_entropy(op, rows(student), rows(teacher), temperature=temperature)
+
+
+@loss("attention", "features", widths=True, channels=True, weight=1000.0)
 def attention_transfer(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Where both look: sums of squares over channels [n, c, *s] -> [n, s], each over its length; mean square difference.
     Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928."""
@@ -196,7 +262,7 @@ def attention_transfer(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Valu
     return mse(op, seen(student), seen(teacher))
 
 
-@loss("similarity", "features", widths=True)
+@loss("similarity", "features", widths=True, weight=3000.0)
 def similarity_preserving(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Which samples resemble each other: G = X Xᵀ of the batch [n, n], rows over their length; ‖G_t - G_s‖² / n².
     Tung and Mori, ICCV 2019, arXiv:1907.09682."""
@@ -222,7 +288,7 @@ def _between_rows(op: Pen, x: ir.Value) -> ir.Value:
     return op.Sub(op.Reshape(rows, [1, n, -1]), op.Reshape(rows, [n, 1, -1]))  # type: ignore[no-any-return]
 
 
-@loss("relational-distance", "features", widths=True)
+@loss("relational-distance", "features", widths=True, weight=25.0)
 def relational_distance(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Huber loss between the distances of all pairs of samples, each over its model's mean distance.
     Park et al., CVPR 2019, arXiv:1904.05068."""
@@ -239,7 +305,7 @@ def relational_distance(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Val
     return mean(op, _huber(op, op.Sub(distances(student), distances(teacher))))
 
 
-@loss("relational-angle", "features", widths=True)
+@loss("relational-angle", "features", widths=True, weight=50.0)
 def relational_angle(op: Pen, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Huber loss between the cosines of the angles that all triples of samples form. Park et al., CVPR 2019, arXiv:1904.05068."""
 

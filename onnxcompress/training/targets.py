@@ -13,6 +13,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import axes_of
 from onnxcompress.training.graph import Criterion
 from onnxcompress.training.losses import LOSSES, Loss
+from onnxcompress.training.pairs import Pair, channel_axis
 from onnxcompress.training.pen import Pen, element_of, is_float, shape_of
 
 TEACHER = "teacher/"
@@ -52,17 +53,18 @@ def targets_of(
     teacher: Model,
     *,
     loss: str = AUTO,
-    features: Sequence[str] = (),
+    features: Sequence[str | Pair] = (),
     feature_loss: str = "attention",
-    feature_weight: float = 1.0,
+    feature_weight: float | None = None,
 ) -> list[Target]:
     """A term for each float output, and one for each pair of features ("NAME", or "STUDENT=TEACHER" where names differ).
 
+    feature_weight  of each; None: that of the loss's paper
     SettingError for a loss that does not fit what it would be given, ModelError for a value that is not there.
     """
-    for each in (loss, feature_loss):
-        if each != AUTO and each not in LOSSES:
-            raise SettingError(f"no loss is called {each!r}; {nearest(each, LOSSES)}")
+    for name in (loss, feature_loss):
+        if name != AUTO and name not in LOSSES:
+            raise SettingError(f"no loss is called {name!r}; {nearest(name, LOSSES)}")
     if features and LOSSES[feature_loss].of != "features":
         raise SettingError(
             f"{feature_loss!r} is a loss of {LOSSES[feature_loss].of}; for features give one of {_of('features')}"
@@ -70,14 +72,25 @@ def targets_of(
     found = [_output(value, teacher, loss) for value in student.ir.graph.outputs if is_float(value)]
     if not found:
         raise ModelError(f"{student.source.name}: no output holds floats; there is nothing to learn from the teacher")
+    weight = LOSSES[feature_loss].weight if feature_weight is None else feature_weight
     for each in features:
-        one, _, other = each.partition("=")
-        for model, name in ((student, one), (teacher, other or one)):
-            known = [value.name for node in model.ir.graph for value in node.outputs if is_float(value) and value.name]
-            if name not in known:
-                raise ModelError(f"{model.source.name}: no value is called {name!r}; {nearest(name, known)}")
-        found.append(Target(each, one, other or one, feature_loss, None, feature_weight, "named by --features"))
+        pair = each if isinstance(each, Pair) else _named(student, teacher, each)
+        name = pair.student if pair.student == pair.teacher else f"{pair.student}={pair.teacher}"
+        found.append(Target(name, pair.student, pair.teacher, feature_loss, pair.axis, weight, pair.why))
     return found
+
+
+def _named(student: Model, teacher: Model, wish: str) -> Pair:
+    """NAME, or STUDENT=TEACHER, checked."""
+    one, _, other = wish.partition("=")
+    values = []
+    for model, name in ((student, one), (teacher, other or one)):
+        known = {v.name: v for node in model.ir.graph for v in node.outputs if is_float(v) and v.name}
+        if name not in known:
+            raise ModelError(f"{model.source.name}: no value is called {name!r}; {nearest(name, known)}")
+        values.append(known[name])
+    axes = [channel_axis(value) for value in values]
+    return Pair(one, other or one, axes[0] if axes[0] == axes[1] else None, "named by --features")
 
 
 def _of(kind: str) -> str:
@@ -100,7 +113,8 @@ def _output(value: ir.Value, teacher: Model, loss: str) -> Target:
         kind = LOSSES[usual].of
     else:
         usual, why, kind = "mse", "plain numbers, which may be logits or an embedding", "features"
-        reads, taught, axis = value, twin, -1
+        reads, taught, axis = value, twin, channel_axis(value)
+        axis = -1 if axis is None else axis
     chosen = usual if loss == AUTO else loss
     if kind != "features" and LOSSES[chosen].of not in (kind, "features"):
         raise SettingError(
@@ -169,23 +183,35 @@ def _term(op: Pen, target: Target, student: ir.Value, teacher: ir.Value, tempera
     if each.of == "labels":
         axis = target.axis if target.axis is not None else -1
         return each(op, _rows(op, student, axis), _rows(op, teacher, -1))
-    if one != two and not (each.widths and one[0] == two[0] and _same_places(target.loss, one, two)):
+    if one != two and not (each.widths and one[0] == two[0] and _same_places(target, one, two)):
         raise ModelError(
             f"{target.student!r} is {list(one)} in the student, {target.teacher!r} {list(two)} in the teacher, and "
-            f"{target.loss!r} wants them alike; choose other values, or a loss that compares within each model: {_wide()}"
+            f"{target.loss!r} wants them alike; choose other values, or a loss that compares within each model: {_wide()}; or hint, "
+            "with a connector"
         )
     if each.of == "logits":
         student, teacher = (_rows(op, value, target.axis) for value in (student, teacher))
+    if each.channels:
+        student, teacher = (_channels_second(op, value, target.axis) for value in (student, teacher))
     return each(op, student, teacher, **({} if temperature is None else {"temperature": temperature}))
 
 
-def _same_places(loss: str, one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+def _same_places(target: Target, one: tuple[int, ...], two: tuple[int, ...]) -> bool:
     """Attention maps have a number for each place; the others a number for each pair of samples."""
-    return loss != "attention" or (len(one) > 2 and math.prod(one[2:]) == math.prod(two[2:]))
+    at = 1 if target.axis is None else target.axis
+    places = [math.prod(size for a, size in enumerate(shape) if a not in (0, at % len(shape))) for shape in (one, two)]
+    return not LOSSES[target.loss].channels or (len(one) > 2 and places[0] == places[1])
 
 
 def _wide() -> str:
     return ", ".join(name for name, each in LOSSES.items() if each.widths)
+
+
+def _channels_second(op: Pen, x: ir.Value, axis: int | None) -> ir.Value:
+    """[n, c, *places]."""
+    rank = len(shape_of(x))
+    at = 1 if axis is None else axis % rank
+    return x if at <= 1 or rank < 3 else op.Transpose(x, perm=[0, at, *(a for a in range(1, rank) if a != at)])  # type: ignore[no-any-return]
 
 
 def _rows(op: Pen, x: ir.Value, axis: int | None) -> ir.Value:

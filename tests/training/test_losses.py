@@ -60,6 +60,13 @@ def alpha(s: np.ndarray, t: np.ndarray) -> float:
     return float(np.maximum(below, above).mean())
 
 
+def frames(s: np.ndarray, t: np.ndarray) -> float:
+    """Each frame weighs what is left of it beside the class that is most frequent."""
+    p, q, said = softmax(t / T), softmax(s / T), softmax(t)
+    each, weight = (p * np.log(p / q)).sum(-1), np.maximum(1 - said[:, said.sum(0).argmax()], 0.1)
+    return float((each * weight).sum() / weight.sum() * T * T)
+
+
 def attention(x: np.ndarray) -> np.ndarray:
     return units(by_rows((x**2).sum(1)))
 
@@ -82,7 +89,12 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     ])),
     "cross-entropy": lambda s, p: -float((p * np.log(softmax(s))).sum(-1).mean()),
     "binary-labels": lambda s, p: -float((p * np.log(1 / (1 + np.exp(-s))) + (1 - p) * np.log(1 / (1 + np.exp(s)))).mean()),
+    "frames": frames,
     "mse": lambda s, t: float(((s - t) ** 2).mean()),
+    "hint": lambda s, t: float(((s - t) ** 2).mean()),
+    "relative-mse": lambda s, t: float((by_rows((s - t) ** 2).sum(1) / by_rows(t**2).sum(1)).mean()),
+    "cosine": lambda s, t: float(1 - (units(np.moveaxis(s, 1, -1)) * units(np.moveaxis(t, 1, -1))).sum(-1).mean()),
+    "channel-wise": lambda s, t: T * T * kl(softmax(t.reshape(*t.shape[:2], -1) / T), softmax(s.reshape(*s.shape[:2], -1) / T)),
     "attention": lambda s, t: float(((attention(s) - attention(t)) ** 2).mean()),
     "similarity": lambda s, t: float(((alike(s) - alike(t)) ** 2).mean()),
     "relational-distance": lambda s, t: float(huber(distances(s) - distances(t)).mean()),

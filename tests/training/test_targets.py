@@ -71,7 +71,9 @@ def test_features_by_name() -> None:
     ]
     with pytest.raises(ModelError, match="no value is called 'ff'"):
         targets_of(student, teacher, features=["f=ff"])
-    with pytest.raises(SettingError, match="'js' is a loss of logits; for features give one of mse, attention"):
+    with pytest.raises(
+        SettingError, match="'js' is a loss of logits; for features give one of mse, hint, relative-mse"
+    ):
         targets_of(student, teacher, features=["f"], feature_loss="js")
 
 
