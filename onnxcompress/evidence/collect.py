@@ -234,7 +234,9 @@ class Probe:
         if not outputs:
             return cls(None, [])
         answer(taps.graph, outputs)
-        session = open_session(loose(taps.graph), threads=threads, early=True, lean=True, name=model.source.name)
+        session = open_session(
+            loose(taps.graph), threads=threads, early=True, lean=True, as_given=True, name=model.source.name
+        )
         return cls(session, parts)
 
     def run(self, feed: Feed) -> Iterator[tuple[Observed, Mark | None, list[np.ndarray]]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxcompress.data import Data
 from onnxcompress.evidence.collect import collect
 from onnxcompress.evidence.expose import run_shapes
@@ -17,6 +19,11 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.sensitivity import sensitivities
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
+from onnxcompress.model.edit import LIKE
+from onnxcompress.model.model import Origin
+from onnxcompress.operators.layer import all_layers
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,38 +40,62 @@ class Sources:
     progress: Callable[[int, int, str], None] | None = None
 
 
-def first_shapes(model: Model, data: Data, original: Model | None = None) -> Mapping[str, tuple[int, ...]]:
+def first_shapes(model: Model, data: Data, original: Model | None = None) -> Mapping[str, Shape]:
     """Shapes of all values on the first sample: run once for a model and a shape of samples, then remembered.
 
-    original  a model that this one was made from: where no node gives a new value, shapes follow from the original's and
-              the channels that are left of each value, and nothing is run
+    original  a model that this one was made from: where shapes follow from the original's, from the channels that are left of each
+              value and from nodes that keep a shape, nothing is run
     """
     feed = next(iter(data.batches(1)))
     key = f"shapes {sorted((name, array.shape) for name, array in feed.items())}"
 
-    def compute(_: Model) -> Mapping[str, tuple[int, ...]]:
-        if original is None or original is model or _computed(model) - _computed(original):
+    def compute(_: Model) -> Mapping[str, Shape]:
+        if original is None or original is model:
             return run_shapes(model, feed)
-        return _narrowed(model, first_shapes(original, data))
+        found = _followed(model, first_shapes(original, data))
+        # what layers read and write is what costs are counted from; whoever wants more runs the model for it
+        read = {name for layer in all_layers(model) if "Gather" not in layer.op for name in (layer.reads, layer.writes)}
+        ends = {value.name for value in _computed(model) if value.name in read and value.uses()}
+        return found if ends <= found.keys() else run_shapes(model, feed)
 
     return model.remember(key, compute)
 
 
-def _computed(model: Model) -> set[str]:
-    return {value.name or "" for node in model.ir.graph for value in node.outputs}
+KEEPS_SHAPE = {"QuantizeLinear", "DequantizeLinear", "Cast", "Identity", "Relu", "Clip"}
+"""Operators whose output has the shape of their first input."""
 
 
-def _narrowed(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the original -> of the model that was cut from it."""
-    gone = set(shapes) - _computed(model) - {value.name for value in model.ir.graph.inputs}
-    found = {name: shape for name, shape in shapes.items() if name not in gone}
-    for name, origin in model.origin.items():
-        if name in found:
-            found[name] = tuple(
-                len(origin.kept[axis]) if axis in origin.kept else size for axis, size in enumerate(shapes[name])
-            )
+def _followed(model: Model, before: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of values of the original -> of the model that was made from it, as far as they follow."""
+    every = {name: _left(shape, model.origin.get(name)) for name, shape in before.items()}
     constants = {name: value.const_value for name, value in model.initializers.items()}
-    return found | {name: tuple(tensor.shape.numpy()) for name, tensor in constants.items() if tensor is not None}
+    found = {name: tuple(tensor.shape.numpy()) for name, tensor in constants.items() if tensor is not None}
+    found |= {name: every[name] for value in model.ir.graph.inputs if (name := value.name or "") in every}
+    for value in _computed(model):
+        name = value.name or ""
+        if name not in every and value.meta.get(LIKE) in every:
+            every[name] = every[value.meta[LIKE]]
+        if name in every:
+            found[name] = every[name]
+    keeping = [node for node in model.ir.graph if node.op_type in KEEPS_SHAPE and not node.domain]
+    for node in (*keeping, *keeping[::-1]):
+        one, other = node.inputs[0].name or "", node.outputs[0].name or ""  # type: ignore[union-attr]
+        if one in found:
+            found.setdefault(other, found[one])
+        elif other in found:
+            found[one] = found[other]
+    return found
+
+
+def _left(shape: Shape, origin: Origin | None) -> Shape:
+    """Of a value that some indices are left of."""
+    if origin is None:
+        return shape
+    return tuple(len(origin.kept[axis]) if axis in origin.kept else size for axis, size in enumerate(shape))
+
+
+def _computed(model: Model) -> list[ir.Value]:
+    return [value for node in model.ir.graph for value in node.outputs]
 
 
 def shapes(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:

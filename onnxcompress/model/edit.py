@@ -97,6 +97,10 @@ FILE_TYPE = "onnxcompress.file_type"
 """Key of a tensor's meta: the narrower type in which the file holds its values, behind a Cast."""
 
 
+LIKE = "onnxcompress.like"
+"""Key of a value's meta: the name of a value of the same shape, which was there before an edit."""
+
+
 def narrow_tensor(values: np.ndarray, file_type: ir.DataType, name: str) -> ir.Tensor:
     """Values rounded to what the file can hold; where one is too large for it, the file gets them as they are."""
     with np.errstate(over="ignore"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model.edit import bodies_of, walk
+
+_SEEN: WeakKeyDictionary[ir.TensorProtocol, bytes] = WeakKeyDictionary()
+"""Tensor -> digest of its content: clones share tensors, and nobody writes to one."""
 
 
 def fingerprint(graph: ir.Model) -> str:
@@ -16,7 +20,7 @@ def fingerprint(graph: ir.Model) -> str:
     for name, value in graph.graph.initializers.items():
         assert value.const_value is not None
         digest.update(f"{name} {value.const_value.dtype} {list(value.const_value.shape)}".encode())
-        digest.update(_content(value.const_value))
+        digest.update(_digest(value.const_value))
     for node in walk(graph):
         settings = [_setting(node.attributes[name]) for name in sorted(node.attributes)]
         digest.update(
@@ -25,6 +29,12 @@ def fingerprint(graph: ir.Model) -> str:
     shown = [(value.name, str(value.type), str(value.shape)) for value in (*graph.graph.inputs, *graph.graph.outputs)]
     digest.update(f"{shown} {sorted(graph.opset_imports.items())}".encode())
     return digest.hexdigest()
+
+
+def _digest(tensor: ir.TensorProtocol) -> bytes:
+    if tensor not in _SEEN:
+        _SEEN[tensor] = hashlib.sha256(_content(tensor)).digest()
+    return _SEEN[tensor]
 
 
 def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -25,16 +26,27 @@ LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 """protobuf's limit on one message, less some room for the graph."""
 
 
-def to_bytes(graph: ir.Model) -> bytes:
-    """ONNX bytes of a graph with all its weights inside."""
+def to_bytes(graph: ir.Model, metadata: Mapping[str, str] | None = None) -> bytes:
+    """ONNX bytes of a graph with all its weights inside; metadata: keys and values for the file's metadata_props."""
     total = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     if total > LARGEST_MESSAGE:
         raise ModelError(f"{total / 1e9:.1f} GB of weights do not fit in one ONNX message; save it to a path")
-    return ir.to_proto(graph).SerializeToString(deterministic=True)
+    return _message(graph, metadata)
+
+
+def _message(graph: ir.Model, metadata: Mapping[str, str] | None) -> bytes:
+    proto = ir.to_proto(graph)
+    if metadata:
+        onnx.helper.set_model_props(proto, {**graph.metadata_props, **metadata})
+    return proto.SerializeToString(deterministic=True)
 
 
 def finished(model: Model) -> ir.Model:
-    """A clone as it goes to disk: equal constants merged, nothing unused, IR version and opset as they were."""
+    """A clone as it goes to disk: equal constants merged, nothing unused, IR version and opset as they were. Not to be edited."""
+    return model.remember("finished", _finished)
+
+
+def _finished(model: Model) -> ir.Model:
     graph = model.ir.clone()
     for value in (*graph.graph.inputs, *graph.graph.outputs):
         if (name := value.name or "") in model.declared:
@@ -112,11 +124,10 @@ def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None)
     path = Path(path)
     check_output(path, [model.source.path] if model.source.path else [])
     graph = finished(model)
-    graph.metadata_props.update(metadata or {})
     total = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     if total > LARGEST_MESSAGE:
-        return _save_external(graph, path)
-    data = to_bytes(graph)
+        return _save_external(graph.clone(), path, metadata)
+    data = to_bytes(graph, metadata)
     try:
         if all(value.shape is not None for value in (*graph.graph.inputs, *graph.graph.outputs)):
             checker.check_model(data)
@@ -128,7 +139,7 @@ def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None)
     return path
 
 
-def _save_external(graph: ir.Model, path: Path) -> Path:
+def _save_external(graph: ir.Model, path: Path, metadata: Mapping[str, str] | None) -> Path:
     """The message, and beside it one data file with every tensor; both appear or neither."""
     data_path = path.with_name(path.name + ".data")
     tensors = [v.const_value for v in graph.graph.initializers.values() if v.const_value is not None]
@@ -144,6 +155,5 @@ def _save_external(graph: ir.Model, path: Path) -> Path:
             base_dir=path.parent,
         )
         offset += tensor.nbytes
-    message = ir.to_proto(graph).SerializeToString(deterministic=True)
-    write_atomic_together({data_path: (tensor.tobytes() for tensor in tensors), path: message})
+    write_atomic_together({data_path: (tensor.tobytes() for tensor in tensors), path: _message(graph, metadata)})
     return path

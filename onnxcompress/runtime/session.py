@@ -170,6 +170,7 @@ def open_session(
     optimised_to: Path | None = None,
     early: bool = False,
     lean: bool = False,
+    as_given: bool = False,
 ) -> Session:
     """Load a model for running on the CPU.
 
@@ -184,6 +185,8 @@ def open_session(
                of the graph come first, and what they alone read is freed
     lean       take memory value by value, not in one piece that is planned for a run: much less of it where many values leave the
                graph (of a ResNet-50's calibration 0.44 GB for 0.63), in the same time
+    as_given   weights are read where they lie, not copied into blocks for this CPU: for runs over few samples, which take as long,
+               and half of the memory
 
     ModelError, one line with file and reason, where onnxruntime does not load it.
     """
@@ -191,7 +194,7 @@ def open_session(
     message = model.message if isinstance(model, Loose) else model
     given = message if isinstance(message, bytes) else str(Path(message))
     shown = name or (f"model of {len(given)} bytes" if isinstance(given, bytes) else given)
-    options = _options(threads, optimise, profile, optimised_to, early)
+    options = _options(threads, optimise, profile, optimised_to, early, as_given)
     options.enable_mem_pattern = not lean
     try:
         if arrays:
@@ -243,7 +246,7 @@ def plain_reason(error: BaseException) -> str:
 
 
 def _options(
-    threads: int, optimise: bool, profile: Path | None, optimised_to: Path | None, early: bool
+    threads: int, optimise: bool, profile: Path | None, optimised_to: Path | None, early: bool, as_given: bool
 ) -> onnxruntime.SessionOptions:
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
@@ -251,6 +254,11 @@ def _options(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if as_given:
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_EXTENDED
+        )  # what is left out lays convolutions out in blocks
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if early:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.use_deterministic_compute = True

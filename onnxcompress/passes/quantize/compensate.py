@@ -25,10 +25,11 @@ from onnxcompress.operators.layer import Layer, by_node, layers
 from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid
 from onnxcompress.passes.quantize.levels import Leveled, made, pairs_of
-from onnxcompress.passes.quantize.portable import Pairing, restrict
+from onnxcompress.passes.quantize.portable import Pairing
 from onnxcompress.passes.quantize.rounding import DAMPING, ROUNDINGS, Lattice
 from onnxcompress.passes.quantize.rows import weight_axis
 from onnxcompress.passes.quantize.shares import roundings
+from onnxcompress.passes.quantize.steps import restrict
 from onnxcompress.passes.quantize.write import Pairs
 
 SWEEPS = 4

@@ -10,8 +10,9 @@ from onnxcompress.passes.quantize.blocks import SEARCHED, Blocks, blocks_of
 from onnxcompress.passes.quantize.found import Form, Stored, Weight
 from onnxcompress.passes.quantize.grid import LEAST, MOST, SMALLEST_SCALE, symmetric_grid
 from onnxcompress.passes.quantize.pen import Rounded
-from onnxcompress.passes.quantize.portable import Pairing, pairing, restrict
+from onnxcompress.passes.quantize.portable import Pairing, pairing
 from onnxcompress.passes.quantize.rows import weight_axis
+from onnxcompress.passes.quantize.steps import restrict
 
 BLOCK = 32
 """Of four bits, where nobody says: one scale more for 16 bytes."""

@@ -11,9 +11,10 @@ from onnxcompress.evidence.kinds import Mean, Moments
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid, symmetric_grid
-from onnxcompress.passes.quantize.portable import Pairing, Restricted, pairing, restrict, safe_levels, scales
+from onnxcompress.passes.quantize.portable import Pairing, pairing, safe_levels
 from onnxcompress.passes.quantize.rounding import bias_shift
 from onnxcompress.passes.quantize.rows import weight_axis
+from onnxcompress.passes.quantize.steps import Restricted, restrict, scales
 
 
 @dataclass(frozen=True, eq=False)

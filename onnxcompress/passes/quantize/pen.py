@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model.edit import new_constant, walk
+from onnxcompress.model.edit import LIKE, new_constant, walk
 from onnxcompress.passes.quantize.grid import Grid
 
 MICROSOFT = "com.microsoft"
@@ -63,7 +63,8 @@ class Pen:
         made = ir.node(op, inputs, attributes, domain=domain, name=self.free(f"{name}.{op}"))
         value = made.outputs[0]
         value.name, value.type = name, ir.TensorType(dtype)
-        value.shape = None if like is None else like.shape
+        if like is not None:
+            value.shape, value.meta[LIKE] = like.shape, like.name or ""
         if before is not None:
             assert isinstance(before.graph, ir.Graph)
             before.graph.insert_before(before, made)

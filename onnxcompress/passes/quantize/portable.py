@@ -29,22 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress.passes.quantize.grid import SMALLEST_SCALE
-
 MOST, LEAST = 32767, -32768
 """What 16 bits hold."""
-
-SHRINK = np.linspace(1.0, 0.7, 13)
-"""Scales tried, as shares of the one at which the largest weight takes the last level."""
-
-WIDEN = np.linspace(1.0, 2.0, 17)[1:]
-"""Larger scales, tried where pairs are limited; at 2 no pair overflows."""
-
-SMOOTH, COARSE = 128, 3
-"""In rows of so many weights what is lost hardly jumps from scale to scale: every third is tried, then those beside the best."""
-
-BLOCK = 1 << 16
-"""Weights that the search holds at once, so that they stay in a core's cache: 1 << 20 took three times as long."""
 
 PROJECTED = 1 << 14
 """Pairs projected at once: up to 128 levels of each are tried."""
@@ -110,7 +96,7 @@ def pairing(op: str, shape: tuple[int, ...], groups: int = 1, most: np.ndarray |
 
 def overflows(levels: np.ndarray, pairs: Pairing) -> np.ndarray:
     """Levels [out, row] -> bool [out, pairs]: which pairs can leave 16 bits; [out, 1] where any two weights may meet."""
-    if pairs.columns is not None and _even(pairs):  # levels of opposite signs are below both limits by themselves
+    if pairs.columns is not None and even(pairs):  # levels of opposite signs are below both limits by themselves
         first, second = pairs.columns.T
         wide = np.promote_types(levels.dtype, np.int16)  # two bytes may add up to more than a byte
         both = np.add(levels[:, first], levels[:, second], dtype=wide) * pairs.most[:1]
@@ -219,180 +205,6 @@ def safe_levels(real: np.ndarray, low: int, high: int, pairs: Pairing | None) ->
     return levels
 
 
-def scales(
-    rows: np.ndarray,
-    low: int,
-    high: int,
-    pairs: Pairing | None = None,
-    importance: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric scale of each row that loses least, and what it loses.
-
-    rows        [out, row] weights                     low, high  levels that may be used, zero at 0
-    importance  [row] or [out, row] mean square of what each weight meets (the Gram's diagonal); default: all the same
-    returns     [out] scales, float32's numbers in float64; [out] Σ importance · (error)²
-    Under a limit larger scales are tried too, so that fewer levels and clipped pairs compete.
-    """
-    parts = [_scales(rows[part], low, high, pairs, _of(importance, part)) for part in _parts(rows)]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-def _parts(rows: np.ndarray) -> list[slice]:
-    """Neighbouring rows, a BLOCK of weights at a time."""
-    step = max(1, BLOCK // max(rows.shape[1], 1))
-    return [slice(start, start + step) for start in range(0, max(len(rows), 1), step)]
-
-
-def _of(importance: np.ndarray | None, rows: Any) -> np.ndarray | None:
-    """That of some rows."""
-    return importance if importance is None or importance.ndim == 1 else importance[rows]
-
-
-def _scales(
-    rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of a few rows. Scales are compared in float32; what the best one loses is computed in float64."""
-    low_used, high_used = box(low, high, pairs)
-    full = np.abs(rows).max(axis=1, initial=0.0) / max(min(-low_used, high_used), 1)
-    full = np.where(full > SMALLEST_SCALE, full, 1.0)
-    limited = pairs is not None and pairs.columns is not None
-    trial = _Trial(rows, low_used, high_used, pairs if limited else None, importance) if _even(pairs) else None
-    shares = np.concatenate([SHRINK[::-1], WIDEN]) if limited else SHRINK[::-1]
-    best, least = np.zeros(len(rows), int), np.full(len(rows), np.inf)
-
-    def scale_of(index: np.ndarray) -> np.ndarray:
-        return (full * shares[index]).astype(np.float32).astype(np.float64)
-
-    def attempt(index: np.ndarray) -> None:
-        scale = scale_of(index)
-        lost = _lost(rows, scale, low, high, pairs, importance) if trial is None else trial.lost(scale)
-        better = (lost < least) | ((lost == least) & (index > best))
-        best[better], least[better] = index[better], lost[better]
-
-    smooth = rows.shape[1] >= SMOOTH
-    for index in sorted({*range(0, len(shares), COARSE if smooth else 1), len(shares) - 1}):
-        attempt(np.full(len(rows), index))
-    coarse = best.copy()
-    for step in (1, -1, 2, -2) if smooth else ():
-        attempt(np.clip(coarse + step, 0, len(shares) - 1))
-    return scale_of(best), _lost(rows, scale_of(best), low, high, pairs, importance)
-
-
-def _even(pairs: Pairing | None) -> bool:
+def even(pairs: Pairing | None) -> bool:
     """Do all weights meet the same largest level (or does it not matter)?"""
     return pairs is None or pairs.columns is None or bool((pairs.most == pairs.most[:1]).all())
-
-
-class _Trial:
-    """What scales lose, in float32 and in place: the same as `_lost` where all pairs have one limit, ten times as fast."""
-
-    def __init__(
-        self, rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None
-    ) -> None:
-        self.low, self.high, self.root = low, high, None
-        self.pairs, self.above, self.below = 0, MOST, LEAST
-        order = np.arange(rows.shape[1])
-        if pairs is not None and pairs.columns is not None and len(order):
-            self.pairs = pairs.columns.size
-            self.above, self.below = MOST // pairs.most[0], -(-LEAST // pairs.most[0])
-            order = np.concatenate([pairs.columns.reshape(-1), np.flatnonzero(pairs.partner() < 0)])
-        self.rows = rows[:, order].astype(np.float32)
-        if importance is not None:
-            self.root = np.sqrt(importance[..., order]).astype(np.float32)
-        self.real, self.levels = np.empty_like(self.rows), np.empty_like(self.rows)
-
-    def lost(self, scale: np.ndarray) -> np.ndarray:
-        """[out] Σ importance · (error)²."""
-        real, levels = self.real, self.levels
-        np.divide(self.rows, scale.astype(np.float32)[:, None], out=real)
-        np.rint(real, out=levels)
-        np.clip(levels, self.low, self.high, out=levels)
-        if self.pairs:
-            self._pull_in(real, levels)
-        real -= levels
-        if self.root is not None:
-            real *= self.root
-        return np.einsum("ok,ok->o", real, real).astype(np.float64) * scale**2
-
-    def _pull_in(self, real: np.ndarray, levels: np.ndarray) -> None:
-        """Pairs that overflow come to stand on the limit, as near as can be (`_on_the_line`)."""
-        both = levels[:, : self.pairs : 2] + levels[:, 1 : self.pairs : 2]
-        every, pair = np.nonzero((both > self.above) | (both < self.below))
-        if not len(every):
-            return
-        limit = np.where(both[every, pair] > 0, self.above, self.below).astype(np.float32)
-        x, y = (np.clip(real[every, 2 * pair + side], self.low, self.high) for side in (0, 1))
-        line = np.rint((x - y + limit) / 2)
-        top = np.where(limit > 0, self.high, self.low)
-        ends = np.minimum(top, limit - top), np.maximum(top, limit - top)
-        line = np.clip(line, *ends)
-        levels[every, 2 * pair], levels[every, 2 * pair + 1] = line, limit - line
-
-
-def _lost(
-    rows: np.ndarray, scale: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None
-) -> np.ndarray:
-    """[out] Σ importance · (error)² at these scales, in float64."""
-    error = rows - safe_levels(rows / scale[:, None], low, high, pairs) * scale[:, None]
-    return np.einsum("ok,ok->o", error, error if importance is None else error * importance)
-
-
-@dataclass(frozen=True, eq=False)
-class Restricted:
-    """Weights that cannot saturate, and what that costs.
-
-    levels  int8 (int32 where these do not fit) [out, row]    scale  [out]
-    lost    [out] Σ importance · (error)²; unrestricted the same with all levels free, at its own best scale
-    tight   how many rows hold a pair that would overflow
-    """
-
-    levels: np.ndarray
-    scale: np.ndarray
-    lost: np.ndarray
-    unrestricted: np.ndarray
-    tight: int
-
-    @property
-    def cost_db(self) -> float:
-        """By how many dB the error of the whole weight grew; 0 where nothing had to give way."""
-        free, now = float(self.unrestricted.sum()), float(self.lost.sum())
-        return float(10 * np.log10(now / free)) if free > 0 and now > 0 else 0.0
-
-
-def restrict(
-    rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None = None
-) -> Restricted:
-    """Levels and scales of the weights [out, row] under which no pair can saturate; shapes as in `scales`.
-
-    Each row takes what loses least: all bits with the overflowing pairs clipped, a larger scale (fewer bits), or some of
-    both. Rows in which nothing can overflow keep what they would have without the limit.
-    """
-    parts = [
-        _restrict(rows[part].astype(np.float64, copy=False), low, high, pairs, _of(importance, part))
-        for part in _parts(rows)
-    ]
-    levels, scale, lost, unrestricted = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("levels", "scale", "lost", "unrestricted")
-    )
-    return Restricted(levels, scale, lost, unrestricted, sum(part.tight for part in parts))
-
-
-def _restrict(
-    rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None
-) -> Restricted:
-    """Of a few rows."""
-    scale, free_lost = _scales(rows, low, high, None, importance)
-    levels = np.clip(np.rint(rows / scale[:, None]), low, high)
-    if pairs is None:
-        return Restricted(levels.astype(_narrowest(low, high)), scale, free_lost, free_lost, 0)
-    tight, lost = np.flatnonzero(overflows(levels, pairs).any(axis=1)), free_lost.copy()
-    if len(tight):
-        scale[tight], lost[tight] = _scales(rows[tight], low, high, pairs, _of(importance, tight))
-        levels[tight] = safe_levels(rows[tight] / scale[tight][:, None], low, high, pairs)
-    # a larger scale may suit a short row by chance, and is open to weights without the limit too
-    return Restricted(levels.astype(_narrowest(low, high)), scale, lost, np.minimum(lost, free_lost), len(tight))
-
-
-def _narrowest(low: int, high: int) -> type[np.generic]:
-    """The type that takes least room for levels from `low` to `high`."""
-    return np.int8 if low >= -128 and high <= 127 else np.int32

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, input_of
+from onnxcompress.model.edit import LIKE, constant_of, input_of
 from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
@@ -123,7 +123,7 @@ class Pairs(Pen):
     def put(self, exact: ir.Value, grid: Grid) -> None:
         """Round what a node has just computed in float (a kernel fuses with this), and let all readers read the rounded."""
         name = exact.name or ""
-        exact.name = f"{name}.exact"
+        exact.name, exact.meta[LIKE] = f"{name}.exact", name
         levels = self.quantize(exact, f"{name}.levels", grid)
         _behind(exact, levels)
         self.show(exact, levels, grid, name)
@@ -131,7 +131,7 @@ class Pairs(Pen):
     def put_levels(self, value: ir.Value, grid: Grid) -> None:
         """A node's output has become levels: type and name follow, and readers of floats get floats."""
         name = value.name or ""
-        value.name, value.type = f"{name}.levels", ir.TensorType(DTYPES[grid.kind])
+        value.name, value.type, value.meta[LIKE] = f"{name}.levels", ir.TensorType(DTYPES[grid.kind]), name
         self.show(value, value, grid, name)
 
     def show(self, old: ir.Value, levels: ir.Value, grid: Grid, name: str) -> None:

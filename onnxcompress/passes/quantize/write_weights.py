@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, input_of, walk
+from onnxcompress.model.edit import LIKE, constant_of, input_of, walk
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.blocks import Blocks, packed, rebuilt, tied
 from onnxcompress.passes.quantize.pen import MICROSOFT, Pen, Rounded, instead, tidy
@@ -266,7 +266,7 @@ def _gather(pen: Codes, node: ir.Node, layer: Layer) -> None:
 
     levels = pen.table(layer.weight, stored.levels.astype(grid.kind))
     result = pen.step(node, "Gather", [levels, index], f"{stem}.levels")
-    result.type = ir.TensorType(DTYPES[grid.kind])
+    result.type, result.meta[LIKE] = ir.TensorType(DTYPES[grid.kind]), node.outputs[0].name
     result = pen.step(node, "Cast", [result], stem, to=ir.DataType.FLOAT)
     if np.any(grid.zero):
         result = pen.step(node, "Sub", [result, part("zero", grid.zero)], stem)

@@ -10,19 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.passes.quantize.portable import (
-    SHRINK,
-    WIDEN,
     Pairing,
     bounds,
     fits,
     overflows,
     pairing,
     project,
-    restrict,
     safe_levels,
-    scales,
 )
 from onnxcompress.passes.quantize.simulate import row_sums
+from onnxcompress.passes.quantize.steps import SHRINK, WIDEN, restrict, scales
 
 SHAPES = st.sampled_from(
     [("MatMul", (3, 7)), ("Gemm", (2, 8)), ("Conv", (3, 2, 3)), ("Conv", (4, 3, 2, 2)), ("Unheard", (3, 6))]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.errors import DataError, SettingError
-from onnxcompress.passes.quantize.portable import fits, pairing, restrict
+from onnxcompress.passes.quantize.portable import fits, pairing
 from onnxcompress.passes.quantize.rounding import (
     ROUNDINGS,
     Lattice,
@@ -23,6 +23,7 @@ from onnxcompress.passes.quantize.rounding import (
     loss,
     nearest,
 )
+from onnxcompress.passes.quantize.steps import restrict
 
 KINDS = {"int8": (-127, 127), "int4": (-8, 7), "int3": (-4, 3), "uint4": (0, 15), "int2": (-2, 1)}
 
