@@ -55,7 +55,7 @@ def test_check_answers_or_says_what_is_wrong(seed: int, times: int, bytewise: bo
         assert "\n" not in str(error)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(list(ZOO)),
     seed=st.integers(0, 1 << 30),

@@ -98,7 +98,7 @@ def test_the_law_on_the_zoo(name: str) -> None:
     assert distance(other, one, one) <= BETWEEN
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(proto=models(), seed=st.integers(0, 99))
 def test_the_law_on_generated_models(proto: onnx.ModelProto, seed: int) -> None:
     made = spelled(proto, seed)

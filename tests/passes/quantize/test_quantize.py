@@ -105,7 +105,7 @@ def test_synthetic_inputs_say_nothing_about_rounding() -> None:
     assert to_bytes(finished(one.model)) == to_bytes(finished(other.model))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(proto=models(), seed=st.integers(0, 99))
 def test_the_law_on_generated_models(proto: onnx.ModelProto, seed: int) -> None:
     result = quantized(proto, seed)
