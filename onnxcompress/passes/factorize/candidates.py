@@ -86,9 +86,9 @@ def tried(
         if not ladder:
             continue
         largest = tuple(max(each) for each in zip(*ladder, strict=True))
-        begun = form.start(site.shape, weight, largest, known.fit)
+        begun = form.start(site.shape, weight, largest, known.fit) if form.nested else []
         for ranks in ladder:
-            if form.nested or ranks == largest:
+            if form.nested:
                 factors = form.leading(begun, ranks)
             else:
                 factors = form.start(site.shape, weight, ranks, known.fit)

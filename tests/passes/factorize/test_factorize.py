@@ -112,7 +112,11 @@ def _plan(clock, target):
 
 def test_it_chains_with_pruning_and_codebooks():
     pruned = [Merge(), Prune(amount=0.2), Refit()]
-    passes = [*pruned, Factorize(fit="data", target_macs=0.4, pays=0), Cluster(assign="compensated")]
+    passes = [
+        *pruned,
+        Factorize(fit="data", target_macs=0.4, pays=0, forms=("lowrank", "tucker")),
+        Cluster(assign="compensated"),
+    ]
     result = run(MODEL, passes, DATA, how=How(limit=64))
     assert result.after.macs <= 0.4 * result.before.macs
     assert result.comparison.sqnr_db > 5
