@@ -217,7 +217,7 @@ def _taught(
     training, kept = feed.calibration.kept_back(SHARE, MOST)
     if session is not None and not settings.changing:
         folder = None if settings.cache is None else Path(settings.cache)
-        session.remember(training, how.batch, how.memory_limit, how.progress, folder=folder, identity=identity)
+        session.remember(feed.calibration, how.batch, how.memory_limit, how.progress, folder=folder, identity=identity)
     lesson = Lesson(
         student, session, aims.targets, training, settings.recipe,
         temperature=settings.temperature, threads=how.threads,

@@ -52,7 +52,7 @@ def _learned(plan: Mapping[str, Any]) -> Table:
             f"{each['gradient']:.3g}",
             f"{each['rate']:.3g}",
             f"{each['seconds']:.1f}",
-            *(words.decibel(each[name]) if name.endswith("_db") else words.percent(each[name], 1) for name in judged),
+            *(_said(name, each[name]) for name in judged),
         )
         for each in rows
     ]
@@ -64,14 +64,23 @@ def _learned(plan: Mapping[str, Any]) -> Table:
     )
 
 
+def _said(name: str, value: float) -> str:
+    """In its unit."""
+    if name.endswith("_loss"):
+        return f"{value:.4g}"
+    return words.decibel(value) if name.endswith("_db") else words.percent(value, 1)
+
+
 def _short(name: str) -> str:
     """As the head of a narrow column."""
     return name if len(name) <= 12 else f"…{name[-11:]}"
 
 
 JUDGED = {
-    "logits_db": "kept back",
-    "averaged_logits_db": "average, kept back",
+    "kept_loss": "kept back",
+    "averaged_kept_loss": "of average",
+    "sqnr_db": "SQNR",
+    "averaged_sqnr_db": "of average",
     "accuracy": "right, kept back",
     "averaged_accuracy": "average, kept back",
 }

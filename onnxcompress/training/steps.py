@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +58,16 @@ class Steps:
         )
         return self.lesson.graphs[key]
 
+    def loss(
+        self, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray], statistics: Sequence[str]
+    ) -> Session:
+        """The loss alone, BatchNormalization with running statistics, which are inputs where they are named here."""
+        key = ("loss", *told_apart({**feed, **taught}))
+        if key not in self.lesson.graphs:
+            made = self._made(feed, taught, more=statistics, norms="frozen", source=None)
+            self.lesson.graphs[key] = self._opened(made)
+        return self.lesson.graphs[key][1]
+
     def _key(self, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
         return (self.lesson.recipe.norms, *told_apart({**feed, **taught}))
 
@@ -66,16 +76,18 @@ class Steps:
             self.lesson.graphs.pop(next(iter(self.lesson.graphs)))
         return made, made.open(threads=self.lesson.threads)
 
-    def _made(self, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray]) -> StepGraph:
+    def _made(
+        self, feed: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray], more: Sequence[str] = (), **ways: Any
+    ) -> StepGraph:
+        """Of this lesson, unless `ways` say otherwise. more: constants that are inputs beside the parameters."""
         shapes = {name.removeprefix(TEACHER): array.shape for name, array in taught.items()}
         return step_graph(
             self.held.model,
             {name: array.shape for name, array in feed.items()},
-            [*self.held.forms, *self.held.twins],
+            [*self.held.forms, *self.held.twins, *more],
             criterion(self.lesson.targets, shapes, temperature=self.lesson.temperature),
-            norms=self.lesson.recipe.norms,
             known=settings_in(feed),
-            source=self.lesson.recipe.source,
+            **{"norms": self.lesson.recipe.norms, "source": self.lesson.recipe.source, **ways},
         )
 
     def _room(self, chunk: Data, indices: np.ndarray, shown: Shown, feed: Feed, taught: Feed) -> Room:

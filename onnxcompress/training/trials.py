@@ -15,7 +15,7 @@ from onnxcompress.training.graph import LOSS
 from onnxcompress.training.lesson import Lesson
 from onnxcompress.training.optimizers import clip_to, rate_at
 from onnxcompress.training.parameters import Parameters
-from onnxcompress.training.probe import MOST, best_of, steps_of, tried_rates
+from onnxcompress.training.probe import MOST, rate_of, steps_of, tried_rates
 from onnxcompress.training.recipe import Norms
 from onnxcompress.training.steps import Steps
 from onnxcompress.training.update import accumulate, chunks_of, shown, update
@@ -68,7 +68,8 @@ def found_rate(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[flo
     """A learning rate for this student and these samples, and in words what the trials gave."""
     recipe, tries = lesson.recipe, itertools.count(1)
     epochs = (chunks_of(lesson.data.shuffled(epoch), recipe.minibatch) for epoch in itertools.count())
-    steps = steps_of(recipe.epochs * (lesson.data.samples // min(recipe.minibatch, lesson.data.samples)))
+    total = recipe.epochs * (lesson.data.samples // min(recipe.minibatch, lesson.data.samples))
+    steps = steps_of(total)
     chunks = list(islice(itertools.chain.from_iterable(epochs), steps))
 
     def score(rate: float) -> float:
@@ -78,16 +79,16 @@ def found_rate(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[flo
         state = State(start.copy())
         try:
             for number, chunk in enumerate(chunks):
-                total = np.zeros(held.layout.size, np.float32)
-                accumulate(lesson, held, state, chunk, total, "trial")
-                clip_to(total, recipe.clip)
+                gradient = np.zeros(held.layout.size, np.float32)
+                accumulate(lesson, held, state, chunk, gradient, "trial")
+                clip_to(gradient, recipe.clip)
                 now = rate_at(number, steps, rate=rate, schedule="cosine", warmup=WARMUP)
-                update(held, recipe, state, total, now, 0.0)
+                update(held, recipe, state, gradient, now, 0.0)
         except SettingError:  # a loss that is not finite
             return math.inf
         return mean_loss(lesson, held, state.weights)
 
     tried = tried_rates(score)
-    best = best_of(tried)
-    others = ", ".join(f"{rate:g} {loss:.4g}" for rate, loss in sorted(tried.items()) if rate != best)
-    return best, f"rate {best:g} by trials of {steps} steps: loss {tried[best]:.4g}, at {others}"
+    rate = rate_of(tried, total / steps)
+    losses = ", ".join(f"{each:g} {loss:.4g}" for each, loss in sorted(tried.items()))
+    return rate, f"rate {rate:.2g} by trials of {steps} steps, {total} to come: loss at {losses}"

@@ -38,7 +38,13 @@ def shown(
     if lesson.labels is not None:
         labels = lesson.labels.values(indices)
         taught = {**taught, LABELS: labels if mix is None else mix(labels)}
-    return feed, {f"{TEACHER}{name}": value for name, value in taught.items()}
+    return feed, _named(taught)
+
+
+def _named(taught: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Under the names of the step graph's inputs, which are never narrower than float32 (halves.py)."""
+    wide = {name: value.astype(np.float32) if value.dtype.itemsize == 2 else value for name, value in taught.items()}
+    return {f"{TEACHER}{name}": value for name, value in wide.items()}
 
 
 def with_weights(model: Model, held: Parameters, weights: np.ndarray, running: Mapping[str, np.ndarray]) -> Model:
@@ -79,8 +85,29 @@ def accumulate(
                 lesson.checkpoint,
             )
         held.gather(total, gradients, share, state.weights)
-        _track(lesson.student, made, given, state.running)
+        _track(held.model, made, given, state.running)
     return found
+
+
+def kept_loss(
+    lesson: Lesson, held: Parameters, data: Data, batch: int, weights: np.ndarray, running: Mapping[str, np.ndarray]
+) -> float:
+    """Mean loss of samples that do not train, BatchNormalization as the file has it; infinite where it is not finite."""
+    statistics = _statistics(held.model) if lesson.recipe.norms == "training" else []
+    arrays = held.arrays(weights) | {name: running.get(name, held.model.array(name)) for name in statistics}
+    total, steps = 0.0, Steps(lesson, held)
+    for indices, feed in data.indexed(batch):
+        taught = _named({} if lesson.teacher is None else lesson.teacher.values(indices, feed))
+        session = steps.loss(feed, taught, statistics)
+        total += len(indices) * float(session.run({**feed, **arrays, **taught}, [LOSS])[LOSS])
+    return total / data.samples if math.isfinite(total) else math.inf
+
+
+def _statistics(model: Model) -> list[str]:
+    """Running statistics of BatchNormalization."""
+    norms = [node for node in model.ir.graph if node.op_type == "BatchNormalization" and not node.domain]
+    names = [str(node.inputs[place].name) for node in norms for place in (3, 4)]  # type: ignore[union-attr]
+    return list(dict.fromkeys(name for name in names if name in model.initializers))
 
 
 def update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float, keep: float) -> None:

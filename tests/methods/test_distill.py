@@ -97,10 +97,10 @@ def test_the_best_epoch_is_kept_and_the_average_where_it_is_better(cut: Path) ->
         cut, teacher=MODEL, data=DATA, limit=320, epochs=4, rate=0.02, schedule="constant", average=0.95, minibatch=16
     )
     curve = made.plan.decisions
-    best = max((row[name], row["epoch"], name) for row in curve for name in ("logits_db", "averaged_logits_db"))
+    best = min((row[name], row["epoch"], name) for row in curve for name in ("kept_loss", "averaged_kept_loss"))
     what = "averaged weights" if best[2].startswith("averaged") else "weights"
     assert what == "averaged weights"
-    assert any(f"the {what} of epoch {best[1]} are kept: {best[0]:.1f} dB" in note for note in made.report.notes)
+    assert any(f"the {what} of epoch {best[1]} are kept: loss {best[0]:.4g}, " in note for note in made.report.notes)
     plain = onnxcompress.distill(
         cut, teacher=MODEL, data=DATA, limit=320, epochs=4, rate=0.02, schedule="constant", average=0.0, minibatch=16
     )

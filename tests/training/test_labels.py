@@ -133,7 +133,7 @@ def test_a_judge_by_labels_reads_what_the_loss_reads(model: Model, given: Any) -
     target, made = found(model, given)
     data = opened(model)
     labels = {int(i): given[int(i)][None] for i in data.indices}
-    right = LabelJudge(target, replace(made, samples=labels), data, 3, 1)(model)
+    right = LabelJudge(target, replace(made, samples=labels), data, 3, 1)(model, float)
     y = open_session(to_bytes(model.ir)).run({"x": X})["y"].astype(np.float64)
     if made.kind == "odds":
         p, hits = np.where(given == 1, y[:, 0], 1 - y[:, 0]), (y[:, 0] > 0.5) == given
