@@ -63,6 +63,12 @@ class Factorize:
         Literal["weights", "data"] | None,
         Field(description="factors for what layers are fed, or for weights alone (default: data where there is some)"),
     ] = None
+    nonlinear: Annotated[
+        bool,
+        Field(
+            description="with data: factors for what comes behind a layer's Relu or Clip, whose errors below zero do not count"
+        ),
+    ] = False
     pays: Annotated[
         float,
         Field(
@@ -126,7 +132,7 @@ class Factorize:
             choices, declined = chosen(options, budget, stopwatch, self.pays)
         plan.refusals.extend(declined)
         taken = {name: (each.site, each.choice) for name, each in choices.items() if each.choice.form}
-        how = Walk(self.rows, self.seed)
+        how = Walk(self.rows, self.seed, self.nonlinear)
         if self.fit == "data":
             made = walked(how, model, evidence[Paired.NEED], taken)
         else:

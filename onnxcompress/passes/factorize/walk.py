@@ -23,6 +23,7 @@ from onnxcompress.passes.factorize.candidates import JUDGING, ROW_BYTES, ROWS, C
 from onnxcompress.passes.factorize.fed import counted, goal, known_fit, looked_up
 from onnxcompress.passes.factorize.forms import FORMS, Factors
 from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.nonlinear import behind
 from onnxcompress.passes.factorize.sites import Site
 from onnxcompress.passes.quantize.fitting import Fitting, Tried
 from onnxcompress.passes.refit.rows import spread
@@ -43,10 +44,11 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """rows  positions of samples at most, a layer      seed  draws them"""
+    """rows  positions of samples at most, a layer      seed  draws them      nonlinear  fit what comes behind a Relu or Clip"""
 
     rows: int = 4096
     seed: int = 0
+    nonlinear: bool = False
     made: dict[str, Made] = field(default_factory=dict)
 
 
@@ -107,7 +109,19 @@ def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> M
         if now.error >= best.error:
             break
         best, factors = now, each
-    return Made(factors, _bias(model, at, best), (at.decibel(before.error), at.decibel(best.error)))
+    made = Made(factors, _bias(model, at, best), (at.decibel(before.error), at.decibel(best.error)))
+    return _behind(how, model, site, choice, pair, made) if how.nonlinear and made.bias is not None else made
+
+
+def _behind(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair, made: Made) -> Made:
+    """The same factors, or others that do better behind the layer's function."""
+    wanted = goal(model, site, pair)
+    fit = behind(FORMS[choice.form], site, choice.ranks, pair.read(site.layer.reads), wanted, how.rows, how.seed)
+    if fit is None or made.bias is None:
+        return made
+    name, held = made.bias
+    factors, bias = fit.improved(made.factors, held.astype(np.float64).reshape(site.shape.groups, -1))
+    return replace(made, factors=factors, bias=(name, bias.reshape(held.shape).astype(held.dtype)))
 
 
 def _embedded(model: Model, site: Site, choice: Choice, pair: Pair, plain: Made) -> Made:

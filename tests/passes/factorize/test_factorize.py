@@ -46,6 +46,19 @@ def test_data_is_nearer_than_weights_alone(on_data):
     assert all(each["held_out_db"] >= each["plain_db"] for each in plan.decisions)
 
 
+def test_layers_with_a_relu_behind_may_be_fitted_behind_it():
+    plain, aware = (
+        onnxcompress.factorize(
+            MODEL, data=DATA, target_macs=0.6, pays=0, limit=48, forms=["lowrank"], refit=False, nonlinear=nonlinear
+        )
+        for nonlinear in (False, True)
+    )
+    ours, theirs = (next(plan for plan in each.plans if plan.method == "factorize") for each in (plain, aware))
+    changed = [name for name, values in ours.arrays.items() if not np.array_equal(values, theirs.arrays[name])]
+    assert changed and [each["ranks"] for each in ours.decisions] == [each["ranks"] for each in theirs.decisions]
+    assert aware.comparison.sqnr_db > plain.comparison.sqnr_db - 1
+
+
 def test_a_saved_plan_makes_the_same_model(on_data, tmp_path):
     save_plans(on_data.plans, tmp_path / "plan.json")
     again = onnxcompress.apply(MODEL, tmp_path / "plan.json", data=DATA, limit=64)
