@@ -65,7 +65,7 @@ class Starter(Coder):
 
     @abstractmethod
     def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
-        """Codes of rows [out, n], from the weights alone; counts [n]: what a squared error of each column counts, where it is known."""
+        """Codes of rows [out, n], from the weights alone; counts: what a squared error counts, [n] or [out, n]."""
 
 
 @dataclass(frozen=True)

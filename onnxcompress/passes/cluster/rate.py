@@ -127,6 +127,11 @@ class Sketch:
             book, counts = self._turned(_merged(book, counts, own, self.most), own)
         return book, counts
 
+    @property
+    def size(self) -> int:
+        """Weights."""
+        return len(self._sorted)
+
     def _even(self, price: float) -> tuple[np.ndarray, np.ndarray]:
         """However many entries that takes."""
         own = self._price(price) / self._stiff
@@ -274,7 +279,7 @@ def searched(
         if (1 - NEAR) * target <= tried[price][0] <= target:
             break
         totals = {each: total for each, (total, _) in tried.items()}
-        price = min(max(_next(totals, target, expected, top), top * FINEST), top)
+        price = min(max(_next(totals, target, sum(sketch.size for sketch in sketches)), top * FINEST), top)
     fitting = [(total, price) for price, (total, _) in tried.items() if total <= target]
     if not fitting:
         least = min(total for total, _ in tried.values())
@@ -285,23 +290,29 @@ def searched(
     return price, tried[price][1]
 
 
-def _next(tried: dict[float, float], target: float, expected: Callable[[float], float], top: float) -> float:
-    """The λ to try after these: between the two nearest to the target; where all are on one side, as sketches expect it.
+def _next(tried: dict[float, float], target: float, weights: int) -> float:
+    """The λ to try after these: bytes are about linear in log λ, between the two nearest to the target as beyond all of them.
 
-    expected  λ -> bytes, which may be wrong by a factor that is about the same for a λ nearby
+    A bit a weight quarters the error, and λ with it: where one λ was tried that is the slope.
     """
-    above = max((price for price, total in tried.items() if total > target), default=None)
-    below = min((price for price, total in tried.items() if total <= target), default=None)
     aim = (1 - NEAR / 2) * target
-    if above is None or below is None:
-        last = below if above is None else above
-        assert last is not None
-        step = float(last * np.clip((tried[last] / aim) ** (2 * len(tried)), 1e-6, 1e6))
-        told = _halved(expected, aim * expected(last) / max(tried[last], 1e-9), top)
-        return min(step, told) if above is None else max(step, told)
-    high, low, wanted = np.log([max(tried[above], 1e-9), max(tried[below], 1e-9), aim])
-    share = np.clip((high - wanted) / max(high - low, 1e-9), 0.1, 0.9)
-    return float(above * (below / above) ** share)
+    points = sorted((abs(total - aim), np.log(price), total) for price, total in tried.items())
+    over, under = ([each for each in points if (each[2] > target) == side] for side in (True, False))
+    (_, at, now), (_, other, before) = (over[0], under[0]) if over and under else (points * 2)[:2]
+    slope = (now - before) / (at - other) if at != other else 0.0
+    slope = slope if slope < 0 else -weights / 16 / np.log(2)
+    moved = at + (aim - now) / slope
+    if over and under:
+        low, high = sorted((at, other))
+        moved = np.clip(moved, low + EDGE * (high - low), high - EDGE * (high - low))
+    return float(np.exp(np.clip(moved, at - FARTHEST, at + FARTHEST)))
+
+
+EDGE = 0.05
+"""Of an interval, how near to its ends λ is tried."""
+
+FARTHEST = 6.0
+"""By which log λ changes at most."""
 
 
 def _halved(bytes_of: Callable[[float], float], target: float, top: float) -> float:
