@@ -142,7 +142,7 @@ def _with_labels(settings: Distill, student: Model, targets: list[Target], feed:
         return Aims(
             targets, notes=("labels are the metric's, and not learned; --hard 0.1 lets the student learn them too",)
         )
-    found = labelled(student, how.labels, feed.calibration, smoothing=settings.smoothing, weight=share)
+    found = labelled(student, how.labels, feed, smoothing=settings.smoothing, weight=share)
     if isinstance(found, str) and (settings.hard is not None or not targets):
         raise DataError(f"labels: {found}; the student cannot learn them")
     if isinstance(found, str):

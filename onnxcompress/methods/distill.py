@@ -161,12 +161,15 @@ def distilled(
             notes=feed.notes,
             seconds=clock.seconds,
         )
+    asked = how if _scored(aims, how) else replace(how, labels=None)
     with clock("compare"):
-        start = judged(taught, taking, feed, how)
+        start = judged(taught, taking, feed, asked)
     with clock("distill"):
         made, told = _taught(aims.student or taking, teachers, aims, feed, settings, checkpoint, how)
     with clock("compare"):
-        comparison = judged(taught, made.model, feed, how)
+        comparison = judged(taught, made.model, feed, asked)
+        if asked is not how:
+            told = [_by_labels(aims, taking, made.model, feed, how), *told]
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
     verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
     plan = _told(settings, taking, aims, made, start, told)
@@ -201,6 +204,18 @@ def _check_asked(settings: Distill, teachers: Sequence[Loadable], data: Any, how
         raise SettingError(f"--hard {settings.hard:g} is the share of labels in the loss; give --labels")
     if not teachers and settings.features:
         raise SettingError("features are learned from a teacher; give --teacher model.onnx")
+
+
+def _scored(aims: Aims, how: How) -> bool:
+    """Whether labels tell an accuracy: classes do, and whatever a metric reads."""
+    return aims.labels is None or aims.labels.kind == "classes" or how.metric is not None
+
+
+def _by_labels(aims: Aims, before: Model, after: Model, feed: Data, how: How) -> str:
+    """Where labels are probabilities or numbers: how the held-out ones are met."""
+    assert aims.labels is not None
+    judge = LabelJudge(aims.targets[-1], aims.labels, feed.held_out, how.batch, how.threads)
+    return f"held-out labels: {judge(before).words} before, {judge(after).words} after"
 
 
 def _taught(

@@ -81,8 +81,8 @@ JUDGED = {
     "averaged_kept_loss": "of average",
     "sqnr_db": "SQNR",
     "averaged_sqnr_db": "of average",
-    "accuracy": "right, kept back",
-    "averaged_accuracy": "average, kept back",
+    "accuracy": "kept back",
+    "averaged_accuracy": "of average",
 }
 """What a row of an epoch says of the samples that judge -> the head of its column."""
 

@@ -55,8 +55,9 @@ def _connector(graph: ir.Model, value: ir.Value, axis: int, width: int, wanted: 
     """Nodes after a value; the name of what they give. Weights are drawn from N(0, 1 / width), the bias is zero."""
     name = f"{CONNECTOR}{value.name}"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    matrix = (rng.standard_normal((wanted, width)) / np.sqrt(width)).astype(np.float32)
-    bias = new_constant(graph, f"{name}.bias", np.zeros(wanted, np.float32))
+    kind = np.float32 if value.dtype is None else value.dtype.numpy()
+    matrix = (rng.standard_normal((wanted, width)) / np.sqrt(width)).astype(kind)
+    bias = new_constant(graph, f"{name}.bias", np.zeros(wanted, kind))
     rank = 0 if value.shape is None else len(value.shape)
     if axis == 1 and rank > 2:
         weight = new_constant(graph, f"{name}.weight", matrix.reshape(wanted, width, *[1] * (rank - 2)))

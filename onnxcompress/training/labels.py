@@ -26,7 +26,7 @@ LOSSES = {"classes": "cross-entropy", "odds": "binary-labels", "numbers": "mse"}
 """What labels are -> the loss by which they are learned."""
 
 NEAR = 0.05
-"""A number counts as right within this share of its label."""
+"""A number counts as right within this share of its label, where labels are whole within a half."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,8 @@ class Labels:
         value   of the student, logits or log odds, float64     labels  what `values` gave     axis  of the classes
         """
         if self.kind == "numbers":
-            return -((value - labels) ** 2), np.abs(value - labels) <= NEAR * np.abs(labels)
+            whole = bool((labels == labels.round()).all())
+            return -((value - labels) ** 2), np.abs(value - labels) <= (0.5 if whole else NEAR * np.abs(labels))
         if self.kind == "odds":
             return labels * value - np.logaddexp(0, value), (value > 0) == (labels > 0.5)
         logits = np.moveaxis(value, -1 if axis is None else axis, -1).reshape(labels.shape)

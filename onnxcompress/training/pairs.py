@@ -33,6 +33,9 @@ LAST = dict.fromkeys(
 CHANNELS: dict[str, int] = {**FIRST, **LAST}
 """Operator -> the axis of the channels of what it gives."""
 
+WEIGHTED = ("MatMul", "Gemm", "Gather")
+"""Those that make channels where one operand is a constant; products of computed values are inside attention."""
+
 THROUGH = {
     "Relu", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip", "Gelu", "Erf", "Softplus", "Mish", "Add", "Sub",
     "Mul", "Div", "Concat", "Identity", "Dropout", "Cast", "BiasGelu", "FastGelu", "QuickGelu", "Sqrt", "Pow", "Exp",
@@ -73,7 +76,10 @@ def channel_axis(value: ir.Value | None, _seen: set[ir.Value] | None = None) -> 
         return None
     seen.add(value)
     if node.op_type in CHANNELS:
-        return CHANNELS[node.op_type]
+        known = node.op_type not in WEIGHTED or any(
+            each is not None and each.const_value is not None for each in node.inputs[:2]
+        )
+        return CHANNELS[node.op_type] if known else None
     if node.op_type == "Transpose":
         before, perm = channel_axis(node.inputs[0], seen), list(node.attributes.get_ints("perm", []))
         return perm.index(before % len(perm)) if before is not None and perm else None

@@ -127,5 +127,5 @@ def _track(student: Model, made: StepGraph, given: Mapping[str, np.ndarray], run
     for each in made.statistics:
         new = {each.mean: given[each.batch_mean], each.var: unbiased(given[each.batch_var], each.count)}
         for name, value in new.items():
-            before = running.setdefault(name, student.array(name).copy())
+            before = running.setdefault(name, student.array(name).astype(np.float32))
             before += np.float32(RUNNING) * (value - before)

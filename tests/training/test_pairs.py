@@ -173,3 +173,14 @@ def test_nothing_alike_is_one_line() -> None:
         ModelError, match=r"no inner values have the same resolution .* name pairs, --features STUDENT=TEACHER"
     ):
         onnxcompress.distill(small, teacher=teacher, data=x, features=("auto",), epochs=1)
+
+
+def test_products_of_computed_values_are_no_pairs() -> None:
+    """Queries by keys, [N, 5, 5]: their last axis is that of tokens."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "q"], ["a"]), helper.make_node("Transpose", ["a"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["a", "t"], ["s"]), helper.make_node("Relu", ["s"], ["r"]), helper.make_node("Tanh", ["r"], ["y"]),
+    ]  # fmt: skip
+    model = built(nodes, [numpy_helper.from_array(RNG.normal(size=(8, 4)).astype(np.float32), "q")], ["N", 5, 8])
+    values = {v.name: v for node in model.ir.graph for v in node.outputs}
+    assert channel_axis(values["r"]) is None and channel_axis(values["t"]) == 1
