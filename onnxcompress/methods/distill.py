@@ -215,7 +215,7 @@ def _by_labels(aims: Aims, before: Model, after: Model, feed: Data, how: How) ->
     """Where labels are probabilities or numbers: how the held-out ones are met."""
     assert aims.labels is not None
     judge = LabelJudge(aims.targets[-1], aims.labels, feed.held_out, how.batch, how.threads)
-    return f"held-out labels: {judge(before).words} before, {judge(after).words} after"
+    return f"held-out labels: {judge.stands(before).words} before, {judge.stands(after).words} after"
 
 
 def _taught(

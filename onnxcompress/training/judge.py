@@ -120,6 +120,10 @@ class LabelJudge:
 
     def __call__(self, student: Model, loss: Callable[[], float]) -> Right:
         """As the file would answer that is written of it; the loss does not count."""
+        return self.stands(student)
+
+    def stands(self, student: Model) -> Right:
+        """What its answers to these samples are worth."""
         shown = exposed(student, [self.target.student])
         session = open_session(shown.model, threads=self.threads, name=student.source.name)
         worth, right, count = 0.0, 0, 0
