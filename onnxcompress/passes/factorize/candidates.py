@@ -4,7 +4,7 @@ Rows of what a layer is fed give the start of each form at its largest ranks; sm
 
     error = Σ ‖(W − Ŵ) x‖² / Σ ‖y‖²   times how far a relative error of this layer arrives at the model's outputs
 
-Without data rows are taken as white noise: ‖W − Ŵ‖² / ‖W‖².
+Without data neighbours in space are taken as alike and channels as white noise: tr (W − Ŵ) P (W − Ŵ)ᵀ / tr W P Wᵀ (metric.prior).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxcompress.passes.factorize.forms import FORMS, Factors, Form, Ranks, Shape
-from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.metric import Metric, prior
 from onnxcompress.passes.factorize.ranks import Rule, ranks_by
 from onnxcompress.passes.factorize.sites import Site
 
@@ -66,9 +66,10 @@ class Known:
     arrives: float = 1.0
 
 
-def unknown(weight: np.ndarray) -> Known:
+def unknown(site: Site, weight: np.ndarray) -> Known:
     """Without data."""
-    return Known(Metric(), Metric(), float(np.square(weight).sum()))
+    metric = prior(site.shape.kernel)
+    return Known(metric, metric, metric.error(weight))
 
 
 def tried(

@@ -86,7 +86,7 @@ def chosen(
         budget = replace(budget, bound=budget.bound * own, whole=own, rest=0.0)
     least = sum(min(c.cost for c in candidates if c.layer == name) for name in left) + budget.rest
     if least > budget.bound:
-        raise SettingError(_unmet(budget, least, any(declined.values())))
+        raise SettingError(_unmet(budget, least, declined, left))
     best = allocate(candidates, budget.bound - budget.rest)
     found = {name: left[name][candidate.setting] for name, candidate in best.items()}  # type: ignore[call-overload]
     return found, [_refusal(option, declined[name]) for name, option in found.items() if not option.choice.form]
@@ -130,23 +130,31 @@ def _refusal(
     whole: Option, declined: Sequence[Option], otherwise: str = "the budget is met with less error elsewhere"
 ) -> Refusal:
     layer = whole.site.layer
-    if not declined:
-        return Refusal(layer.weight, otherwise, layer.name)
+    return Refusal(layer.weight, f"not made: {_told(whole, declined)}" if declined else otherwise, layer.name)
+
+
+def _told(whole: Option, declined: Sequence[Option]) -> str:
+    """The fastest of those that were declined, in figures."""
     best = min(declined, key=lambda each: 9.0 if each.time is None else each.time)
     share = best.macs / max(whole.macs, 1)
-    return Refusal(
-        layer.weight,
-        f"not made: {best.choice.form} would take {best.time:.2f} of the time for {share:.2f} of the multiply-adds",
-        layer.name,
-    )
+    return f"{best.choice.form} would take {best.time:.2f} of the time for {share:.2f} of the multiply-adds"
 
 
-def _unmet(budget: Budget, least: float, declined: bool) -> str:
+NAMED = 3
+"""Layers that the clock held back, in an error: those with the most multiply-adds."""
+
+
+def _unmet(
+    budget: Budget, least: float, declined: Mapping[str, Sequence[Option]], left: Mapping[str, Sequence[Option]]
+) -> str:
     share = least / max(budget.whole, 1e-300)
-    why = "with the chains that this CPU rewards " if declined else ""
-    more = ", or --pays 0" if declined else ""
+    held = sorted((name for name, each in declined.items() if each), key=lambda name: -left[name][0].macs)
+    why = "with the chains that this CPU rewards " if held else ""
+    more = ", or --pays 0" if held else ""
+    told = "; ".join(f"{name}: {_told(left[name][0], declined[name])}" for name in held[:NAMED])
+    rest = f"; and {len(held) - NAMED} layers more" if len(held) > NAMED else ""
     words = {"macs": "multiply-adds", "params": "parameters", "latency": "the time of these layers"}[budget.kind]
     return (
         f"target_{budget.kind} {budget.bound / max(budget.whole, 1e-300):.3g} cannot be met: {why}at least {share:.3f} of "
-        f"{words} are left; give {share + 0.005:.2f} or more{more}"
+        f"{words} are left; give {share + 0.005:.2f} or more{more}" + (f" ({told}{rest})" if held else "")
     )

@@ -51,7 +51,9 @@ class Factorize:
             description="share of the time of all layers that may be factorized, each measured on this CPU; instead of target_macs",
         ),
     ] = None
-    forms: Annotated[tuple[str, ...], Field(description="that may be used (default: all)")] = ()
+    forms: Annotated[
+        tuple[str, ...], Field(description="that may be used (default: all; without data those that only lower a rank)")
+    ] = ()
     rank: Annotated[
         str | None,
         Field(
@@ -160,7 +162,7 @@ class Factorize:
         """Each site with what is known of it: rows of what it is fed, or nothing."""
         if self.fit != "data":
             for site in found:
-                yield site, unknown(site.weight(model.array(site.layer.weight)))
+                yield site, unknown(site, site.weight(model.array(site.layer.weight)))
             return
         arriving = {site.layer.name: evidence.get(_arrives(site)) for site in found}
         most = max((float(each) for each in arriving.values() if each is not None), default=1.0)
@@ -172,7 +174,7 @@ class Factorize:
     def _options(self, site: Site, known: Known, weight: np.ndarray) -> list[Option]:
         """All there is for a layer, as it is first."""
         found: list[Option] = []
-        names = self.forms or tuple(FORMS)
+        names = self.forms or tuple(name for name in FORMS if self.fit == "data" or FORMS[name].blind)
         rule = None if self.rank is None else rule_of(self.rank)
         for choice, error in tried(site, weight, known, names, self.seed, rule):
             form = FORMS.get(choice.form)

@@ -15,18 +15,19 @@ import numpy as np
 class Metric:
     """One of these, or none, for a weight [groups, out, in, taps].
 
-    gram  [groups, n, n] with n = in · taps, positive     rows  [groups, m, n]
+    gram  [groups, n, n] with n = in · taps, positive     rows  [groups, m, n]     taps  [taps, taps] of each input by itself
     often [groups, n]: the Gram matrix of rows that each look up one column of the weight, which is diagonal
     """
 
     gram: np.ndarray | None = None
     rows: np.ndarray | None = None
     often: np.ndarray | None = None
+    taps: np.ndarray | None = None
 
     @property
     def plain(self) -> bool:
         """Is nothing known, so that all errors count alike?"""
-        return self.gram is None and self.rows is None and self.often is None
+        return self.gram is None and self.rows is None and self.often is None and self.taps is None
 
     def between(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left G rightᵀ for [groups, a, n] and [groups, b, n] -> [groups, a, b]."""
@@ -34,8 +35,7 @@ class Metric:
             return (left @ self.gram) @ right.transpose(0, 2, 1)
         if self.rows is not None:
             return (left @ self.rows.transpose(0, 2, 1)) @ (self.rows @ right.transpose(0, 2, 1))
-        left = left if self.often is None else left * self.often[:, None]
-        return left @ right.transpose(0, 2, 1)
+        return self.times(left) @ right.transpose(0, 2, 1)
 
     def times(self, left: np.ndarray) -> np.ndarray:
         """left G for [groups, a, n]."""
@@ -43,6 +43,8 @@ class Metric:
             return left @ self.gram
         if self.rows is not None:
             return (left @ self.rows.transpose(0, 2, 1)) @ self.rows
+        if self.taps is not None:
+            return (left.reshape(*left.shape[:2], -1, len(self.taps)) @ self.taps).reshape(left.shape)
         return left if self.often is None else left * self.often[:, None]
 
     def error(self, left: np.ndarray) -> float:
@@ -64,7 +66,7 @@ class Metric:
         """
         flat = weight.reshape(*weight.shape[:2], -1)
         inner = flat.shape[2] if self.rows is None else self.rows.shape[1]
-        if flat.shape[1] <= inner:
+        if flat.shape[1] <= inner or self.taps is not None:
             return top(self.outputs(weight), rank)
         if self.gram is not None:
             fed = flat @ root(self.gram, 0.0)[0]
@@ -94,7 +96,20 @@ class Metric:
             order = (0, 1, *(2 + axis for axis in others), *(2 + axis for axis in axes))
             flat = self.rows.reshape(groups, count, *sizes).transpose(order).reshape(groups, -1, kept)
             return flat.transpose(0, 2, 1) @ flat
+        if self.taps is not None:
+            return self._of_taps(sizes, axes)[None]
         return np.eye(kept)[None]
+
+    def _of_taps(self, sizes: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+        """The same where inputs know nothing of each other."""
+        assert self.taps is not None
+        kernel = sizes[1:]
+        left, right = _letters(len(kernel))
+        right = [letter if axis + 1 in axes else left[axis] for axis, letter in enumerate(right)]
+        out = [side[axis - 1] for side in (left, right) for axis in axes if axis]
+        found = np.einsum(f"{''.join([*left, *right])}->{''.join(out)}", self.taps.reshape(*kernel, *kernel))
+        found = found.reshape(*[int(np.prod([sizes[axis] for axis in axes if axis], dtype=int))] * 2)
+        return np.kron(np.eye(sizes[0]), found) if 0 in axes else found * sizes[0]
 
     @cached_property
     def scale(self) -> float:
@@ -106,6 +121,20 @@ class Metric:
 
 def _letters(count: int) -> tuple[list[str], list[str]]:
     return list("abcdefgh"[:count]), list("ABCDEFGH"[:count])
+
+
+NEAR = 0.6
+"""Correlation of what neighbouring taps of a kernel read, where nothing was seen. At half of the multiply-adds, fitted to weights
+alone, this prior against white noise (lowrank, spatial, tucker): open-nsfw 9.1 against 7.7 dB of logits, ddddocr 4.6 against 3.5."""
+
+
+def prior(kernel: tuple[int, ...]) -> Metric:
+    """What layers are fed where there are no data: neighbours in space are alike, channels are not. None for a product."""
+    taps = np.ones((1, 1))
+    for size in kernel:
+        places = np.arange(size)
+        taps = np.kron(taps, NEAR ** np.abs(places[:, None] - places))
+    return Metric(taps=taps) if len(taps) > 1 else Metric()
 
 
 def contracted(equation: str, *arrays: np.ndarray) -> np.ndarray:
@@ -123,8 +152,13 @@ def top(moments: np.ndarray, rank: int) -> np.ndarray:
 
 
 def root(moments: np.ndarray, damping: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
-    """[groups, n, n] -> S with S Sᵀ = moments, and its inverse; directions that hardly occur are taken as `damping` of the mean."""
+    """[groups, n, n] -> S with S Sᵀ = moments, and its inverse; directions that hardly occur are taken as `damping` of the mean.
+
+    A group that is fed nothing but zeros is taken as white noise.
+    """
     values, vectors = np.linalg.eigh(moments)
-    least = damping * np.maximum(values.mean(-1, keepdims=True), 1e-300)
+    mean = values.mean(-1, keepdims=True)
+    values, mean = np.where(mean > 0, values, 1), np.where(mean > 0, mean, 1)
+    least = np.maximum(damping * mean, np.finfo(values.dtype).tiny)
     roots = np.sqrt(np.maximum(values, least))
     return vectors * roots[:, None, :], vectors.transpose(0, 2, 1) / roots[:, :, None]

@@ -22,7 +22,7 @@ from onnxcompress.passes.factorize.alternate import WIDEST, alternated
 from onnxcompress.passes.factorize.candidates import JUDGING, ROW_BYTES, ROWS, Choice, Known, Seen
 from onnxcompress.passes.factorize.fed import counted, goal, known_fit, looked_up
 from onnxcompress.passes.factorize.forms import FORMS, Factors
-from onnxcompress.passes.factorize.metric import Metric
+from onnxcompress.passes.factorize.metric import Metric, prior
 from onnxcompress.passes.factorize.nonlinear import behind
 from onnxcompress.passes.factorize.sites import Site
 from onnxcompress.passes.quantize.fitting import Fitting, Tried
@@ -90,7 +90,7 @@ def walked(how: Walk, model: Model, paired: Paired, chosen: Mapping[str, tuple[S
 def by_weights(model: Model, site: Site, choice: Choice) -> Made:
     """Without data."""
     weight = site.weight(model.array(site.layer.weight))
-    return Made(FORMS[choice.form].start(site.shape, weight, choice.ranks, Metric()))
+    return Made(FORMS[choice.form].start(site.shape, weight, choice.ranks, prior(site.shape.kernel)))
 
 
 def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> Made:

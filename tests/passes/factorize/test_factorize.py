@@ -113,6 +113,10 @@ def test_what_the_clock_does_not_reward_is_not_made():
     plan = _plan(Slow("none"), 1.0)
     assert not plan.decisions
     assert any("would take 1.10 of the time" in each.why for each in plan.refusals)
+    with pytest.raises(
+        SettingError, match=r"--pays 0 \(.*: .* would take 1.10 of the time for 0\.\d+ of the mult.*layers more"
+    ):
+        _plan(Slow("none"), 0.7)
 
 
 def _plan(clock, target):

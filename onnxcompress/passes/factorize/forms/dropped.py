@@ -16,7 +16,7 @@ DAMPING = 1e-3
 
 def kept(rows: np.ndarray, places: np.ndarray, metric: Metric, group: int = 0) -> np.ndarray:
     """[out, n] of one group -> [out, places]."""
-    if metric.plain:
+    if metric.gram is None and metric.rows is None:
         return rows[:, places]
     dropped = rows.astype(np.float64)
     dropped[:, places] = 0

@@ -102,6 +102,8 @@ class Form(ABC):
     name      as in --forms                equation  einsum of the factors -> the weight, letters g, o, i and the kernel's
     source    paper or network             formula   of its weights, in groups g, outs o, ins i (of a group), taps k and ranks
     letters   of the ranks, in their order      closed    is the start the best there is?
+    blind     may it be chosen where nothing is known of what the layer is fed? The errors of depthwise forms and of channels that are
+              dropped are not like noise: of a ResNet without data 3.4 dB were left with all forms, 7.7 with these alone
     nested    are the leading terms of larger ranks near the best of smaller ones?
     constant  factors, by number, that are the same for every weight: they are no layers
     """
@@ -112,6 +114,7 @@ class Form(ABC):
     formula: ClassVar[str]
     letters: ClassVar[str]
     closed: ClassVar[bool] = False
+    blind: ClassVar[bool] = False
     nested: ClassVar[bool] = True
     constant: ClassVar[tuple[int, ...]] = ()
 

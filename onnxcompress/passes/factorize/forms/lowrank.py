@@ -25,6 +25,7 @@ class LowRank(Form):
     source: ClassVar[str] = "SVD; Denil et al. 2013, Zhang et al. 2016"
     formula: ClassVar[str] = "g·r·(i·k + o)"
     letters: ClassVar[str] = "r"
+    blind: ClassVar[bool] = True
     closed: ClassVar[bool] = True
 
     def unfit(self, shape: Shape) -> str:
@@ -63,6 +64,7 @@ class SqueezeIn(Form):
     source: ClassVar[str] = "SVD over input channels; Iandola et al. 2016 (the squeeze of SqueezeNet)"
     formula: ClassVar[str] = "g·r·(i + o·k)"
     letters: ClassVar[str] = "r"
+    blind: ClassVar[bool] = True
 
     def unfit(self, shape: Shape) -> str:
         """With one tap it is the low rank."""

@@ -35,6 +35,7 @@ class Spatial(Form):
     source: ClassVar[str] = "spatial SVD; Jaderberg et al. 2014"
     formula: ClassVar[str] = "g·r·(i·a + o·b), k = a·b"
     letters: ClassVar[str] = "r"
+    blind: ClassVar[bool] = True
     first: ClassVar[str] = "a"
 
     def unfit(self, shape: Shape) -> str:

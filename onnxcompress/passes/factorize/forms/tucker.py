@@ -27,6 +27,7 @@ class Tucker(Form):
     source: ClassVar[str] = "Tucker-2; Kim et al. 2016"
     formula: ClassVar[str] = "g·(r·i + r·s·k + s·o)"
     letters: ClassVar[str] = "rs"
+    blind: ClassVar[bool] = True
 
     def unfit(self, shape: Shape) -> str:
         """With one tap there is nothing between both sides."""
@@ -36,7 +37,7 @@ class Tucker(Form):
 
     def full(self, shape: Shape) -> Ranks:
         """(r, s)"""
-        return shape.ins, shape.outs
+        return min(shape.ins, shape.outs * shape.taps), min(shape.outs, shape.ins * shape.taps)
 
     def parts(self, shape: Shape, ranks: Ranks) -> tuple[Part, ...]:
         """1×1, the kernel, 1×1."""
@@ -46,12 +47,12 @@ class Tucker(Form):
 
     def ladder(self, shape: Shape) -> list[Ranks]:
         """In several proportions of both ranks."""
-        found = set()
+        found, (most_in, most_out) = set(), self.full(shape)
         for share in SHARES:
             r, s = proportional(self, shape, self.full(shape), share)
             for leaning in LEANINGS:
                 factor = leaning**0.5
-                found.add((rounded(r * factor, shape.ins), rounded(s / factor, shape.outs)))
+                found.add((rounded(r * factor, most_in), rounded(s / factor, most_out)))
         return sorted(ranks for ranks in found if self.size(shape, ranks) < shape.size)
 
     def start(self, shape: Shape, weight: np.ndarray, ranks: Ranks, metric: Metric) -> Factors:
