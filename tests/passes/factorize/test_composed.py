@@ -54,7 +54,7 @@ def mixed(axes: int) -> onnx.ModelProto:
 
 
 THEN = {
-    "prune": Prune(amount=0.25, criterion="l2"),
+    "prune": Prune(amount=0.1, criterion="l2"),
     "sparsify": Sparsify(amount=0.3),
     "cluster": Cluster(bits=5),
     "quantize": Quantize(measure=False, rounding="nearest"),
