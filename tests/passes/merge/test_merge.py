@@ -246,6 +246,21 @@ def test_a_coded_weight_stays() -> None:
     assert ops_of(coded) == ops_of(merged(coded)[0])
 
 
+@pytest.mark.parametrize("axes", [0, 1, 2])
+@pytest.mark.parametrize(("middle", "merged_too"), [(2, False), (3, True), (24, True)])
+def test_linear_layers_in_a_row_are_one_exactly_where_that_costs_no_more(
+    axes: int, middle: int, merged_too: bool
+) -> None:
+    """6 to m to 4: 10 m weights apart, 24 as one."""
+    g = Made(6, axes=axes)
+    if axes:
+        y = g.conv(g.conv("x", middle, 1), 4, 1)
+    else:
+        y = g.matmul(g.matmul("x", 6, middle), middle, 4)
+    new, _ = check(g.model(y, relu))
+    assert parameters(new) == (24 if merged_too else 10 * middle)
+
+
 @pytest.mark.parametrize("divided", ["last", "first", "times a sixth"])
 def test_a_hard_swish_in_pieces_is_one_node_and_not_taken_apart(divided: str) -> None:
     """Its sixth would go into the convolution behind it, its three into the bias before, and quantize would know neither."""
