@@ -2,8 +2,8 @@
 
     PYTHON_WITH_TORCH benchmarks/training_peer.py NET FOLDER THREADS
 
-FOLDER holds weights.npz (ONNX's layouts) and batch.npz (x and the teacher's logits). Networks are those of benchmarks/networks.py, in
-the calls that torch.nn's modules make, attention by torch's own fused function.
+FOLDER holds weights.npz (ONNX's layouts) and data.npz (x, the teacher's logits, the order of the first epoch). Networks are those of
+benchmarks/networks.py, in the calls that torch.nn's modules make, attention by torch's own fused function.
 """
 
 from __future__ import annotations
@@ -103,27 +103,26 @@ def main() -> None:
     for name, array in np.load(folder / "weights.npz").items():
         held = torch.from_numpy(array.T.copy() if array.ndim == 2 and name.endswith(".weight") else array.copy())
         w[name] = held.requires_grad_(not name.endswith((".norm.mean", ".norm.var")))
-    batch = {name: torch.from_numpy(array) for name, array in np.load(folder / "batch.npz").items()}
+    data = np.load(folder / "data.npz")
+    x, logits, size = torch.from_numpy(data["x"]), torch.from_numpy(data["logits"]), int(data["batch"])
     optimizer = torch.optim.SGD([each for each in w.values() if each.requires_grad], lr=1e-3, momentum=0.9)
-    imports, losses = peak(), []
+    imports = peak()
 
-    def step() -> None:
-        order = torch.randperm(len(batch["x"]))
-        x, taught = batch["x"][order], batch["logits"][order]
+    def step(rows: torch.Tensor) -> float:
         optimizer.zero_grad()
-        log_p, log_q = F.log_softmax(taught, -1), F.log_softmax(NETS[net](w, x), -1)
+        log_p, log_q = F.log_softmax(logits[rows], -1), F.log_softmax(NETS[net](w, x[rows]), -1)
         loss = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
+        return loss.item()
 
-    for _ in range(3):
-        step()
-    meter = Meter({"imports": imports, "losses": losses[:3]})
+    losses = [step(rows) for rows in torch.from_numpy(data["order"]).split(size)]
+    meter = Meter({"imports": imports, "loss": sum(losses) / len(losses)})
     meter()
     while True:
-        step()
-        meter()
+        for rows in torch.randperm(len(x)).split(size):
+            step(rows)
+            meter()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,22 @@ class Store:
         arrays = self.prepared(at)
         return layout, {name: array[inside if len(array) > 1 else 0, ...] for name, array in arrays.items()}
 
+    def together(self, indices: np.ndarray) -> int | None:
+        """The piece that holds all these samples, where any of them may be joined; None where they must be looked at one by one."""
+        places = np.unique(np.searchsorted(self.starts, indices, side="right") - 1)
+        if len(places) != 1 or not self.layouts[at := int(places[0])].joins:
+            return None
+        views = self.layouts[at].views
+        return at if all(views[name].constant or len(array) > 1 for name, array in self.prepared(at).items()) else None
+
+    def joined(self, at: int, indices: np.ndarray) -> Feed:
+        """Samples of one piece as one feed, as joining them one by one would give it."""
+        rows, views = indices - int(self.starts[at]), self.layouts[at].views
+        return {
+            name: np.asarray(array[0], order="C") if views[name].constant else array[rows].reshape(-1, *array.shape[2:])
+            for name, array in self.prepared(at).items()
+        }
+
     def piece_of(self, index: int) -> int:
         """The piece that holds sample `index`."""
         return int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -157,6 +173,15 @@ class Data:
 
     def indexed(self, size: int = 1) -> Iterator[tuple[np.ndarray, Feed]]:
         """As `batches`, each feed with the indices of its samples in the store."""
+        at = self.store.together(self.indices) if size > 1 and self.samples > 1 else None
+        if at is not None:
+            for first in range(0, self.samples, size):
+                some = self.indices[first : first + size]
+                yield some, self.store.joined(at, some)
+            return
+        yield from self._one_by_one(size)
+
+    def _one_by_one(self, size: int) -> Iterator[tuple[np.ndarray, Feed]]:
         waiting: list[Feed] = []
         layout, key, done = None, None, 0
         for index in self.indices:

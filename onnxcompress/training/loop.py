@@ -140,7 +140,8 @@ def _epoch(lesson: Lesson, held: Parameters, state: State, epoch: int) -> dict[s
                 epoch * len(chunks) + number, recipe.epochs * len(chunks),
                 rate=recipe.rate or 0.0, schedule=recipe.schedule, warmup=recipe.warmup,
             )  # fmt: skip
-            total /= np.float32(waiting)
+            if waiting > 1:
+                total /= np.float32(waiting)
             lengths.append(clip_to(total, recipe.clip))
             if lesson.bend is not None:
                 lesson.bend(held.layout.views(state.weights), held.layout.views(total))

@@ -214,7 +214,7 @@ class Parameters:
         into = self.layout.views(total)
         for name, form, parts in self._parts(buffer):
             for part, gradient in form.pull(whole[name], parts).items():
-                into[_part(name, part)] += np.float32(share) * gradient
+                into[_part(name, part)] += gradient if share == 1 else np.float32(share) * gradient
 
     def settle(self, buffer: np.ndarray) -> None:
         """After an update, in place."""

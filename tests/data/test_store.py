@@ -238,3 +238,19 @@ def test_samples_kept_back_do_not_train(samples: int, share: float, most: int) -
     assert one and two and (whole.calibration.samples == 1 or not one & two)
     again = whole.calibration.kept_back(share, most)
     assert np.array_equal(again[1].indices, kept.indices) and "kept-back sample" in kept.describe()
+
+
+@pytest.mark.parametrize("size", [2, 3, 64])
+def test_samples_of_one_piece_are_joined_at_once_as_one_by_one(size: int) -> None:
+    """In any order, with an input that is the same for all; pieces that are several are looked at one by one."""
+    ports = [*X, Port("scale", np.dtype("float32"), (1,))]
+    rng = np.random.default_rng(0)
+    data = open_data({"x": rng.normal(size=(10, 3)).astype(np.float32), "scale": np.ones(1, np.float32)}, ports)
+    shuffled = data.shuffled(3)
+    assert data.store.together(shuffled.indices) == 0
+    pairs = list(zip(shuffled.indexed(size), shuffled._one_by_one(size), strict=True))
+    assert len(pairs) == -(-10 // size)
+    for (some, feed), (others, other) in pairs:
+        assert np.array_equal(some, others) and feed.keys() == other.keys()
+        for name, values in feed.items():
+            assert np.array_equal(values, other[name]) and values.flags.c_contiguous
