@@ -196,7 +196,15 @@ def teaching(teacher: Model, data: Data, labels: np.ndarray) -> dict[int, dict[s
 def taught(student: Model, row: Row, data: Data, kept: dict[int, dict[str, np.ndarray]], epochs: int) -> Model:
     """The student after its lesson."""
     targets = [
-        Target(name, value, LABELS if name == LABELS else value, name, -1, weight, row.claim)
+        Target(
+            name,
+            value,
+            LABELS if name == LABELS else value,
+            name,
+            None if value in (MAPS, EMBEDDING) else -1,
+            weight,
+            row.claim,
+        )
         for name, value, weight in row.terms
     ]
     names = list(dict.fromkeys(target.teacher for target in targets))
