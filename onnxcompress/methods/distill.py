@@ -40,6 +40,7 @@ from onnxcompress.training.pairs import Pair
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.targets import AUTO, LABELS, Target, targets_of
+from onnxcompress.training.trials import room_of
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def distilled(
         return Result(
             taught,
             taking,
-            (_listed(settings, taking, aims),),
+            (_listed(settings, taking, aims, _room(aims.student or taking, teachers, aims, feed, settings, how)),),
             before,
             after,
             notes=feed.notes,
@@ -260,13 +261,24 @@ def _guesses(student: Model, teacher: Model) -> dict[str, np.ndarray]:
     return {name: teacher.array(name) for name in both if student.array(name).shape == teacher.array(name).shape}
 
 
-def _listed(settings: Distill, student: Model, aims: Aims) -> Plan:
+def _room(student: Model, teachers: Sequence[Model], aims: Aims, feed: Data, settings: Distill, how: How) -> str | None:
+    """What a step would take in memory: the teacher answers for one minibatch, and its step is made."""
+    session, (training, _) = speaking(aims, teachers, settings, how.threads), feed.calibration.kept_back(SHARE, MOST)
+    lesson = Lesson(
+        student, session, aims.targets, training, settings.recipe, settings.temperature, how.threads,
+        labels=aims.labels, limits=limits_of(student),
+    )  # fmt: skip
+    return room_of(lesson, held_of(student, settings, limits=lesson.limits))
+
+
+def _listed(settings: Distill, student: Model, aims: Aims, room: str | None) -> Plan:
     """What a dry run says."""
     held = held_of(student, settings)
     notes = [
         *learned_in_words(settings, aims),
         f"{held.layout.size} numbers of {len(held.forms)} tensors would be trained",
         *_coded_in_words(held),
+        *([] if room is None else [room]),
     ]
     return Plan(
         settings.name, fields_of(settings), student.fingerprint, [vars(target) for target in aims.targets], notes=notes

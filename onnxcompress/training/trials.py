@@ -1,4 +1,4 @@
-"""What is tried before the first update: the form of BatchNormalization, and the learning rate."""
+"""What is tried before the first update: the form of BatchNormalization, the learning rate, what a step takes in memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxcompress.errors import SettingError
 from onnxcompress.training.checkpoint import State
+from onnxcompress.training.footprint import in_words
 from onnxcompress.training.graph import LOSS
 from onnxcompress.training.lesson import Lesson
 from onnxcompress.training.optimizers import clip_to, rate_at
@@ -50,6 +51,16 @@ def with_norms(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[Les
     best = 0 if losses[0] < RIGHT * losses[1] else 1
     told = f"loss before the first update {losses[best]:.4g}, {forms[1 - best]} {losses[1 - best]:.4g}"
     return made[best], f"{count} BatchNormalization {forms[best]}: {told}"
+
+
+def room_of(lesson: Lesson, held: Parameters) -> str | None:
+    """What a step of the first minibatch takes, in words, BatchNormalization by the batch where that is open. SettingError where --memory
+    has no room for a sample."""
+    norms: Norms = "training" if lesson.recipe.norms == "auto" else lesson.recipe.norms
+    trial = replace(lesson, recipe=replace(lesson.recipe, norms=norms))
+    chunk = next(chunks_of(lesson.data.shuffled(0), lesson.recipe.minibatch))
+    next(Steps(trial, held).runs(chunk, lambda indices, feed: shown(lesson, indices, feed, 0)))
+    return in_words(lesson.rooms)
 
 
 def mean_loss(lesson: Lesson, held: Parameters, weights: np.ndarray) -> float:

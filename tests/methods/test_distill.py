@@ -121,6 +121,7 @@ def test_dry_run_lists_what_would_be_learned(cut: Path) -> None:
     assert made.comparison is None and made.model.source.path == cut
     assert [each["loss"] for each in made.plan.decisions] == ["mse"]
     assert any("would be trained" in note for note in made.report.notes)
+    assert any("samples takes about" in note and "of memory" in note for note in made.report.notes)
 
 
 def test_command_line(cut: Path, tmp_path: Path, cli: Run) -> None:
