@@ -111,6 +111,9 @@ def transposed(op: Pen, dy: ir.Value, weight: ir.Value, window: Window, groups: 
     """ConvTranspose of dy that gives exactly [n, *, *window.extent], whatever the pads are."""
     sizes = zip(shape_of(dy)[2:], window.strides, window.reach, strict=True)
     full = [(n - 1) * s + r + 1 for n, s, r in sizes]
+    if any(f <= b for f, b in zip(full, window.begins, strict=True)):  # every window lies in the padding
+        shape = [shape_of(dy)[0], groups * shape_of(weight)[1], *window.extent]
+        return op.Expand(op.constant(np.zeros([1] * len(shape), element_of(dy))), shape)  # type: ignore[no-any-return]
     over = [f - b - n for f, b, n in zip(full, window.begins, window.extent, strict=True)]
     spread = op.ConvTranspose(
         dy, weight, kernel_shape=list(window.kernel), strides=list(window.strides), dilations=list(window.dilations),

@@ -145,3 +145,12 @@ def test_a_gradient_with_many_more_places_than_dy_is_not_read_from_padding() -> 
     for i, j in np.ndindex(5, 5):
         wanted[:, :, i : i + 8, j : j + 8] += np.einsum("nopq,oi->nipq", dy.astype(np.float64), w[:, :, i, j])
     close(run_stock(made, {"x": x})[1], wanted, 1e-5, "x")
+
+
+def test_windows_that_lie_in_the_padding_alone_have_no_gradient() -> None:
+    """One place, stride 2, a pad as wide as the kernel: onnxruntime refuses the ConvTranspose that would give nothing."""
+    x, w = np.ones((1, 4, 1, 1), np.float32), np.ones((4, 1, 1, 1), np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=4, pads=[1, 0, 0, 0], strides=[2, 1])
+    graph = graph_of([node], {"x": x}, {"w": w}, "y")
+    made, _ = with_gradients(graph, np.ones((1, 4, 1, 1), np.float32), ["x"])
+    assert run_stock(made, {"x": x})[1].tolist() == np.zeros_like(x).tolist()
