@@ -59,13 +59,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Spot:
-    """A value that may be compared: the operator that makes it, its stage and axis of channels, where it stands (0 first, 1 last)."""
+    """A value that may be compared: the operator that makes it, its stage and axis of channels, where it stands (0 first, 1 last).
+
+    joins  whether a block ends there: an Add of a bias is no such place
+    """
 
     name: str
     made_by: str
     stage: tuple[int, ...]
     axis: int
     depth: float
+    joins: bool = False
 
 
 def channel_axis(value: ir.Value | None, _seen: set[ir.Value] | None = None) -> int | None:
@@ -132,7 +136,7 @@ def _ends(spots: Sequence[Spot], *, thirds: bool) -> list[Spot]:
     """The last value of a stage; of a network of one stage one at each third of its depth."""
     if not thirds:
         return list(spots[-1:])
-    joins = [spot for spot in spots if spot.made_by in JOINS] or list(spots)
+    joins = [spot for spot in spots if spot.joins] or list(spots)
     wanted = [joins[-1].depth * share for share in (1 / 3, 2 / 3, 1)] if joins else []
     nearest = [min(joins, key=lambda spot: abs(spot.depth - depth)) for depth in wanted]
     return list(dict.fromkeys(nearest))
@@ -183,5 +187,9 @@ def _spots(model: Model, shapes: Mapping[str, tuple[int, ...]], learned: Iterabl
         at = axis % len(shape)
         stage = tuple(size for a, size in enumerate(shape) if a not in (0, at))
         if prod(stage) > 1 and shape[at] > 1 and at:
-            found.append(Spot(name, node.op_type, stage, at, number / max(len(nodes) - 1, 1)))
+            bias = node.op_type == "Add" and any(
+                each is not None and each.const_value is not None for each in node.inputs
+            )
+            joins = node.op_type in JOINS and not bias
+            found.append(Spot(name, node.op_type, stage, at, number / max(len(nodes) - 1, 1), joins))
     return found

@@ -54,10 +54,12 @@ def tokens(width: int, blocks: int) -> Model:
         nodes += [
             helper.make_node("MatMul", [before, f"{block}.up"], [f"{block}.u"]),
             helper.make_node("Relu", [f"{block}.u"], [f"{block}.r"]),
-            helper.make_node("MatMul", [f"{block}.r", f"{block}.down"], [f"{block}.d"]),
+            helper.make_node("Add", [f"{block}.r", "bias"], [f"{block}.b"]),
+            helper.make_node("MatMul", [f"{block}.b", f"{block}.down"], [f"{block}.d"]),
             helper.make_node("Add", [before, f"{block}.d"], [f"{block}.a"]),
         ]
         before = f"{block}.a"
+    constants.append(numpy_helper.from_array(np.float32(0.1), "bias"))
     return built([*nodes, helper.make_node("Tanh", [before], ["y"])], constants, ["N", 5, 8])
 
 
