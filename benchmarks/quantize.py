@@ -128,8 +128,8 @@ def opened(name: str, asked: argparse.Namespace, folder: Path) -> Case:
     feeds = folder / "feeds.npz"
     write_feeds(feeds, list(calibration.batches(1)))
     few = [feed for feed, _ in zip(held.batches(1), range(asked.emulate_samples), strict=False)]
-    raised = _raised(given, folder / "raised.onnx")
-    return Case(name, given, raised, feeds, held, None if truth is None else truth[:count], metric, few)
+    prepared = raised(given, folder / "raised.onnx")
+    return Case(name, given, prepared, feeds, held, None if truth is None else truth[:count], metric, few)
 
 
 def _real(name: str, total: int, _: argparse.Namespace) -> Source:
@@ -155,7 +155,7 @@ SOURCES: dict[str, Callable[[str, int, argparse.Namespace], Source]] = {
 """Kind of model -> its file, inputs, labels and metric."""
 
 
-def _raised(given: Path, target: Path) -> Path:
+def raised(given: Path, target: Path) -> Path:
     """The file at OPSET; the file itself where it is there already."""
     model = onnx.load(given)
     if next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx")) >= OPSET:

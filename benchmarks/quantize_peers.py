@@ -11,6 +11,7 @@ that the row names.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import resource
 import sys
@@ -141,10 +142,31 @@ def onnxsim(full_graph: bool) -> Work:
 
 def ours(**settings: Any) -> Work:
     """onnxcompress.quantize: a quarter of the calibration samples is held out by it, and it compares on them."""
-    peer = import_module("onnxcompress")
+    peer = import_module("onnxcompress.verbs")
+    import_module("onnxcompress.passes")  # the verb imports them when it is called, and imports are not on the clock
 
     def work(model: str, feeds: Feeds, out: str) -> str:
         peer.quantize(model, data=feeds, **settings).save(out)
+        return ""
+
+    return work
+
+
+def written(calibration: str) -> Work:
+    """Read, calibrate on all samples, write: no equalization, no clock, no comparison."""
+    run, passes = import_module("onnxcompress.run"), import_module("onnxcompress.passes")
+    model_of, memory = import_module("onnxcompress.model"), import_module("onnxcompress.runtime.memory")
+
+    def work(model: str, feeds: Feeds, out: str) -> str:
+        original = current = model_of.load(model)
+        data, how = run.opened(original.source.runnable, feeds, run.How(), name=model), run.How()
+        quantizer = passes.Quantize(calibration=calibration, rounding="nearest", measure=False)
+        for each in (passes.Fold(), quantizer):
+            plan = each.plan(current, run.evidence_for(each, original, current, data, how))
+            current = each.apply(current, plan)
+            gc.collect()
+            memory.give_back()
+        model_of.save(current, out)
         return ""
 
     return work
@@ -173,24 +195,39 @@ TOOLS: dict[str, Tool] = {
 }
 
 
+COSTED: dict[str, Tool] = {}
+"""What quantize_cost.py weighs: the same methods on both sides, with nothing else and as the verb does it."""
+for _theirs, _own in (("MinMax", "minmax"), ("Percentile", "percentile"), ("Entropy", "entropy")):
+    _plain = {"calibration": _own, "rounding": "nearest", "measure": False}
+    COSTED[f"quantize_static, {_theirs}"] = _static(_theirs)
+    COSTED[f"ours, {_theirs}"] = Tool(written, "onnxcompress", raised=False, settings={"calibration": _own})
+    COSTED[f"ours, all, {_theirs}"] = Tool(ours, "onnxcompress", raised=False, settings=_plain)
+
+
 def main(tool: str, model: str, feeds: str, out: str) -> int:
     """One tool on one model, or what one file answers."""
     samples = read_feeds(feeds)
     if tool == "--answers":
         return answers(model, samples, out)
-    chosen = TOOLS[tool]
+    chosen = {**TOOLS, **COSTED}[tool]
     work = chosen.start(**chosen.settings)
     if chosen.nncf:
         with contextlib.suppress(Exception):  # where it fails, the file as it is
             model, _ = pre_processed(model, out + ".prepared.onnx", symbolic=False)
     base = peak()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     try:
         note = work(model, samples, out)
     except Exception as error:  # whatever a tool raises is its row
         print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr)
         return 1
-    told = {"seconds": time.perf_counter() - began, "peak": peak(), "base": base, "note": note}
+    told = {
+        "seconds": time.perf_counter() - began,
+        "cpu": cpu_seconds() - used,
+        "peak": peak(),
+        "base": base,
+        "note": note,
+    }
     print(json.dumps({**told, "version": _version(chosen.package)}))
     return 0
 
@@ -232,6 +269,12 @@ def one_line(error: BaseException, longest: int = 240) -> str:
     """An error's text without line breaks, cut."""
     text = " ".join(str(error).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def peak() -> int:

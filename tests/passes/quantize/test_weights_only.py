@@ -92,19 +92,29 @@ def check_weights(proto: onnx.ModelProto, seed: int, **ways: object) -> Counter[
     return forms
 
 
-@pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("bits", [8, 4])
-def test_rebuilt_at_load_is_the_same_bit_for_bit(name: str, bits: int) -> None:
-    check_weights(ZOO[name](), 0, bits=bits, decode="load")
+WAYS = (
+    {"bits": 8, "decode": "load"},
+    {"bits": 4, "decode": "load"},
+    {"bits": 8},
+    {"bits": 4, "block": 16},
+    {"dynamic": "all"},
+)
+"""The first two are rebuilt when the file is loaded, and are the same bit for bit."""
 
 
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("ways", [{"bits": 8}, {"bits": 4, "block": 16}, {"dynamic": "all"}], ids=str)
-def test_the_law_on_the_zoo(name: str, ways: dict[str, object]) -> None:
-    check_weights(ZOO[name](), 0, **ways)
+def test_the_law_on_the_zoo(name: str) -> None:
+    """Ways that decide the same write the same file, which is checked once."""
+    seen: list[list[dict[str, object]]] = [[]]
+    for ways in WAYS:
+        decisions = planned(load(ZOO[name]()), **ways)[1].decisions
+        if decisions not in seen:
+            forms = check_weights(ZOO[name](), 0, **ways)
+            assert ways.get("decode") != "load" or set(forms) <= {"load"}
+            seen.append(decisions)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(proto=models(), seed=st.integers(0, 99), bits=st.sampled_from([4, 8]), dynamic=st.sampled_from(["none", "all"]))
 def test_the_law_on_generated_models(proto: onnx.ModelProto, seed: int, bits: int, dynamic: str) -> None:
     check_weights(proto, seed, bits=bits, dynamic=dynamic)
