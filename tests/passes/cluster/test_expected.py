@@ -16,7 +16,7 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import load
 from onnxcompress.passes import Cluster
 from onnxcompress.passes.cluster.allocation import COARSE, REFERENCE, allocated
-from onnxcompress.passes.cluster.expected import expected
+from onnxcompress.passes.cluster.expected import alike, expected
 from onnxcompress.passes.cluster.layout import read
 from onnxcompress.passes.cluster.sharing import SHARINGS
 from onnxcompress.run import How, evidence_for, opened
@@ -76,6 +76,13 @@ def test_rows_that_are_read_often_are_coded_finer() -> None:
     )
     errors = [np.square(read(plan.decisions[0], plan.arrays).decode() - table).sum(axis=1) for plan in plans]
     assert errors[1][:4].sum() < errors[0][:4].sum() / 2
+
+
+def test_without_data_channels_count_alike_however_large_they_are() -> None:
+    rows = np.random.default_rng(1).normal(size=(5, 40)) * np.array([[0.7], [1], [2], [3], [0]])
+    shares = (alike(rows) * rows**2).sum(axis=1)
+    assert shares[:4] == pytest.approx(shares[0]) and shares[4] == 0 and np.isfinite(alike(rows)).all()
+    assert (alike(np.zeros((2, 3))) == 1).all()
 
 
 def test_more_bytes_bring_less_error(measured) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,17 @@ from onnxcompress.errors import BudgetError, SettingError
 from onnxcompress.passes.cluster import assign
 from onnxcompress.passes.cluster.books import Books, loss
 from onnxcompress.passes.cluster.kmeans import books as optimal
-from onnxcompress.passes.cluster.rate import MOST, Sketch, Tensor, entropy, entropy_bytes, for_size, lengths, rated
+from onnxcompress.passes.cluster.rate import (
+    MOST,
+    Sketch,
+    Tensor,
+    entropy,
+    entropy_bytes,
+    for_size,
+    lengths,
+    rated,
+    searched,
+)
 
 
 def layer(seed: int, outs: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +123,21 @@ def test_the_target_size_is_met(seed: int, bits: float) -> None:
     assert total <= target and price > 0
     again = for_size(tensors, target)
     assert again[0] == price and all(np.array_equal(a.symbols, b.symbols) for a, b in zip(found, again[1], strict=True))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.4, 2.0])
+def test_a_size_that_sketches_misjudge_is_met_in_few_runs(factor: float) -> None:
+    """On data symbols took 0.62 of what a sketch said; steps of log-log interpolation then ended at two thirds of the target."""
+    sketch = Sketch(Tensor(np.random.default_rng(9).standard_normal((40, 1000))))
+    tried: list[float] = []
+
+    def coded(price: float) -> tuple[float, float]:
+        tried.append(price)
+        return factor * sketch.bytes(price), price
+
+    target = 3.0 * 40_000 / 8
+    price, found = searched(coded, [sketch], target)
+    assert price == found and 0.98 * target < factor * sketch.bytes(price) <= target and len(tried) <= 4
 
 
 def test_sizes_that_are_met_use_what_they_are_given() -> None:
