@@ -13,7 +13,7 @@ from math import prod
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape, rounded
 from onnxcompress.passes.factorize.forms.lowrank import channels
@@ -26,8 +26,8 @@ SHARES = (0.2, 0.33, 0.47, 0.62)
 UNDER_KERNEL = (0.25, 0.5, 0.75)
 """Of the outputs; SqueezeNet has a half."""
 
-DAMPING = 1e-8
-"""Of normal equations, as a share of their mean diagonal."""
+DAMPING = 1e-5
+"""Of normal equations, as a share of their mean diagonal: more than rounding of moments in float32."""
 
 
 class Fire(Form):
@@ -129,21 +129,41 @@ def _expanded(
     shape: Shape, weight: np.ndarray, reading: np.ndarray, taps: range | list[int], metric: Metric, plain: np.ndarray
 ) -> np.ndarray:
     """[g, o, s, k]: the best expansion of the squeezed channels at these taps, zero at others."""
-    groups, s, ins = reading.shape
+    groups, s, _ = reading.shape
     found = np.zeros((groups, shape.outs, s, shape.taps))
     if metric.plain:
         found[..., list(taps)] = plain[..., list(taps)]
         return found
-    seen = np.zeros((groups, s, len(taps), ins, shape.taps))
-    for number, tap in enumerate(taps):
-        seen[:, :, number, :, tap] = reading
-    rows = seen.reshape(groups, s * len(taps), -1)
-    grams, sides = metric.between(rows, rows), metric.between(weight.reshape(groups, shape.outs, -1), rows)
+    grams, sides = _moments(shape, weight, reading, list(taps), metric)
     for group, (gram, side) in enumerate(zip(grams, sides, strict=True)):
         damped = gram + DAMPING * max(float(np.trace(gram)) / len(gram), 1e-300) * np.eye(len(gram))
-        solved = np.asarray(cho_solve(cho_factor(damped), side.T)).T
+        try:
+            solved = np.asarray(cho_solve(cho_factor(damped), side.T)).T
+        except LinAlgError:  # moments that are mostly rounding
+            found[group][..., list(taps)] = plain[group][..., list(taps)]
+            continue
         found[group][..., list(taps)] = solved.reshape(shape.outs, s, len(taps))
     return found
+
+
+def _moments(
+    shape: Shape, weight: np.ndarray, reading: np.ndarray, taps: list[int], metric: Metric
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of what is squeezed at these taps [groups, n, n], and with what the weight puts out [groups, out, n]; n = s · taps, in order."""
+    groups, s, ins = reading.shape
+    n, flat = s * len(taps), weight.reshape(groups, shape.outs, -1)
+    if metric.rows is not None:  # in the rows' own precision, which judges well enough
+        rows = metric.rows
+        narrow = rows.reshape(groups, -1, ins, shape.taps)[..., taps]
+        moved = np.moveaxis(narrow, 2, 3).reshape(groups, -1, ins) @ reading.astype(rows.dtype).transpose(0, 2, 1)
+        seen = np.moveaxis(moved.reshape(groups, -1, len(taps), s), 2, 3).reshape(groups, -1, n)
+        put_out = flat.astype(rows.dtype) @ rows.transpose(0, 2, 1)
+        return (seen.transpose(0, 2, 1) @ seen).astype(np.float64), (put_out @ seen).astype(np.float64)
+    placed = np.zeros((groups, s, len(taps), ins, shape.taps))
+    for number, tap in enumerate(taps):
+        placed[:, :, number, :, tap] = reading
+    columns = placed.reshape(groups, n, -1)
+    return metric.between(columns, columns), metric.between(flat, columns)
 
 
 def _errors(difference: np.ndarray, metric: Metric) -> np.ndarray:
