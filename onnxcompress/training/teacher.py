@@ -150,7 +150,7 @@ def inner(model: Model, names: Sequence[str], *, threads: int = 1) -> tuple[Sess
     shown = exposed(model, list(dict.fromkeys(names)))
     for name, why in shown.left_out.items():
         raise ModelError(f"{model.source.name}: {name!r} cannot be learned from: {why}; name another value")
-    return open_session(shown.model, threads=threads, name=model.source.name), shown.outputs
+    return open_session(shown.model, threads=threads, name=model.source.name, lean=True), shown.outputs
 
 
 def _apart(values: Mapping[str, np.ndarray], count: int) -> list[Rows] | None:
