@@ -14,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,15 @@ def teaching(teacher: Model, data: Data, labels: np.ndarray) -> dict[int, dict[s
     return {index: {**session.kept[index], **row} for index, row in labels_of(labels).items()}
 
 
-def taught(student: Model, row: Row, data: Data, kept: dict[int, dict[str, np.ndarray]], epochs: int) -> Model:
-    """The student after its lesson."""
+def taught(
+    student: Model,
+    row: Row,
+    data: Data,
+    kept: dict[int, dict[str, np.ndarray]],
+    epochs: int,
+    recipe: Mapping[str, Any] = RECIPE,
+) -> Model:
+    """The student after its lesson; recipe: fields of `Recipe` beside the epochs."""
     targets = [
         Target(
             name,
@@ -209,7 +216,7 @@ def taught(student: Model, row: Row, data: Data, kept: dict[int, dict[str, np.nd
     ]
     names = list(dict.fromkeys(target.teacher for target in targets))
     source = Teacher(None, names, kept)  # type: ignore[arg-type]
-    return train(Lesson(student, source, targets, data, Recipe(epochs=epochs, **RECIPE), row.temperature)).model
+    return train(Lesson(student, source, targets, data, Recipe(epochs=epochs, **recipe), row.temperature)).model
 
 
 def accuracy(model: Model, judging: Pictures) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxcompress
-from benchmarks import distill, idx
+from benchmarks import idx
 from benchmarks.distill import ALONE, LABELS, SOFT, Pictures, Row, accuracy, labels_of, opened, taught
 from benchmarks.networks import LENETS
 from benchmarks.written import table, write
@@ -58,7 +58,6 @@ def main() -> int:
     parser.add_argument("--networks", nargs="*", default=list(PLANS), choices=list(PLANS))
     asked = parser.parse_args()
     training, test = (idx.pictures(asked.mnist, part) for part in ("train", "test"))
-    distill.RECIPE = RECIPE
     rows = []
     for name in asked.networks:
         rows.append({"name": name, "stages": compressed(name, PLANS[name], training, test)})
@@ -70,17 +69,17 @@ def compressed(name: str, plan: Plan, training: Pictures, test: Pictures) -> dic
     """Stage in words -> errors, and sizes in bytes."""
     start = load(LENETS[name](0))
     data = opened(start, training[0], 0)
-    current = taught(start, ALONE_ROW, data, labels_of(training[1]), plan.dense)
+    current = taught(start, ALONE_ROW, data, labels_of(training[1]), plan.dense, RECIPE)
     kept = lessons(current, data, training[1])
     found = {"dense": stage(current, test)}
     for zeros, epochs in plan.rounds:
         pruned = onnxcompress.sparsify(current, amount=zeros, per="model").model
-        current = taught(pruned, TAUGHT, data, kept, epochs)
+        current = taught(pruned, TAUGHT, data, kept, epochs, RECIPE)
         found[f"{zeros:.0%} zeros, the rest trained"] = stage(current, test)
         print(name, found, flush=True)
     shared = onnxcompress.cluster(current, bits=plan.bits, same=True, smallest=0).model
     found[f"{plan.bits} bits, books as found"] = stage(shared, test)
-    found[f"{plan.bits} bits, books trained"] = stage(taught(shared, TAUGHT, data, kept, plan.shared), test)
+    found[f"{plan.bits} bits, books trained"] = stage(taught(shared, TAUGHT, data, kept, plan.shared, RECIPE), test)
     print(name, found, flush=True)
     return found
 

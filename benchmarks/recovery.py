@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.written import RESULTS, table, write
+from onnxcompress.difference import sqnr_db
 from onnxcompress.runtime.session import open_session
 from sample_models import metrics
 from sample_models.fetch import fetch
@@ -58,7 +59,7 @@ ROWS = (
         ("--keep-encoding", "--move-symbols", "--epochs", "3", "--minibatch", "8"), "half of what was lost",
     ),
     Row(
-        "text direction, 2 bits without data", "ppocr-cls", 600, 600, ("cluster", "--bits", "2"),
+        "text direction, 3 bits without data", "ppocr-cls", 600, 600, ("cluster", "--bits", "3"),
         ("--keep-encoding", "--move-symbols"), "half of what was lost",
     ),
     Row("digits, one bit (BinaryConnect)", "digits", 400, 300, ("binarize", "--terms", "1"), ("--move-symbols",), "within a point"),
@@ -100,7 +101,7 @@ def measured(row: Row, seed: int) -> dict[str, Any]:
             "--json", str(Path(folder) / "report.json"),
         )  # fmt: skip
         notes = json.loads((Path(folder) / "report.json").read_text())["notes"]
-        scores = {name: score(row, path) for name, path in (("before", original), ("small", small), ("after", better))}
+        scores = judged(row, {"before": original, "small": small, "after": better})
         told = [note for note in notes if note.startswith(("rate ", "the weights of", "the averaged", "no epoch"))]
         sizes = {"bytes_small": small.stat().st_size, "bytes_after": better.stat().st_size}
     return {**scores, **sizes, "shrink": shrunk, "distill": taught, "notes": told}
@@ -131,22 +132,38 @@ def material(row: Row, seed: int, folder: Path) -> tuple[Path, Path]:
     return Path(fetch(row.model)), data
 
 
-def score(row: Row, path: Path) -> float:
-    """Of the task, on inputs that took no part."""
-    session = open_session(path)
+def judged(row: Row, paths: dict[str, Path]) -> dict[str, float]:
+    """On inputs that took no part: the task's score of each file, and how near its outputs are to the original's, in dB."""
     if row.model == "digits":
-        with np.load(DIGITS.with_suffix(".npz")) as stored:
-            images, truth = (
-                stored["image"][row.train :],
-                np.load(DIGITS.with_name("digits_labels.npz"))["labels"][row.train :],
-            )
-        return metrics.first_answer(session.run({"image": images}), truth)
-    metric, truth = task(row.model), labels(row.model, row.test, TESTED)
-    assert metric is not None and truth is not None
-    return metric(answers(row.model, inputs(row.model, row.test, TESTED), session.run), truth)
+        with np.load(DIGITS.with_suffix(".npz")) as stored, np.load(DIGITS.with_name("digits_labels.npz")) as named:
+            images, truth = stored["image"][row.train :], named["labels"][row.train :]
+        outputs = {name: open_session(path).run({"image": images}) for name, path in paths.items()}
+        metric = metrics.first_answer
+    else:
+        given, truth, metric = inputs(row.model, row.test, TESTED), labels(row.model, row.test, TESTED), task(row.model)  # type: ignore[assignment]
+        outputs = {name: answers(row.model, given, open_session(path).run) for name, path in paths.items()}
+    (right,) = outputs["before"].values()
+    near = {}
+    for name in paths:
+        (found,) = outputs[name].values()
+        near[f"{name}_db"] = sqnr_db(float((right**2).sum()), float(((right - found) ** 2).sum()))
+    return {name: float(metric(each, truth)) for name, each in outputs.items()} | {
+        n: d for n, d in near.items() if n != "before_db"
+    }
 
 
-HEADS = ("student", "seed", "original", "compressed", "distilled", "of the original's", "won back", "CPU s", "asked")
+HEADS = (
+    "student",
+    "seed",
+    "original",
+    "compressed",
+    "distilled",
+    "of the original's",
+    "won back",
+    "SQNR, dB",
+    "CPU s",
+    "asked",
+)
 
 
 def report(found: dict[str, dict[str, Any]]) -> None:
@@ -166,7 +183,8 @@ def _line(told: dict[str, Any], row: Row) -> list[str]:
     share = f"{won / lost:.0%}" if lost > 0 else ""
     return [
         row.title, str(told["seed"]), *(f"{told[name]:.1%}" for name in ("before", "small", "after")),
-        f"{told['after'] / told['before']:.1%}", share, f"{told['distill']['cpu']:.0f}", row.asked,
+        f"{told['after'] / told['before']:.1%}", share,
+        f"{told['small_db']:.1f} → {told['after_db']:.1f}" if "small_db" in told else "", f"{told['distill']['cpu']:.0f}", row.asked,
     ]  # fmt: skip
 
 
@@ -182,8 +200,8 @@ def _spread(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 ABOUT = (
     "Scores: share of lines with the right direction, of lines read exactly (spaces ignored), of digits told right. Lines are rendered; "
-    "those that train have the row's seed, those that judge another one. *won back*: of what compression lost. CPU seconds of `distill` "
-    "alone, teacher, trials of rates and judging included."
+    "those that train have the row's seed, those that judge another one. *won back*: of what compression lost. *SQNR*: outputs beside the "
+    "original's, compressed and distilled. CPU seconds of `distill` alone, teacher, trials of rates and judging included."
 )
 
 
