@@ -143,14 +143,10 @@ class Data:
         """The samples for judging: those that are not for calibration; the same one where there is only one."""
         return self._view(1)
 
-    def kept_back(self, share: float, most: int) -> tuple[Data, Data]:
-        """These samples without a share of them, and that share, at most so many: what trains, and what chooses between its states.
-
-        A single sample is both.
-        """
+    def kept_back(self, count: int) -> tuple[Data, Data]:
+        """These samples without so many of them, and these: what trains, and what chooses between its states. A single one is both."""
         if self.samples == 1:
             return self, replace(self, part="kept-back")
-        count = min(most, self.samples - 1, max(1, round(self.samples * share)))
         order = np.random.default_rng([self.seed, KEPT_STREAM]).permutation(self.samples)
         training, kept = (self.indices[np.sort(each)] for each in (order[count:], order[:count]))
         return replace(self, indices=training), replace(self, indices=kept, part="kept-back")

@@ -33,7 +33,7 @@ from onnxcompress.training.augment import Changes, words
 from onnxcompress.training.connectors import connector_size, disconnected
 from onnxcompress.training.ensemble import Mean
 from onnxcompress.training.integers import Levels
-from onnxcompress.training.judge import MOST, SHARE, Judge, LabelJudge
+from onnxcompress.training.judge import Judge, LabelJudge, how_many
 from onnxcompress.training.kept import Booked, Dense, Moving
 from onnxcompress.training.loop import Lesson, Trained, held_of, train
 from onnxcompress.training.pairs import Pair
@@ -230,7 +230,7 @@ def _taught(
 ) -> tuple[Trained, list[str]]:
     """Run the loop on the samples for calibration; also sentences about the teacher's answers."""
     session, identity = speaking(aims, teachers, settings, how.threads), identity_of(teachers, settings)
-    training, kept = feed.calibration.kept_back(SHARE, MOST)
+    training, kept = feed.calibration.kept_back(how_many(feed.calibration.samples))
     if session is not None and not settings.changing:
         folder = None if settings.cache is None else Path(settings.cache)
         session.remember(feed.calibration, how.batch, how.memory_limit, how.progress, folder=folder, identity=identity)

@@ -21,7 +21,7 @@ from onnxcompress.methods.aims import answering
 from onnxcompress.methods.distill import Distill, fields_of
 from onnxcompress.model import Model
 from onnxcompress.plan import Plan
-from onnxcompress.training.judge import MOST, SHARE, Judge
+from onnxcompress.training.judge import Judge, how_many
 from onnxcompress.training.loop import Lesson, Trained, train
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.targets import losses_in_words
@@ -60,7 +60,7 @@ class Teach(Distill):
         teacher = Teacher.of(sources.original, [target.teacher for target in targets], threads=sources.threads)
         training, judge = sources.data, None
         if self.judged:
-            training, kept = sources.data.kept_back(SHARE, MOST)
+            training, kept = sources.data.kept_back(how_many(sources.data.samples))
             judge = Judge.of(
                 answering([sources.original], self, sources.threads),
                 kept,

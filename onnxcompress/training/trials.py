@@ -99,7 +99,7 @@ def found_rate(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[flo
             return math.inf
         return mean_loss(lesson, held, state.weights)
 
-    tried = tried_rates(score)
-    rate = rate_of(tried, total / steps)
+    begun, tried = mean_loss(lesson, held, start), tried_rates(score)
+    rate = rate_of(tried, begun, total / steps)
     losses = ", ".join(f"{each:g} {loss:.4g}" for each, loss in sorted(tried.items()))
-    return rate, f"rate {rate:.2g} by trials of {steps} steps, {total} to come: loss at {losses}"
+    return rate, f"rate {rate:.2g} by trials of {steps} steps, {total} to come: loss {begun:.4g}, at {losses}"

@@ -16,6 +16,7 @@ from onnxcompress.data import open_data
 from onnxcompress.data.store import Data
 from onnxcompress.errors import DataError, SettingError
 from onnxcompress.runtime.session import Port
+from onnxcompress.training.judge import how_many
 
 X = [Port("x", np.dtype("float32"), ("N", 3))]
 IDS = [Port("ids", np.dtype("int64"), ("N", "L")), Port("mask", np.dtype("int64"), ("N", "L"))]
@@ -228,15 +229,16 @@ def test_a_folder_is_not_held_in_memory(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(samples=st.integers(1, 40), share=st.floats(0.01, 0.9), most=st.integers(1, 10))
-def test_samples_kept_back_do_not_train(samples: int, share: float, most: int) -> None:
+@given(samples=st.integers(1, 40))
+def test_samples_kept_back_do_not_train(samples: int) -> None:
     """Calibration samples fall into two parts, neither of them empty; a single one is both. The same parts each time."""
     whole = open_data(ROWS.repeat(2, axis=0)[:samples], X)
-    training, kept = whole.calibration.kept_back(share, most)
+    count = how_many(whole.calibration.samples)
+    training, kept = whole.calibration.kept_back(count)
     one, two = set(training.indices.tolist()), set(kept.indices.tolist())
-    assert one | two == set(whole.calibration.indices.tolist()) and len(two) <= most
+    assert one | two == set(whole.calibration.indices.tolist()) and len(two) == count <= max(1, samples // 3)
     assert one and two and (whole.calibration.samples == 1 or not one & two)
-    again = whole.calibration.kept_back(share, most)
+    again = whole.calibration.kept_back(count)
     assert np.array_equal(again[1].indices, kept.indices) and "kept-back sample" in kept.describe()
 
 

@@ -25,10 +25,14 @@ def valley(lowest: float, breaks: float) -> Callable[[float], float]:
 def test_the_lowest_of_a_valley_is_found_in_few_trials(place: int, breaks: int, longer: float) -> None:
     tried = tried_rates(valley(LADDER[place], LADDER[place + breaks] if place + breaks < len(LADDER) else 2.0))
     assert len(tried) <= MOST and min(tried, key=lambda rate: tried[rate]) == LADDER[place]
-    rate = rate_of(tried, longer)
-    assert LADDER[place] <= rate <= GAIN * LADDER[place] and rate == rate_of(tried, 1.0) * min(
-        max(longer**0.5, 1), GAIN
+    rate, factor = rate_of(tried, 1.2, longer), min(max(longer**0.5, 1), GAIN)
+    assert rate == pytest.approx(LADDER[place] * factor)
+    assert (
+        LADDER[place] * factor
+        <= rate_of(tried, 1.6, longer)
+        <= math.sqrt(LADDER[place] * LADDER[place + 1]) * factor * 1.01
     )
+    assert rate_of(tried, 0.5, longer) == LADDER[place], "no trial got better: a longer training gets no more"
 
 
 @pytest.mark.parametrize(("total", "steps"), [(1, LEAST_STEPS), (500, 20), (10**6, MOST_STEPS)])
