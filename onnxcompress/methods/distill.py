@@ -263,7 +263,10 @@ def _guesses(student: Model, teacher: Model) -> dict[str, np.ndarray]:
 
 def _room(student: Model, teachers: Sequence[Model], aims: Aims, feed: Data, settings: Distill, how: How) -> str | None:
     """What a step would take in memory: the teacher answers for one minibatch, and its step is made."""
-    session, (training, _) = speaking(aims, teachers, settings, how.threads), feed.calibration.kept_back(SHARE, MOST)
+    session, (training, _) = (
+        speaking(aims, teachers, settings, how.threads),
+        feed.calibration.kept_back(how_many(feed.calibration.samples)),
+    )
     lesson = Lesson(
         student, session, aims.targets, training, settings.recipe, settings.temperature, how.threads,
         labels=aims.labels, limits=limits_of(student),
