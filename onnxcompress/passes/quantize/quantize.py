@@ -116,6 +116,11 @@ class Quantize:
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
         plan.notes.extend(in_bodies(refused))
+        held = sum(layer.bits is not None for layer in all_layers(model))
+        if held:
+            plan.notes.append(
+                f"{held} layers hold integers already and stay as they are; the float model would give more"
+            )
         if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
             if any(layer.bits for layer in all_layers(model)):
                 raise ModelError(
