@@ -21,7 +21,9 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
+from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
+from onnxcompress.operators.stored import KERNELS
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed
 from onnxcompress.passes.quantize.compensate import Compensation, compensated
@@ -40,6 +42,9 @@ from onnxcompress.plan import Plan, Refusal
 
 SLOWER = "int8 makes it slower on this CPU"
 WORSE = "int8 makes it no faster on this CPU, and the answers worse"
+
+INTEGER = {*KERNELS, "ConvInteger"}
+"""Operators of files that somebody has quantized."""
 
 Calibration = Literal["auto", "minmax", "average", "percentile", "entropy", "mse", "output"]
 
@@ -116,11 +121,13 @@ class Quantize:
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
         plan.notes.extend(in_bodies(refused))
-        held = sum(layer.bits is not None for layer in all_layers(model))
+        held = {layer.name for layer in all_layers(model) if layer.bits is not None}
+        held |= {node.name or "" for node in walk(model.ir) if node.op_type in INTEGER}
         if held:
-            plan.notes.append(
-                f"{held} layers hold integers already and stay as they are; the float model would give more"
+            told = (
+                f"{len(held)} nodes compute on integers already and stay as they are; the float model would give more"
             )
+            plan.notes.append(told)
         if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
             if any(layer.bits for layer in all_layers(model)):
                 raise ModelError(
