@@ -125,7 +125,8 @@ def _letters(count: int) -> tuple[list[str], list[str]]:
 
 NEAR = 0.6
 """Correlation of what neighbouring taps of a kernel read, where nothing was seen. At half of the multiply-adds, fitted to weights
-alone, this prior against white noise (lowrank, spatial, tucker): open-nsfw 9.1 against 7.7 dB of logits, ddddocr 4.6 against 3.5."""
+alone by lowrank, spatial and tucker, this prior against white noise: open-nsfw 9.1 against 7.7 dB of logits, ddddocr 4.6 against 3.5.
+Chosen on these two, so no proof for others (methods.md)."""
 
 
 def prior(kernel: tuple[int, ...]) -> Metric:
