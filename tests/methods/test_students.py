@@ -81,7 +81,7 @@ def test_half_precision_trains_in_single_and_is_written_in_half(tmp_path: Path) 
 
 
 def test_one_probability_learns_zeros_and_ones() -> None:
-    made = learned(net(helper.make_node("Sigmoid", ["z"], ["y"]), classes=1), labels=TRUE, epochs=30)
+    made = learned(net(helper.make_node("Sigmoid", ["z"], ["y"]), classes=1), labels=TRUE, epochs=60)
     (note,) = (each for each in made.report.notes if each.startswith("held-out labels: "))
     assert "right before" in note and float(note.split()[-3].rstrip("%")) > 85, note
 

@@ -151,7 +151,7 @@ class ByTrellis(Starter):
     def begun(self, rows: np.ndarray, seed: int, counts: np.ndarray | None = None) -> Coding:
         """From the weights alone."""
         found = self._trained(rows, counts, seed)
-        return trellis.followed(rows.astype(np.float64), found, counts), found
+        return trellis.followed(rows.astype(np.float64), found, trellis.along(counts)), found
 
     def tried(self, at: Stop) -> Iterator[Coding]:
         """Books for rows that are weighed by what they meet; paths that make up for errors."""

@@ -235,11 +235,16 @@ def trained(
         scales=None if books.scales is None else books.scales[drawn],
     )
     sample = rows[drawn].astype(np.float64)
-    gram = weights if weights is None or weights.ndim == 1 else weights[drawn]
+    gram = along(weights)
     for _ in range(ROUNDS):
         part = _refitted(sample, followed(sample, part, gram), part, gram)
     half = replace(books, entries=part.entries).halved()
     return replace(books, entries=half.entries, scales=half.scales)
+
+
+def along(weights: Weights) -> np.ndarray | None:
+    """[row] of weights a column, which are a Gram's diagonal; of [out, row] the mean: what a whole row counts moves no path of it."""
+    return weights if weights is None or weights.ndim == 1 else weights.mean(axis=0)
 
 
 def _refitted(rows: np.ndarray, levels: np.ndarray, books: Trellis, gram: Gram) -> Trellis:
