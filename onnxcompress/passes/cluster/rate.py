@@ -44,6 +44,9 @@ SKETCHED = 4
 CLOSE = 1e-3
 """Share of itself to which λ is found by halving."""
 
+COARSER = 1.5
+"""Times λ where no run has met the target; then its square, and so on, as a run may be a walk through a model."""
+
 FINEST = 1e-12
 """The least λ, as a share of the one that puts every weight to zero."""
 
@@ -280,6 +283,11 @@ def searched(
             break
         totals = {each: total for each, (total, _) in tried.items()}
         price = min(max(_next(totals, target, sum(sketch.size for sketch in sketches)), top * FINEST), top)
+    factor = COARSER
+    while (highest := max(tried)) < top and min(total for total, _ in tried.values()) > target:
+        # bytes of a few thousand weights are steps in λ: the runs may end a byte above the target
+        price, factor = min(factor * highest, top), factor**2
+        tried[price] = coded(price)
     fitting = [(total, price) for price, (total, _) in tried.items() if total <= target]
     if not fitting:
         least = min(total for total, _ in tried.values())

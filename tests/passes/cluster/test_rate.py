@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.errors import BudgetError, SettingError
@@ -113,6 +113,7 @@ def test_one_price_is_one_slope_whatever_the_size_of_the_weights() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999), bits=st.floats(0.3, 5.0))
+@example(seed=232, bits=0.5)  # the runs end less than a byte above it
 def test_the_target_size_is_met(seed: int, bits: float) -> None:
     tensors = [
         Tensor(rows, gram, worth=1 / np.trace(gram)) for rows, gram in (layer(seed + at, 40, 50) for at in range(3))
