@@ -31,7 +31,8 @@ from onnxcompress.model import Model, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.operators.cost import cost
 from onnxcompress.runtime.session import open_session
-from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import train
 from onnxcompress.training.losses import loss, mean
 from onnxcompress.training.pen import Pen
 from onnxcompress.training.recipe import Recipe

@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.training_meter import Meter, peak
 from onnxcompress.data import open_data
 from onnxcompress.model import load
-from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import train
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.targets import targets_of
 from onnxcompress.training.teacher import Teacher

@@ -33,10 +33,7 @@ def cut(model: Model, channels: Channels, removed: np.ndarray) -> Model:
         if not kept.all():
             slices.setdefault(site.tensor, {})[site.axis] = np.flatnonzero(kept)
     for name, axes in slices.items():
-        values = model.array(name)
-        for axis, indices in axes.items():
-            values = np.take(values, indices, axis=axis)
-        set_constant(graph, name, values)
+        set_constant(graph, name, _taken(model.array(name), axes))
     _patch(graph, channels, keep)
     origin = dict(model.origin)
     for name, axes in slices.items():
@@ -46,6 +43,13 @@ def cut(model: Model, channels: Channels, removed: np.ndarray) -> Model:
         _stamp(origin, name, lost)
     _reshape_values(graph, narrowed)
     return model.edited(graph, origin)
+
+
+def _taken(values: np.ndarray, axes: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The entries at these places of each of these axes."""
+    for axis, places in axes.items():
+        values = np.take(values, places, axis=axis)
+    return values
 
 
 def zero(model: Model, channels: Channels, removed: np.ndarray) -> Model:
@@ -95,10 +99,7 @@ def reordered(model: Model, channels: Channels, orders: Sequence[tuple[Group, np
     for (name, axis), places in moved.items():
         tensors.setdefault(name, {})[axis] = places
     for name, axes in tensors.items():
-        values = model.array(name)
-        for axis, places in axes.items():
-            values = np.take(values, places, axis=axis)
-        set_constant(graph, name, values)
+        set_constant(graph, name, _taken(model.array(name), axes))
         _stamp(origin, name, axes)
     for name, tracks in channels.tracks.items():
         for axis, track in enumerate(tracks):

@@ -35,7 +35,8 @@ from onnxcompress.training.ensemble import Mean
 from onnxcompress.training.integers import Levels
 from onnxcompress.training.judge import Judge, LabelJudge, how_many
 from onnxcompress.training.kept import Booked, Dense, Moving
-from onnxcompress.training.loop import Lesson, Trained, held_of, train
+from onnxcompress.training.lesson import Lesson, held_of
+from onnxcompress.training.loop import Trained, train
 from onnxcompress.training.pairs import Pair
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe

@@ -22,7 +22,8 @@ from onnxcompress.methods.distill import Distill, fields_of
 from onnxcompress.model import Model
 from onnxcompress.plan import Plan
 from onnxcompress.training.judge import Judge, how_many
-from onnxcompress.training.loop import Lesson, Trained, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import Trained, train
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.targets import losses_in_words
 from onnxcompress.training.teacher import Teacher

@@ -65,15 +65,15 @@ def train(lesson: Lesson) -> Trained:
             save_state(lesson.checkpoint, state, key)
     sources = tuple(dict.fromkeys(made.source for made, _ in lesson.graphs.values() if made.source))
     return Trained(
-        _final(lesson, held, state),
-        state.curve,
-        held.layout.size,
-        resumed,
-        norms,
-        sources,
-        _kept(lesson, state),
-        None if state.rate is None else state.rate[1],
-        in_words(lesson.rooms),
+        model=_final(lesson, held, state),
+        curve=state.curve,
+        parameters=held.layout.size,
+        resumed=resumed,
+        norms=norms,
+        sources=sources,
+        kept=_kept(lesson, state),
+        rate=None if state.rate is None else state.rate[1],
+        memory=in_words(lesson.rooms),
     )
 
 
@@ -150,6 +150,3 @@ def _epoch(lesson: Lesson, held: Parameters, state: State, epoch: int) -> dict[s
         if lesson.progress is not None:
             lesson.progress(epoch * len(chunks) + number + 1, recipe.epochs * len(chunks), "distill")
     return {**sums, "gradient": float(np.mean(lengths)), "rate": rate}
-
-
-__all__ = ["Lesson", "Trained", "held_of", "train", "with_weights"]

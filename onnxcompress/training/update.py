@@ -111,6 +111,7 @@ def _statistics(model: Model) -> list[str]:
 
 
 def update(held: Parameters, recipe: Recipe, state: State, gradient: np.ndarray, rate: float, keep: float) -> None:
+    """One step of the optimizer by `gradient` [n], in place; keep: of the average of weights, where there is one."""
     state.step += 1
     settings = Settings(
         momentum=recipe.momentum, nesterov=recipe.nesterov, decay=recipe.decay, decays=held.decays,

@@ -20,14 +20,6 @@ __all__ = ["cli"]
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample model with a fifth of its multiply-adds, not repaired."""
-    place = tmp_path_factory.mktemp("student") / "cut.onnx"
-    onnxcompress.prune(MODEL, target_macs=0.2, refit=False).save(place)
-    return place
-
-
-@pytest.fixture(scope="module")
 def taught(cut: Path) -> Result:
     return onnxcompress.distill(cut, teacher=MODEL, data=DATA, labels=LABELS, epochs=20, rate=3e-3)
 

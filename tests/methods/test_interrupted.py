@@ -25,13 +25,6 @@ __all__ = ["cli"]
 EPOCHS = 12
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("student") / "cut.onnx"
-    onnxcompress.prune(MODEL, target_macs=0.2, refit=False).save(place)
-    return place
-
-
 def line(cut: Path, folder: Path, name: str) -> list[str]:
     out, kept = str(folder / f"{name}.onnx"), str(folder / f"{name}.npz")
     ways = ["--data", DATA, "--limit", "240", "--epochs", str(EPOCHS), "--minibatch", "16"]

@@ -16,14 +16,6 @@ from tests.cli.conftest import DATA, LABELS, MODEL, Run, cli
 __all__ = ["cli"]
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample model with a fifth of its multiply-adds, not repaired: it guesses."""
-    place = tmp_path_factory.mktemp("student") / "cut.onnx"
-    onnxcompress.prune(MODEL, target_macs=0.2, refit=False).save(place)
-    return place
-
-
 def learned(cut: Path, **settings: Any) -> Result:
     return onnxcompress.distill(cut, data=DATA, rate=3e-3, **{"labels": LABELS, "epochs": 4, **settings})
 

@@ -20,7 +20,8 @@ from onnxcompress.model.edit import set_constant
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.graph import GRADIENT, LOSS, MASK, Criterion, step_graph
-from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import train
 from onnxcompress.training.losses import LOSSES
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.pen import Pen

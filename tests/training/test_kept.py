@@ -17,7 +17,8 @@ from onnxcompress.model.edit import coded_of, set_coded, set_constant
 from onnxcompress.model.save import written_as
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.kept import Booked, Dense, Moving, form_of
-from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import train
 from onnxcompress.training.parameters import Parameters, parameters_of
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.targets import targets_of

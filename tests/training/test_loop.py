@@ -15,7 +15,8 @@ from onnxcompress.model import Model, load
 from onnxcompress.model.edit import set_constant
 from onnxcompress.runtime.session import open_session
 from onnxcompress.training.checkpoint import load_state
-from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import train
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.targets import targets_of

@@ -15,7 +15,8 @@ from onnxcompress.errors import SettingError
 from onnxcompress.model import Model
 from onnxcompress.training import steps
 from onnxcompress.training.footprint import run_bytes, samples_that_fit
-from onnxcompress.training.loop import Lesson, train
+from onnxcompress.training.lesson import Lesson
+from onnxcompress.training.loop import train
 from onnxcompress.training.pen import Pen
 from tests.training.test_loop import digits, lesson, samples, shaken, weights
 

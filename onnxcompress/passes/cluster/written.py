@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.model import Model
-from onnxcompress.model.edit import set_coded, set_constant
+from onnxcompress.model.edit import set_coded
 from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.weights.coded import Coded
@@ -75,7 +75,5 @@ def _packed(message: bytes) -> int:
 
 def _packed_rest(model: Model, tensors: Sequence[Clustered]) -> int:
     """Of the container: zeros take next to nothing there."""
-    graph = model.ir.clone()
-    for each in tensors:
-        set_constant(graph, each.name, np.zeros_like(model.array(each.name)))
-    return _packed(to_bytes(finished(model.edited(graph))))
+    bare = model.with_constants({each.name: np.zeros_like(model.array(each.name)) for each in tensors})
+    return _packed(to_bytes(finished(bare)))
