@@ -90,15 +90,16 @@ def test_gradient_through_batch_statistics() -> None:
         close(got[name], wanted, 1e-5, name)
 
 
-@pytest.mark.parametrize("shift", [0.0, 1000.0])
-def test_gradient_through_batch_statistics_in_onnxruntime(shift: float) -> None:
+@pytest.mark.parametrize(("shift", "tolerance"), [(0.0, 5e-3), (1000.0, 5e-2)])
+def test_gradient_through_batch_statistics_in_onnxruntime(shift: float, tolerance: float) -> None:
     """Buffers that onnxruntime merged gave gradients 20,000 times too large; Σ dy x - m Σ dy would lose all digits at mean 1000."""
     state = RNG.bit_generator.state
-    exact, feeds = gradients_of_two_norms(np.float64, shift)
+    exact, _ = gradients_of_two_norms(np.float64, shift)
     RNG.bit_generator.state = state
     stock, single = gradients_of_two_norms(np.float32, shift)
-    for name, one, two in zip(feeds, run_stock(stock, single)[1:], run_float64(exact, feeds)[1:], strict=True):
-        close(one, two, 5e-3, name)
+    rounded = {name: x.astype(np.float64) for name, x in single.items()}  # what single precision keeps near 1000
+    for name, one, two in zip(single, run_stock(stock, single)[1:], run_float64(exact, rounded)[1:], strict=True):
+        close(one, two, tolerance, name)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e-30, -1e-30, 1e30])
