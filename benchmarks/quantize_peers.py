@@ -51,6 +51,8 @@ def static(method: str, reduce_range: bool = False) -> Work:
     """onnxruntime's quantize_static after its own pre-processing: QDQ, uint8 activations, int8 weights a channel."""
     from onnxruntime import quantization as peer
 
+    import_late("onnxruntime.tools.symbolic_shape_infer")
+
     class Reader(peer.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self, feeds: Feeds) -> None:
             self.left: Iterator[dict[str, np.ndarray]] = iter(feeds)
@@ -74,6 +76,15 @@ def static(method: str, reduce_range: bool = False) -> Work:
         return note
 
     return work
+
+
+QUANTIZING = ("equalize", "fold", "quantize", "weights_only", "write")
+
+
+def import_late(*names: str) -> None:
+    """What the work would import where it is first used: imports are not on anybody's clock."""
+    for name in names:
+        import_module(name)
 
 
 def pre_processed(model: str, out: str, symbolic: bool = True) -> tuple[str, str]:
@@ -143,7 +154,7 @@ def onnxsim(full_graph: bool) -> Work:
 def ours(**settings: Any) -> Work:
     """onnxcompress.quantize: a quarter of the calibration samples is held out by it, and it compares on them."""
     peer = import_module("onnxcompress.verbs")
-    import_module("onnxcompress.passes")  # the verb imports them when it is called, and imports are not on the clock
+    import_late("onnxsim", "onnxcompress.mixed", *(f"onnxcompress.passes.quantize.{name}" for name in QUANTIZING))
 
     def work(model: str, feeds: Feeds, out: str) -> str:
         peer.quantize(model, data=feeds, **settings).save(out)
@@ -155,6 +166,7 @@ def ours(**settings: Any) -> Work:
 def written(calibration: str) -> Work:
     """Read, calibrate on all samples, write: no equalization, no clock, no comparison."""
     run, passes = import_module("onnxcompress.run"), import_module("onnxcompress.passes")
+    import_late("onnxsim", *(f"onnxcompress.passes.quantize.{name}" for name in QUANTIZING))
     model_of, memory = import_module("onnxcompress.model"), import_module("onnxcompress.runtime.memory")
 
     def work(model: str, feeds: Feeds, out: str) -> str:

@@ -10,7 +10,6 @@ A model is a path, bytes, an onnx.ModelProto, an onnx_ir.Model or a Model. What 
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from onnxcompress.plan import Plan
     from onnxcompress.result import Report, Result
     from onnxcompress.verbs import apply, binarize, cluster, distill, factorize, merge, prune, quantize, sparsify
+
+from onnxcompress.lazy import handed_out
 
 HOMES = {
     "checkup": ("Checkup", "check"),
@@ -80,11 +81,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name not in HOME_OF:
-        raise AttributeError(f"module 'onnxcompress' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"onnxcompress.{HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+    return _handed_out(name)
+
+
+_handed_out = handed_out(__name__, HOMES)
 
 
 def __dir__() -> list[str]:

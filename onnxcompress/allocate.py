@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy  # its parts are imported when they are named: optimize is large, and few need it
 from scipy.sparse import csr_array
 
 from onnxcompress.errors import SettingError
@@ -98,21 +98,27 @@ def left_out(
     size = len(names) + len(places)
     values = np.concatenate([[cost[name] for name in names], np.zeros(len(places))])
     shares = np.concatenate([np.zeros(len(names)), [error[place] for place in places]]) / max_error
-    constraints = [LinearConstraint(shares[None], -np.inf, 1.0)]
+    constraints = [scipy.optimize.LinearConstraint(shares[None], -np.inf, 1.0)]
     if pairs:
         rows = np.repeat(np.arange(len(pairs)), 2)
         matrix = csr_array((np.ones(2 * len(pairs)), (rows, np.asarray(pairs).reshape(-1))), shape=(len(pairs), size))
-        constraints.append(LinearConstraint(matrix, 1.0, np.inf))
+        constraints.append(scipy.optimize.LinearConstraint(matrix, 1.0, np.inf))
     whole = np.concatenate([np.ones(len(names)), np.zeros(len(places))])  # there(p) comes out whole by itself
-    x = _minimised(values, whole, Bounds(0, 1), constraints, mip_rel_gap=maximum_gap, time_limit=PATIENCE)
+    x = _minimised(
+        values, whole, scipy.optimize.Bounds(0, 1), constraints, mip_rel_gap=maximum_gap, time_limit=PATIENCE
+    )
     return None if x is None else [name for name, out in zip(names, x, strict=False) if out > 0.5]
 
 
 def _minimised(
-    values: np.ndarray, whole: np.ndarray, bounds: Bounds, constraints: list[LinearConstraint], **options: float
+    values: np.ndarray,
+    whole: np.ndarray,
+    bounds: scipy.optimize.Bounds,
+    constraints: list[scipy.optimize.LinearConstraint],
+    **options: float,
 ) -> np.ndarray | None:
     """By HiGHS; None where it found nothing. As of scipy 1.17 its presolve writes a debugging line to stdout, and saves no time."""
-    found = milp(
+    found = scipy.optimize.milp(
         values, integrality=whole, bounds=bounds, constraints=constraints, options={**options, "presolve": False}
     )
     return None if found.x is None else np.asarray(found.x)
@@ -215,9 +221,11 @@ def _solve_exactly(
     values = values - np.array([front[-1].value for front in layers.values()])[rows]
     unit_weight, unit_value = (spare or 1.0) / ROW_SCALE, values.max() or 1.0
     one_each = csr_array((np.ones(len(flat)), (rows, np.arange(len(flat)))), shape=(len(layers), len(flat)))
-    within = LinearConstraint(weights[None] / unit_weight, -np.inf, (spare / unit_weight) * (1 - tighter))
-    one_a_layer = [LinearConstraint(one_each, 1, 1), within]
-    bounds = Bounds(0, np.where(weights <= spare, 1, 0))
+    within = scipy.optimize.LinearConstraint(
+        weights[None] / unit_weight, -np.inf, (spare / unit_weight) * (1 - tighter)
+    )
+    one_a_layer = [scipy.optimize.LinearConstraint(one_each, 1, 1), within]
+    bounds = scipy.optimize.Bounds(0, np.where(weights <= spare, 1, 0))
     x = _minimised(values / unit_value, np.ones(len(flat)), bounds, one_a_layer, mip_rel_gap=maximum_gap)
     if x is None:
         return None

@@ -95,6 +95,9 @@ BUDGETS: dict[str, Budget] = {
     )
 }  # fmt: skip
 
+ON_OUTPUTS = ("min_sqnr", "min_cosine", "max_abs", "min_agreement", "max_drop")
+"""Those on what the model answers: they can be met by compressing less."""
+
 
 def validate(budgets: Mapping[str, float]) -> None:
     """SettingError for an unknown budget or a wish outside its limits: called before any work."""

@@ -18,18 +18,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from onnxcompress.errors import SettingError
 from onnxcompress.model import Loadable, Model, load
-from onnxcompress.passes.cluster.cluster import Cluster
-from onnxcompress.passes.factorize.factorize import Factorize
 from onnxcompress.passes.protocol import Pass
-from onnxcompress.passes.prune.prune import TARGETS, Outlook, Prune
 from onnxcompress.result import Result
 from onnxcompress.run import How, Progress, evidence_for, opened, run
+
+if TYPE_CHECKING:
+    from onnxcompress.passes import Cluster, Factorize, Prune
+    from onnxcompress.passes.prune.prune import Outlook
 
 Found = TypeVar("Found")
 
@@ -65,7 +66,7 @@ def largest_cut(
     """
     if not budgets:
         raise SettingError("the largest cut needs a budget to keep; give --min-sqnr, --min-agreement or --max-drop")
-    if any(getattr(prune, name) is not None for name in TARGETS):
+    if prune.targeted:
         raise SettingError("give either a target or the largest cut that keeps the budgets, not both")
     how, loaded, (low, high) = how or How(), load(model), LEVELS
     cutter = replace(prune, target_error=high)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxcompress.allocate import left_out
+from onnxcompress.budgets import ON_OUTPUTS
 from onnxcompress.errors import SettingError
 from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.evidence.trial import Trial
@@ -33,9 +34,6 @@ from onnxcompress.passes.quantize.shares import shares
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.result import Result
 from onnxcompress.run import How, opened, run
-
-ON_OUTPUTS = ("min_sqnr", "min_cosine", "max_abs", "min_agreement", "max_drop")
-"""Budgets that more float can meet."""
 
 A_NODE = 1e-3
 """What leaving a node float costs beside its work, as a share of all work: of equal ones, the fewest."""

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress import budgets as gates
+from onnxcompress import training
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
-from onnxcompress.evidence.gather import Sources, first_shapes, gather
+from onnxcompress.evidence.gather import PROVIDERS, Sources, first_shapes, gather
+from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence
 from onnxcompress.model import Loadable, Model, load
 from onnxcompress.model.save import finished
@@ -24,7 +26,6 @@ from onnxcompress.result import Result
 from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import open_session
-from onnxcompress.training.importance import GRADIENTS
 
 Progress = Callable[[int, int, str], None]
 """done, total, what."""
@@ -122,7 +123,9 @@ def evidence_for(each: Pass, original: Model, current: Model, data: Data, how: H
     sources = Sources(
         original, current, data.calibration, how.batch, how.threads, how.memory_limit, how.seed, how.progress
     )
-    return gather(sources, each.needs(current), GRADIENTS)
+    needs = each.needs(current)
+    backward = any(need.kind not in PROVIDERS and need.kind not in KINDS for need in needs)
+    return gather(sources, needs, training.GRADIENTS if backward else None)
 
 
 def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:

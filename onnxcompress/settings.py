@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from onnxcompress.errors import SettingError, nearest
 
@@ -42,10 +43,7 @@ def check_names(given: Iterable[str], known: Iterable[str], kind: str) -> None:
 
 def allowed(settings: type, name: str) -> str:
     """What a field may be, in words: "give a number that is at least 0 and less than 1"; else empty."""
-    from pydantic import TypeAdapter
-
-    schema = TypeAdapter(settings).json_schema()
-    field = schema["properties"][name]
+    field = _schema(settings)["properties"][name]
     field = next((option for option in field.get("anyOf", ()) if option.get("type") != "null"), field)
     if "enum" in field or "const" in field:
         return f"give one of {', '.join(map(str, field.get('enum', [field.get('const')])))}"
@@ -63,6 +61,11 @@ def allowed(settings: type, name: str) -> str:
     if not kind:
         return ""
     return f"give {kind} that is {' and '.join(limits)}" if limits else f"give {kind}"
+
+
+@functools.cache
+def _schema(settings: type) -> dict[str, Any]:
+    return TypeAdapter(settings).json_schema()
 
 
 def _shown(value: object) -> str:

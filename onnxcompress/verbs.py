@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress import budgets as gates
+from onnxcompress import methods, passes
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.judging import CLOCKED, Runnable, clocked, judging_data, sorted_out
 from onnxcompress.largest import fewest, largest_cut, smallest
-from onnxcompress.mixed import ON_OUTPUTS, mixed_precision
 from onnxcompress.model import Loadable, load
 from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.plan import Plan, load_plan
@@ -49,57 +49,53 @@ def prune(
     epochs    after each round's cut and repair, train so many with the original as the teacher
     slim      first train under an L1 penalty of this weight on BatchNormalization's scales (Network Slimming), then cut by them
     dry       decide on the first cut, count what it would leave, and write nothing
-    settings  fields of `passes.Prune`, of training (methods.rounds.OPTIONS), names of BUDGETS (min_sqnr=20), fields of `run.How`
+    settings  fields of `passes.Prune`, of training (methods.OPTIONS), names of BUDGETS (min_sqnr=20), fields of `run.How`
               (batch, threads, limit, ...)
 
     ModelError, DataError, SettingError; unmet budgets raise nothing: see `Result.met`.
     """
-    from onnxcompress.passes import Prune, Refit
-
     before, after, settings = _training(epochs, slim, settings, data)
-    cutting, wanted, how = sorted_out(settings, Prune)
+    cutting, wanted, how = sorted_out(settings, passes.Prune)
     if rounds < 1:
         raise SettingError(f"rounds is {rounds}; give 1 or more")
     if refit and data is None:
         raise SettingError(
             "refit needs data of your own: synthetic inputs say nothing about it; give data, or refit=False"
         )
-    cutter = made(Prune, {**cutting, "amount": amount, "seed": how.seed})
+    cutter = made(passes.Prune, {**cutting, "amount": amount, "seed": how.seed})
     # weights that a round before has fitted know the rows that judge: the ridge pulls towards the original's instead
     fitting = {"seed": how.seed, "towards": "present" if rounds == 1 else "original"}
-    repair = [made(Refit, fitting)] if refit or (refit is None and data is not None) else []
+    repair = [made(passes.Refit, fitting)] if refit or (refit is None and data is not None) else []
     if largest and (rounds > 1 or dry or before or after):
         raise SettingError(
             "the largest cut is searched by whole runs of one round; leave out --rounds, --epochs, --slim and --dry-run"
         )
     if largest:
         return largest_cut(model, cutter, data, budgets=wanted, then=repair, how=how)
-    passes = [each for share in _share_of(cutter, rounds) for each in (made(Prune, share), *repair, *after)]
-    return _run(model, passes[:1] if dry else [*before, *passes], data, wanted, how, dry=dry)
+    steps = [each for share in _share_of(cutter, rounds) for each in (made(passes.Prune, share), *repair, *after)]
+    return _run(model, steps[:1] if dry else [*before, *steps], data, wanted, how, dry=dry)
 
 
 def _training(
     epochs: int | None, slim: float | None, settings: Mapping[str, Any], data: Any
 ) -> tuple[list[Any], list[Any], dict[str, Any]]:
     """Passes that train before the first cut, those after each, and the settings that are not theirs, with how a slim model is cut."""
-    from onnxcompress.methods.rounds import OPTIONS, Slim, Teach
-
-    own = {name: value for name, value in settings.items() if name in OPTIONS}
-    rest = {name: value for name, value in settings.items() if name not in OPTIONS}
+    own = {name: value for name, value in settings.items() if name in methods.OPTIONS}
+    rest = {name: value for name, value in settings.items() if name not in methods.OPTIONS}
     if epochs is None:
-        changed = [name for name, value in own.items() if value != getattr(Teach(), name)]
+        changed = [name for name, value in own.items() if value != getattr(methods.Teach(), name)]
         if slim is not None or changed:
             raise SettingError(f"{'slim' if slim is not None else changed[0]} is of training; give epochs too")
         return [], [], rest
     if data is None:
         raise SettingError("training needs inputs like those of use: give data; labels are not needed")
-    after = [made(Teach, {**own, "epochs": epochs})]
+    after = [made(methods.Teach, {**own, "epochs": epochs})]
     if slim is None:
         return [], after, rest
     by_scales = {"criterion": "bn_scale", "ranking": "global", "normalise": "none"}
     if rest.get("criterion", "l2") not in ("l2", "bn_scale"):
         raise SettingError(f"slim cuts by the scales that it trained; leave out criterion {rest['criterion']!r}")
-    return [made(Slim, {**own, "epochs": epochs, "slim": slim})], after, {**rest, **by_scales}
+    return [made(methods.Slim, {**own, "epochs": epochs, "slim": slim})], after, {**rest, **by_scales}
 
 
 def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:
@@ -107,10 +103,8 @@ def sparsify(model: Loadable, *, data: Any = None, dry: bool = False, **settings
 
     settings  fields of `passes.Sparsify`, names of BUDGETS, fields of `run.How`
     """
-    from onnxcompress.passes import Sparsify
-
-    cutting, wanted, how = sorted_out(settings, Sparsify)
-    return _run(model, [made(Sparsify, {**cutting, "seed": how.seed})], data, wanted, how, dry=dry)
+    cutting, wanted, how = sorted_out(settings, passes.Sparsify)
+    return _run(model, [made(passes.Sparsify, {**cutting, "seed": how.seed})], data, wanted, how, dry=dry)
 
 
 def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:
@@ -121,16 +115,14 @@ def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings:
 
     Where a budget on outputs is given and neither bits nor a size, the smallest file that meets it (largest.py).
     """
-    from onnxcompress.passes import Cluster
-
-    own, wanted, how = sorted_out(settings, Cluster)
+    own, wanted, how = sorted_out(settings, passes.Cluster)
     _by_data(own, "assign", ("nearest", "compensated"), data)
-    each = made(Cluster, {**own, "seed": how.seed})
+    each = made(passes.Cluster, {**own, "seed": how.seed})
     free = each.allocates and each.target_size is None and each.bits is None
-    if free and not dry and any(name in ON_OUTPUTS for name in wanted):
+    if free and not dry and any(name in gates.ON_OUTPUTS for name in wanted):
         if each.rate == "auto":  # one way through the search: a run of both takes three times as long
             each = dataclasses.replace(each, rate="none")
-        each = smallest(model, each, data, budgets={n: v for n, v in wanted.items() if n in ON_OUTPUTS}, how=how)
+        each = smallest(model, each, data, budgets={n: v for n, v in wanted.items() if n in gates.ON_OUTPUTS}, how=how)
     return _run(model, [each], data, wanted, how, dry=dry)
 
 
@@ -140,10 +132,8 @@ def merge(model: Loadable, *, data: Any = None, dry: bool = False, **settings: A
     data      held-out samples that the result is compared on; nothing is decided by them
     settings  fields of `passes.Merge`, names of BUDGETS, fields of `run.How`
     """
-    from onnxcompress.passes import Merge
-
-    own, wanted, how = sorted_out(settings, Merge)
-    return _run(model, [made(Merge, own)], data, wanted, how, dry=dry)
+    own, wanted, how = sorted_out(settings, passes.Merge)
+    return _run(model, [made(passes.Merge, own)], data, wanted, how, dry=dry)
 
 
 def factorize(
@@ -158,16 +148,14 @@ def factorize(
 
     Norms are merged into weights first. Where a budget on outputs is given and no target, the fewest multiply-adds that meet it.
     """
-    from onnxcompress.passes import Factorize, Merge, Refit
-
-    own, wanted, how = sorted_out(settings, Factorize)
+    own, wanted, how = sorted_out(settings, passes.Factorize)
     _by_data(own, "fit", ("weights", "data"), data, refit)
-    each = made(Factorize, {**own, "seed": how.seed})
-    repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and each.fit == "data") else []
-    on_outputs = {name: value for name, value in wanted.items() if name in ON_OUTPUTS}
+    each = made(passes.Factorize, {**own, "seed": how.seed})
+    repair = [made(passes.Refit, {"seed": how.seed})] if refit or (refit is None and each.fit == "data") else []
+    on_outputs = {name: value for name, value in wanted.items() if name in gates.ON_OUTPUTS}
     if on_outputs and each.free and not dry:
-        each = fewest(model, each, data, budgets=on_outputs, before=[Merge()], then=repair, how=how)
-    return _run(model, [Merge(), each, *([] if dry else repair)], data, wanted, how, dry=dry)
+        each = fewest(model, each, data, budgets=on_outputs, before=[passes.Merge()], then=repair, how=how)
+    return _run(model, [passes.Merge(), each, *([] if dry else repair)], data, wanted, how, dry=dry)
 
 
 def binarize(
@@ -179,12 +167,10 @@ def binarize(
     refit     then fit what stays dense, and all biases (default: where there is data)
     settings  fields of `passes.Binarize`, names of BUDGETS, fields of `run.How`
     """
-    from onnxcompress.passes import Binarize, Refit
-
-    own, wanted, how = sorted_out(settings, Binarize)
+    own, wanted, how = sorted_out(settings, passes.Binarize)
     _by_data(own, "assign", ("nearest", "compensated"), data, refit)
-    each = made(Binarize, {**own, "seed": how.seed})
-    repair = [made(Refit, {"seed": how.seed})] if refit or (refit is None and data is not None) else []
+    each = made(passes.Binarize, {**own, "seed": how.seed})
+    repair = [made(passes.Refit, {"seed": how.seed})] if refit or (refit is None and data is not None) else []
     return _run(model, [each] if dry else [each, *repair], data, wanted, how, dry=dry)
 
 
@@ -217,11 +203,16 @@ def distill(
     dry         say what would be learned from what, and train nothing
     settings    fields of `methods.distill.Distill`, names of BUDGETS, fields of `run.How`
     """
-    from onnxcompress.methods.distill import Distill, distilled
-
-    own, wanted, how = sorted_out(settings, Distill)
-    result = distilled(
-        student, teacher, data, made(Distill, own), budgets=_unclocked(wanted), checkpoint=checkpoint, dry=dry, how=how
+    own, wanted, how = sorted_out(settings, methods.Distill)
+    result = methods.distilled(
+        student,
+        teacher,
+        data,
+        made(methods.Distill, own),
+        budgets=_unclocked(wanted),
+        checkpoint=checkpoint,
+        dry=dry,
+        how=how,
     )
     return result if dry else _with_clock(result, wanted, data, how)
 
@@ -256,32 +247,36 @@ def quantize(
 
     Where a budget on outputs is not met, the fewest nodes that it asks for stay float (mixed.py).
     """
-    from onnxcompress.passes import Equalize, Fold, Quantize, QuantizeWeights
+    from onnxcompress.mixed import mixed_precision
     from onnxcompress.passes.quantize.quantize import SLOWER
     from onnxcompress.passes.quantize.write import integer_ends
 
     if mode not in MODES:
         raise SettingError(f"mode is {mode!r}; give one of {', '.join(MODES)}")
-    of_weights = {name: value for name, value in settings.items() if name in names_of(QuantizeWeights)}
-    own, wanted, how = sorted_out({n: v for n, v in settings.items() if n not in of_weights or n in SHARED}, Quantize)
-    quantizer = made(Quantize, own)
+    of_weights = {name: value for name, value in settings.items() if name in names_of(passes.QuantizeWeights)}
+    own, wanted, how = sorted_out(
+        {n: v for n, v in settings.items() if n not in of_weights or n in SHARED}, passes.Quantize
+    )
+    quantizer = made(passes.Quantize, own)
     if mode == "static":  # what is left over has no more to make up for
         of_weights.pop("rounding", None)
-    weights = made(QuantizeWeights, {**MODES[mode], **of_weights})
+    weights = made(passes.QuantizeWeights, {**MODES[mode], **of_weights})
     if mode != "static":
-        changed = [name for name in own if name not in SHARED and getattr(quantizer, name) != getattr(Quantize(), name)]
+        changed = [
+            name for name in own if name not in SHARED and getattr(quantizer, name) != getattr(passes.Quantize(), name)
+        ]
         if changed:
             raise SettingError(f"{changed[0]} is for the mode static, not {mode}; leave it out")
-        return _run(model, [Fold(), weights], data, wanted, how, dry=dry)
-    passes: list[Any] = [Fold(), *([Equalize()] if equalize else []), quantizer]
+        return _run(model, [passes.Fold(), weights], data, wanted, how, dry=dry)
+    steps: list[Any] = [passes.Fold(), *([passes.Equalize()] if equalize else []), quantizer]
     plans: Sequence[Plan] = ()
     clock = Clock()
-    if not dry and any(name in wanted for name in ON_OUTPUTS):
+    if not dry and any(name in wanted for name in gates.ON_OUTPUTS):
         with clock("budget search"):
-            plans = mixed_precision(model, passes, data, budgets=_unclocked(wanted), how=how).plans
-    result = _run(model, [*passes, weights], data, wanted, how, plans=plans, dry=dry)
+            plans = mixed_precision(model, steps, data, budgets=_unclocked(wanted), how=how).plans
+    result = _run(model, [*steps, weights], data, wanted, how, plans=plans, dry=dry)
     if plans and not result.met:  # what stayed float for the budgets' sake keeps its weights too
-        result = _run(model, passes, data, wanted, how, plans=plans)
+        result = _run(model, steps, data, wanted, how, plans=plans)
     result = dataclasses.replace(result, seconds={**clock.seconds, **result.seconds})
     if result.comparison is not None and not result.comparison.same and not plans:
         result = dataclasses.replace(result, notes=(*result.notes, CLOSER))
@@ -319,19 +314,17 @@ def apply(model: Loadable, plan: str | Path | Plan | Sequence[Plan], *, data: An
 
     ModelError where the plan was made for another model.
     """
-    from onnxcompress.methods.rounds import Slim, Teach
-    from onnxcompress.passes import PASSES
-
-    known: dict[str, Any] = {**PASSES, Teach.name: Teach, Slim.name: Slim}
+    homes: dict[str, tuple[Any, str]] = {name: (passes, of) for name, of in passes.PASSES.items()}
+    homes |= {name: (methods, of) for name, of in methods.PASSES.items()}
     _, wanted, how = sorted_out(settings, None)
     plans = _plans(plan)
     for each in plans:
-        check_names([each.method], known, "pass")
-    passes = [made(known[each.method], each.settings) for each in plans]
+        check_names([each.method], homes, "pass")
+    steps = [made(getattr(*homes[each.method]), each.settings) for each in plans]
     original = load(model)
     if plans:
         plans[0].check_fits(original.fingerprint)
-    return _run(original, passes, data, wanted, how, plans=plans)
+    return _run(original, steps, data, wanted, how, plans=plans)
 
 
 def _plans(plan: str | Path | Plan | Sequence[Plan]) -> list[Plan]:

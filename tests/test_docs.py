@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from onnxcompress.budgets import BUDGETS
-from onnxcompress.cli.app import app
+from onnxcompress.cli.app import HOME_OF, application
 from onnxcompress.operators import FLOWS, SIGNATURES
 from onnxcompress.passes.prune.criteria import CRITERIA
 from onnxcompress.passes.prune.selection import SELECTIONS
@@ -48,7 +48,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "operators.md"], ids=lambda page: page.name)
 def test_options_on_the_pages_exist(page: Path) -> None:
-    verbs = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    verbs = typer.main.get_command(application(HOME_OF)).commands.values()  # type: ignore[attr-defined]
     known = {flag for verb in verbs for each in verb.params for flag in (*each.opts, *each.secondary_opts)} | {"--help"}
     commands = "\n".join(line for line in page.read_text().splitlines() if "onnxcompress " in line or "`--" in line)
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", commands)):

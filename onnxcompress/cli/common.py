@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.cli.options import Option, budget_options, options_of
+from onnxcompress.cli.options import Option, budget_options, instance, options_of
 from onnxcompress.data import ImageSettings
-from onnxcompress.methods import rounds
-from onnxcompress.methods.distill import Distill
+
+Given = dict[str, Any]
+"""Name of each option -> what was given."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,20 @@ WRITING = [
 BUDGETING = budget_options()
 OUTPUT = Option("output", "output", str | None, None, "the model that is written", "Output", ("--output", "-o"))
 
-TRAINING = [
-    Option(
-        "epochs", "epochs", int | None, None,
-        "after each round train so many epochs with the original as the teacher; no labels are needed (at least 1)", "Training",
-    ),
-    Option(
-        "slim", "slim", float | None, None,
-        "first train so many epochs with this much L1 on BatchNormalization's scales, then cut by them: Network Slimming (more than 0)",
-        "Training",
-    ),
-    *(each for each in options_of(Distill, panel="Training") if each.name in rounds.OPTIONS),
-]  # fmt: skip
+
+def running(given: Given) -> Given:
+    """Fields of `run.How`, checked."""
+    feeding, judging = instance(Feeding, FEEDING, given), instance(Judging, JUDGING, given)
+    ways = {name: value for name, value in {**vars(feeding), **vars(judging)}.items() if name != "data"}
+    return {**ways, "images": instance(ImageSettings, IMAGES, given)}
+
+
+def budgets(given: Given) -> Given:
+    """Those that were given."""
+    return {option.name: given[option.name] for option in BUDGETING if given[option.name] is not None}
+
+
+def writing(given: Given) -> Writing:
+    """What shall be written beside the model."""
+    found: Writing = instance(Writing, WRITING, given)
+    return found

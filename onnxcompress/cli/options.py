@@ -6,8 +6,9 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import typer
@@ -58,14 +59,38 @@ def _flag(name: str, kind: Any) -> str:
     return f"{flag}/--no-{flag[2:]}" if kind in (bool, bool | None) else flag
 
 
-def options_of(settings: type, *, prefix: str = "", panel: str = "", without: Iterable[str] = ()) -> list[Option]:
-    """An option for each field: its description, limits and default are the field's own."""
+def options_of(
+    settings: type, *, prefix: str = "", panel: str = "", only: Iterable[str] = (), without: Iterable[str] = ()
+) -> list[Option]:
+    """An option for each field, or for `only` these: its description, limits and default are the field's own."""
     hints = typing.get_type_hints(settings, include_extras=True)
-    found = []
-    for field in dataclasses.fields(settings):
-        if field.name not in set(without):
-            found.append(_option(settings, field.name, hints[field.name], prefix, panel))
-    return found
+    wanted = set(only or hints) - set(without)
+    return [
+        _option(settings, field.name, hints[field.name], prefix, panel)
+        for field in dataclasses.fields(settings)
+        if field.name in wanted
+    ]
+
+
+class Panel:
+    """`options_of` a class that is imported when they are first asked for: a verb waits for its own settings alone."""
+
+    def __init__(
+        self, settings: Callable[[], type], panel: str, *, only: Iterable[str] = (), without: Iterable[str] = ()
+    ) -> None:
+        self._settings, self._panel, self._only, self._without = settings, panel, only, without
+
+    @property
+    def settings(self) -> type:
+        """The class."""
+        return self._settings()
+
+    @cached_property
+    def _options(self) -> list[Option]:
+        return options_of(self.settings, panel=self._panel, only=self._only, without=self._without)
+
+    def __iter__(self) -> Iterator[Option]:
+        return iter(self._options)
 
 
 def _option(settings: type, name: str, hint: Any, prefix: str, panel: str) -> Option:
@@ -148,3 +173,30 @@ def _value(option: Option, value: Any) -> Any:
 def instance(settings: type, options: Iterable[Option], given: Mapping[str, Any]) -> Any:
     """The settings that were given, checked."""
     return made(settings, taken(options, given))
+
+
+Model = Annotated[str, typer.Argument(help="an .onnx file", show_default=False)]
+
+
+Command = Callable[..., None]
+
+
+def verb(*options: Option | Iterable[Option]) -> Callable[[Command], Callable[[], Command]]:
+    """Turns a function (arguments, **given) into one that makes its command, which has these options for what is given."""
+
+    def making(function: Command) -> Callable[[], Command]:
+        def made_command() -> Command:
+            flat = [each for part in options for each in ([part] if isinstance(part, Option) else part)]
+            own = inspect.signature(function, eval_str=True).parameters.values()
+            parameters = [*(p for p in own if p.kind is not p.VAR_KEYWORD), *(each.parameter() for each in flat)]
+
+            def command(**given: Any) -> None:
+                function(**given)
+
+            command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+            command.__annotations__ = {p.name: p.annotation for p in parameters}
+            return command
+
+        return made_command
+
+    return making

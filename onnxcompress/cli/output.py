@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.cli.common import Writing
+from onnxcompress.cli.common import Given, Writing, writing
 from onnxcompress.compare import json_safe
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import BudgetError, SettingError
 from onnxcompress.files import check_output, write_atomic
 from onnxcompress.report import Page, html, junit, markdown, print_page
 from onnxcompress.report.terminal import make_console
@@ -35,6 +35,19 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str | None]) -
             seen.append(place)
 
 
+def check_given(given: Given, model: str, plan_out: str | None, *more: str) -> None:
+    """All outputs of a verb against all inputs, before any work."""
+    beside = writing(given)
+    inputs = [model, *more, given.get("data"), given.get("labels")]
+    check_outputs([given.get("output"), beside.json, beside.html, beside.junit, plan_out], inputs)
+
+
+def gate(missed: Sequence[str]) -> None:
+    """BudgetError where there is a sentence about a budget that was missed."""
+    if missed:
+        raise BudgetError("\n".join(missed))
+
+
 RENDERED: dict[str, Callable[[Page, Any], str]] = {
     "json": lambda page, value: json.dumps(json_safe(value), indent=2) + "\n",
     "html": lambda page, value: html(page),
@@ -43,12 +56,12 @@ RENDERED: dict[str, Callable[[Page, Any], str]] = {
 """Field of Writing -> its text."""
 
 
-def show(page: Page, value: Any, writing: Writing, *, done: Iterable[str] = ()) -> None:
+def show(page: Page, value: Any, beside: Writing, *, done: Iterable[str] = ()) -> None:
     """The page on the terminal, in the CI job's summary and in the files asked for; `done` says what was written."""
-    texts = {to: render(page, value) for name, render in RENDERED.items() if (to := getattr(writing, name))}
+    texts = {to: render(page, value) for name, render in RENDERED.items() if (to := getattr(beside, name))}
     if STANDARD_OUTPUT in texts:
         sys.stdout.write(texts.pop(STANDARD_OUTPUT))
-    elif writing.quiet:
+    elif beside.quiet:
         print(page.headline)
     else:
         print_page(page)

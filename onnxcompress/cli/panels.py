@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
+from onnxcompress import methods, passes
 from onnxcompress.cli.common import FEEDING
-from onnxcompress.cli.options import Option, options_of
-from onnxcompress.methods.distill import Distill
-from onnxcompress.passes.binarize.binarize import Binarize
-from onnxcompress.passes.cluster.cluster import Cluster
-from onnxcompress.passes.factorize.factorize import Factorize
-from onnxcompress.passes.merge.merge import Merge
-from onnxcompress.passes.prune.prune import Prune
-from onnxcompress.passes.prune.sparsify import Sparsify
-from onnxcompress.passes.quantize.quantize import Quantize
-from onnxcompress.passes.quantize.weights_only import QuantizeWeights
+from onnxcompress.cli.options import Option, Panel
 
-PRUNING = options_of(Prune, panel="Pruning", without=["seed"])
+PRUNING = Panel(lambda: passes.Prune, panel="Pruning", without=["seed"])
 PLANNING = [
     Option(
         "rounds",
@@ -44,14 +36,26 @@ PLANNING = [
     Option("save_plan", "save_plan", str | None, None, "write what was decided, for 'onnxcompress apply'", "Output"),
     Option("dry_run", "dry_run", bool, False, "decide, show it, and write no model", "Output", ("--dry-run",)),
 ]
+TRAINING = [
+    Option(
+        "epochs", "epochs", int | None, None,
+        "after each round train so many epochs with the original as the teacher; no labels are needed (at least 1)", "Training",
+    ),
+    Option(
+        "slim", "slim", float | None, None,
+        "first train so many epochs with this much L1 on BatchNormalization's scales, then cut by them: Network Slimming (more than 0)",
+        "Training",
+    ),
+]  # fmt: skip
+TEACHING = Panel(lambda: methods.Distill, panel="Training", only=methods.OPTIONS)
 REFIT = [option for option in PLANNING if option.name == "refit"]
 DECIDING = [option for option in PLANNING if option.name in ("save_plan", "dry_run")]
-SPARSIFYING = options_of(Sparsify, panel="Sparsity", without=["seed"])
-FACTORIZING = options_of(Factorize, panel="Factors", without=["seed"])
-MERGING = options_of(Merge, panel="Merging")
-CLUSTERING = options_of(Cluster, panel="Codebooks", without=["seed"])
-BINARIZING = options_of(Binarize, panel="Binary weights", without=["seed"])
-QUANTIZING = options_of(Quantize, panel="Quantization")
+SPARSIFYING = Panel(lambda: passes.Sparsify, panel="Sparsity", without=["seed"])
+FACTORIZING = Panel(lambda: passes.Factorize, panel="Factors", without=["seed"])
+MERGING = Panel(lambda: passes.Merge, panel="Merging")
+CLUSTERING = Panel(lambda: passes.Cluster, panel="Codebooks", without=["seed"])
+BINARIZING = Panel(lambda: passes.Binarize, panel="Binary weights", without=["seed"])
+QUANTIZING = Panel(lambda: passes.Quantize, panel="Quantization")
 MODE = Option(
     "mode",
     "mode",
@@ -60,8 +64,10 @@ MODE = Option(
     "static: activations on grids from data; dynamic: on grids found at run time; weights: activations stay float",
     "Quantization",
 )
-WEIGHING = options_of(
-    QuantizeWeights, panel="Weights", without=["cpu", "keep", "measure", "seconds", "rounding", "dynamic", "decode"]
+WEIGHING = Panel(
+    lambda: passes.QuantizeWeights,
+    panel="Weights",
+    without=["cpu", "keep", "measure", "seconds", "rounding", "dynamic", "decode"],
 )
 EQUALIZE = Option(
     "equalize",
@@ -71,7 +77,7 @@ EQUALIZE = Option(
     "first scale channels against each other, which changes no output",
     "Quantization",
 )
-DISTILLING = options_of(Distill, panel="Distillation")
+DISTILLING = Panel(lambda: methods.Distill, panel="Distillation")
 LEARNING = [
     Option(
         "teacher",
@@ -90,9 +96,7 @@ LEARNING = [
         "Distillation",
     ),
 ]
-LOOKING = options_of(
-    Prune, panel="Channels", without=[f for f in Prune.__dataclass_fields__ if f not in ("inexact", "inner")]
-)
+LOOKING = Panel(lambda: passes.Prune, panel="Channels", only=["inexact", "inner"])
 SHOW_FORMS = Option(
     "forms",
     "forms",

@@ -28,9 +28,6 @@ from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.targets import losses_in_words
 from onnxcompress.training.teacher import Teacher
 
-OPTIONS = ("minibatch", "optimizer", "rate", "loss", "temperature", "norms")
-"""Fields of Teach that `prune` offers beside its epochs."""
-
 
 @dataclass(frozen=True)
 class Teach(Distill):
@@ -128,4 +125,4 @@ def scales_of(model: Model) -> list[str]:
     return [name for name in parameters_of(model) if name in names]
 
 
-__all__ = ["OPTIONS", "Slim", "Teach", "scales_of"]
+__all__ = ["Slim", "Teach", "scales_of"]

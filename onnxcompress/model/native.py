@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
-import onnxsim
 from onnx import checker, shape_inference, version_converter
 
 from onnxcompress.errors import ModelError
@@ -264,6 +263,8 @@ def _lift(graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
 
 def simplify(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """Shape chains folded, duplicates merged and no-ops removed, by onnxsim; where it declines, the graph stays as it is."""
+    import onnxsim  # the guarded process alone needs it: 20 MB
+
     try:
         simpler, _ = onnxsim.simplify(
             model, skip_fuse_bn=True, skipped_optimizers=list(UNWANTED), import_custom_schemas=False

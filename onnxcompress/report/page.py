@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onnxcompress.checkup import Checkup
-from onnxcompress.inspection import FormLine, Inspection
-from onnxcompress.judging import Benchmark
-from onnxcompress.packing import Packing
 from onnxcompress.report import words
 from onnxcompress.report.decided import charts, decided
 from onnxcompress.report.parts import MOST_ROWS, Case, Page, Table, filled, table
 from onnxcompress.result import Report
+
+if TYPE_CHECKING:
+    from onnxcompress.checkup import Checkup
+    from onnxcompress.inspection import FormLine, Inspection
+    from onnxcompress.judging import Benchmark
+    from onnxcompress.packing import Packing
 
 COSTS = {
     "bytes": ("file size", words.size),

@@ -8,3 +8,14 @@ graph, `losses` and `targets` say what is learned, `optimizers` and `loop` carry
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxcompress.lazy import handed_out
+
+if TYPE_CHECKING:
+    from onnxcompress.training.importance import GRADIENTS
+
+__getattr__ = handed_out(__name__, {"importance": ["GRADIENTS"]})
+
+__all__ = ["GRADIENTS"]

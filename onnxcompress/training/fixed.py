@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import constant_of
@@ -100,6 +99,8 @@ def _known(node: ir.Node) -> bool:
 
 def _computed(op: Pen, node: ir.Node) -> list[np.ndarray]:
     """Its outputs, from its constant inputs."""
+    from onnx.reference import ReferenceEvaluator  # 12 MB that few models need
+
     feeds = {v.name or "": v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None}
     try:
         found = ReferenceEvaluator(ir.to_proto(node), opsets=dict(op.graph.opset_imports)).run(None, feeds)

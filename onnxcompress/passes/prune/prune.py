@@ -181,13 +181,14 @@ class Prune:
         for name, cuts in free.items():
             scores[name] = np.where(cuts.all, scores[name].min() - 1 - np.abs(scores[name].min()), scores[name])
         readers = readers_for(model, channels, groups, evidence) if self._reads_grams else {}
-        curved = self.target_error is not None or (self.criterion in SELECTIONS and self._targeted)
+        curved = self.target_error is not None or (self.criterion in SELECTIONS and self.targeted)
         curves = curves_of(readers, scores, ranked=self.criterion in CRITERIA) if curved else {}
         print_ = footprint(model, channels, macs_by_layer(model, evidence.get(SHAPES, {})))
         return Outlook(groups, print_, free, scores, readers, curves)
 
     @property
-    def _targeted(self) -> bool:
+    def targeted(self) -> bool:
+        """Whether a target is given in place of an amount."""
         return any(getattr(self, name) is not None for name in TARGETS)
 
     def decide(self, model: Model, outlook: Outlook) -> Plan:
@@ -199,7 +200,7 @@ class Prune:
         elif self.criterion not in SELECTIONS:
             kept = amounts_for(budget, lambda amount: self._kept_at(scores, amount), self.amount)
             return self._planned(model, outlook, kept)
-        elif self._targeted:
+        elif self.targeted:
             counts = shared_out(budget, outlook.curves, self.round_to)
         else:
             counts = {name: kept_count(len(each), self.amount, 1, self.round_to) for name, each in scores.items()}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import axes_of, constant_of, input_of, new_constant, walk
@@ -87,6 +86,8 @@ def _as_constant(graph: ir.Model, node: ir.Node) -> None:
     first = next(iter(values.values()), None)
     if first is None or first.dtype.kind != "f" or any(each is None for each in values.values()):
         return
+    from onnx.reference import ReferenceEvaluator  # 12 MB that few models need
+
     evaluator = ReferenceEvaluator(ir.to_proto(node), opsets={"": graph.opset_imports[""]})
     (result,) = evaluator.run(None, values)
     name = node.outputs[0].name or ""

@@ -1,7 +1,1 @@
 """Refit: fit every layer by least squares to the original's outputs (refit.py: which; rows.py, goals.py: on what; solver.py: how)."""
-
-from __future__ import annotations
-
-from onnxcompress.passes.refit.refit import Refit
-
-__all__ = ["Refit"]
