@@ -4,6 +4,7 @@
     ├── ModelError      the model is damaged, unsupported, or not the one that a plan was made for
     ├── DataError       calibration or held-out data that does not fit the model
     ├── SettingError    a setting out of range, or a wish that matches nothing
+    │   └── DivergedError   a training whose loss or gradients are no finite numbers any more: mostly a rate too high
     └── BudgetError     a gate on the comparison was not met (outputs are still written)
 
 The command line prints the message behind ``error:`` and exits with 1 for a BudgetError, with 2 for the others.
@@ -29,6 +30,10 @@ class DataError(OnnxCompressError):
 
 class SettingError(OnnxCompressError):
     """A setting out of range, or a name pattern that matches nothing."""
+
+
+class DivergedError(SettingError):
+    """A training whose loss or gradients are no finite numbers any more."""
 
 
 class BudgetError(OnnxCompressError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onnxcompress.data import Data
 from onnxcompress.errors import DataError, ModelError
@@ -46,6 +46,7 @@ def aims_of(settings: Distill, student: Model, teachers: Sequence[Model], feed: 
     """What is learned from whom. SettingError, ModelError, DataError where teachers or labels do not fit."""
     targets, connecting = _from_teacher(settings, student, teachers[0], feed) if teachers else ([], None)
     found = _with_labels(settings, student, targets, feed, how)._replace(student=connecting)
+    found = found._replace(notes=(*found.notes, *(_unlike(student, teachers[0]) if teachers else ())))
     weights = weights_of(settings.teacher_weights, max(len(teachers), 1))
     if len(teachers) < 2:
         return found
@@ -88,6 +89,17 @@ def _same_terms(settings: Distill, student: Model, first: Model, teacher: Model)
                 "give teachers whose outputs are of one kind"
             )
     return own
+
+
+def _unlike(student: Model, teacher: Model) -> list[str]:
+    """A warning for each output that is probabilities in one of the two and plain numbers in the other."""
+    mine, taught = _ends(student), _ends(teacher)
+    return [
+        f"warning: output {name!r} ends in {mine[name]} in the student and in {taught[name]} in {teacher.source.name}, so that unlike "
+        "numbers are learned and compared; give a teacher that ends as the student does"
+        for name in mine
+        if taught.get(name, mine[name]) != mine[name]
+    ]
 
 
 def _ends(model: Model) -> dict[str, str]:
@@ -139,9 +151,8 @@ def _with_labels(settings: Distill, student: Model, targets: list[Target], feed:
     if how.labels is None or share == 0:
         return Aims(targets)
     if settings.hard is None and how.metric is not None and targets:
-        return Aims(
-            targets, notes=("labels are the metric's, and not learned; --hard 0.1 lets the student learn them too",)
-        )
+        more = f"; --hard {HARD:g} lets the student learn them too" if _learnable(student, how.labels, feed) else ""
+        return Aims(targets, notes=(f"labels are the metric's, and not learned{more}",))
     found = labelled(student, how.labels, feed, smoothing=settings.smoothing, weight=share)
     if isinstance(found, str) and (settings.hard is not None or not targets):
         raise DataError(f"labels: {found}; the student cannot learn them")
@@ -151,6 +162,14 @@ def _with_labels(settings: Distill, student: Model, targets: list[Target], feed:
     mixed = [replace(each, weight=each.weight * (1 - share)) if each.name in outputs else each for each in targets]
     left = [_as_labels_say(each, found[0]) if settings.loss == AUTO else each for each in mixed if each.weight]
     return Aims([*left, found[0]], found[1])
+
+
+def _learnable(student: Model, labels: Any, feed: Data) -> bool:
+    """Whether an output could learn what a metric reads; texts, and numbers that mean something else, it cannot."""
+    try:
+        return not isinstance(labelled(student, labels, feed, smoothing=0.0, weight=HARD), str)
+    except DataError:
+        return False
 
 
 def _as_labels_say(target: Target, labels: Target) -> Target:

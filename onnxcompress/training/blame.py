@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import DivergedError
 from onnxcompress.evidence.expose import exposed
 from onnxcompress.model import Model
 from onnxcompress.runtime.session import open_session
@@ -17,12 +17,12 @@ from onnxcompress.training.pen import is_float
 
 def blamed(
     model: Model, feed: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], place: str, checkpoint: Path | None
-) -> SettingError:
+) -> DivergedError:
     """The error: batch, layer and what to do. `given` are the outputs of the step graph."""
     where = _forward(model, feed) or _backward(given) or "the loss itself"
     kept = "" if checkpoint is None or not checkpoint.exists() else f"; the last good epoch is in {checkpoint}"
     loss = float(given["loss"])
-    return SettingError(
+    return DivergedError(
         f"{place}: the loss is {loss:g}, not a finite number with finite gradients: first in {where}; give a lower --rate or "
         f"--clip 1{kept}"
     )

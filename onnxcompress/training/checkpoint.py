@@ -15,7 +15,7 @@ import numpy as np
 from onnxcompress.errors import SettingError
 from onnxcompress.files import write_atomic
 
-FORMAT = 2
+FORMAT = 3
 """Of the file; part of the key, so that a file of another one is refused."""
 
 
@@ -40,6 +40,7 @@ class State:
     best      of all states the one that a judge prefers, None without a judge
     first     how the student stood before
     rate      that trials have found, and what they told; None where it was given
+    again     how often it was lowered, and the training begun anew
     """
 
     weights: np.ndarray
@@ -52,6 +53,7 @@ class State:
     best: Best | None = None
     first: tuple[float, float] | None = None
     rate: tuple[float, str] | None = None
+    again: int = 0
 
 
 def save_state(path: str | Path, state: State, key: str) -> None:
@@ -60,7 +62,7 @@ def save_state(path: str | Path, state: State, key: str) -> None:
     if state.average is not None:
         arrays["average"] = state.average
     facts: dict[str, Any] = {"key": key, "epoch": state.epoch, "step": state.step, "curve": state.curve}
-    facts["rate"] = state.rate
+    facts |= {"rate": state.rate, "again": state.again}
     if state.best is not None:
         arrays |= {"best": state.best.weights, **_prefixed("best-running", state.best.running)}
         facts["best"] = [state.best.epoch, state.best.averaged, state.best.standing, state.first]
@@ -79,7 +81,7 @@ def load_state(path: str | Path, key: str) -> State | None:
         facts = json.loads(arrays.pop("facts").tobytes())
         weights = arrays.pop("weights")
         found, epoch, step, curve = (facts[name] for name in ("key", "epoch", "step", "curve"))
-        (best, first), rate = _best_of(facts, arrays), facts["rate"]
+        (best, first), rate, again = _best_of(facts, arrays), facts["rate"], int(facts["again"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise SettingError(f"{path}: not a checkpoint of this tool ({error}); delete it to begin anew") from error
     if found != key:
@@ -87,7 +89,7 @@ def load_state(path: str | Path, key: str) -> State | None:
     average = arrays.pop("average", None)
     return State(
         weights, average, _own("moments", arrays), _own("running", arrays), epoch, step, curve, best, first,
-        None if rate is None else tuple(rate),
+        None if rate is None else tuple(rate), again,
     )  # fmt: skip
 
 

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from onnxcompress.errors import DivergedError
 from onnxcompress.model import Model
 from onnxcompress.training.checkpoint import Best, State, load_state, save_state
 from onnxcompress.training.footprint import in_words
 from onnxcompress.training.lesson import Lesson, held_of
-from onnxcompress.training.optimizers import clip_to, rate_at
+from onnxcompress.training.optimizers import rate_at
 from onnxcompress.training.parameters import Parameters
-from onnxcompress.training.trials import found_rate, with_norms
-from onnxcompress.training.update import accumulate, chunks_of, kept_loss, update, with_weights
+from onnxcompress.training.trials import anew, found_rate, with_norms
+from onnxcompress.training.update import chunks_of, kept_loss, stepped, with_weights
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """model: the student with its new weights; curve: a row an epoch; resumed: epochs that a checkpoint had already.
+    """model: the student with its new weights; curve: a row an epoch; resumed: epochs of it that a checkpoint had already.
 
     norms  how BatchNormalization trained, and why; None where there is none
     kept   which epoch the weights are of, and why; None without a judge
@@ -42,27 +43,19 @@ class Trained:
 
 
 def train(lesson: Lesson) -> Trained:
-    """Carry it out. SettingError where a loss is not finite (the last checkpoint stays), errors of models and data as elsewhere."""
+    """Carry it out. DivergedError where a loss is not finite (the last checkpoint stays), errors of models and data as elsewhere."""
     key, held = lesson.key, held_of(lesson.student, lesson.recipe, lesson.guesses, lesson.limits)
     state = None if lesson.checkpoint is None else load_state(lesson.checkpoint, key)
     start = held.start()
     lesson, norms = with_norms(lesson, held, start)
     if state is None:
-        state = State(start, start.copy() if lesson.keep else None)
+        state = State(start.copy(), start.copy() if lesson.keep else None)
         state.rate = found_rate(lesson, held, start) if lesson.recipe.rate is None else None
         _judge(lesson, held, state)
-    if state.rate is not None:
-        lesson = replace(lesson, recipe=replace(lesson.recipe, rate=state.rate[0]))
-    recipe = lesson.recipe
-    resumed = state.epoch
-    for epoch in range(state.epoch, recipe.epochs):
-        begun = time.perf_counter()
-        row = _epoch(lesson, held, state, epoch)
-        state.epoch = epoch + 1
-        row |= _judge(lesson, held, state)
-        state.curve.append({"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - begun, 3)})
-        if lesson.checkpoint is not None:
-            save_state(lesson.checkpoint, state, key)
+    resumed, again = state.epoch, _trained_on(lesson, held, state, key, start)
+    while again is not None:
+        state, resumed = again, 0
+        again = _trained_on(lesson, held, state, key, start)
     sources = tuple(dict.fromkeys(made.source for made, _ in lesson.graphs.values() if made.source))
     return Trained(
         model=_final(lesson, held, state),
@@ -75,6 +68,27 @@ def train(lesson: Lesson) -> Trained:
         rate=None if state.rate is None else state.rate[1],
         memory=in_words(lesson.rooms),
     )
+
+
+def _trained_on(lesson: Lesson, held: Parameters, state: State, key: str, start: np.ndarray) -> State | None:
+    """The epochs that are left, a checkpoint after each; the state to begin anew with, where that is to be."""
+    if state.rate is not None:
+        lesson = replace(lesson, recipe=replace(lesson.recipe, rate=state.rate[0]))
+    for epoch in range(state.epoch, lesson.recipe.epochs):
+        begun = time.perf_counter()
+        try:
+            row = _epoch(lesson, held, state, epoch)
+        except DivergedError:
+            again = anew(state, start, finite=False)
+            if again is None:
+                raise
+            return again
+        state.epoch = epoch + 1
+        row |= _judge(lesson, held, state)
+        state.curve.append({"epoch": epoch + 1, **row, "seconds": round(time.perf_counter() - begun, 3)})
+        if lesson.checkpoint is not None:
+            save_state(lesson.checkpoint, state, key)
+    return anew(state, start, finite=True)
 
 
 def _final(lesson: Lesson, held: Parameters, state: State) -> Model:
@@ -118,7 +132,7 @@ def _kept(lesson: Lesson, state: State) -> str | None:
     if not best.epoch:
         return (
             f"no epoch answers better on {samples} than the student did before ({before}): its weights stay; "
-            "give a lower --rate, or more samples"
+            f"give {'a lower --rate, or ' if state.rate is None else ''}more samples"
         )
     kind = "averaged weights" if best.averaged else "weights"
     return f"the {kind} of epoch {best.epoch} are kept: {now} on {samples}, {before} before"
@@ -128,25 +142,16 @@ def _epoch(lesson: Lesson, held: Parameters, state: State, epoch: int) -> dict[s
     """One pass over the data; the row of the curve: mean loss and terms, mean length of the gradient, last rate."""
     recipe = lesson.recipe
     chunks = list(chunks_of(lesson.data.shuffled(epoch), recipe.minibatch))
-    total, sums, lengths, rate = np.zeros(held.layout.size, np.float32), dict[str, float](), [], 0.0
-    waiting = 0
-    for number, chunk in enumerate(chunks):
-        place = f"epoch {epoch + 1}, batch {number + 1} of {len(chunks)}"
-        for name, value in accumulate(lesson, held, state, chunk, total, place).items():
-            sums[name] = sums.get(name, 0.0) + value / len(chunks)
-        waiting += 1
-        if waiting == recipe.accumulate or number + 1 == len(chunks):
-            rate = rate_at(
-                epoch * len(chunks) + number, recipe.epochs * len(chunks),
-                rate=recipe.rate or 0.0, schedule=recipe.schedule, warmup=recipe.warmup,
-            )  # fmt: skip
-            if waiting > 1:
-                total /= np.float32(waiting)
-            lengths.append(clip_to(total, recipe.clip))
-            if lesson.bend is not None:
-                lesson.bend(held.layout.views(state.weights), held.layout.views(total))
-            update(held, recipe, state, total, rate, lesson.keep)
-            total[:], waiting = 0.0, 0
+    done, total = epoch * len(chunks), recipe.epochs * len(chunks)
+
+    def now(number: int) -> float:
+        rate = recipe.rate or 0.0
+        return rate_at(done + number, total, rate=rate, schedule=recipe.schedule, warmup=recipe.warmup)
+
+    rows = []
+    for row in stepped(lesson, held, state, chunks, now, f"epoch {epoch + 1}"):
+        rows.append(row)
         if lesson.progress is not None:
-            lesson.progress(epoch * len(chunks) + number + 1, recipe.epochs * len(chunks), "distill")
-    return {**sums, "gradient": float(np.mean(lengths)), "rate": rate}
+            lesson.progress(done + len(rows), total, "distill")
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[-1]}
+    return {**means, "rate": rows[-1]["rate"]}

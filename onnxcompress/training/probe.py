@@ -24,12 +24,12 @@ steps, training of 130: best of the trials 3e-4 both times; at 1e-4, 3e-4, 1e-3,
 -, 97, 100, 99 % of other lines."""
 
 LEAST_STEPS, MOST_STEPS, SHARE = 12, 40, 1 / 25
-"""Steps of a trial: a share of the training's, within these ends."""
+"""Steps of a trial: a share of the training's, within these ends, and never more than the training's."""
 
 
 def steps_of(total: int) -> int:
     """How many a trial takes, of a training of so many."""
-    return min(max(round(SHARE * total), LEAST_STEPS), MOST_STEPS)
+    return min(max(round(SHARE * total), LEAST_STEPS), MOST_STEPS, max(total, 1))
 
 
 def tried_rates(score: Callable[[float], float]) -> dict[float, float]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
-from onnxcompress.errors import SettingError
-from onnxcompress.training.checkpoint import State
+from onnxcompress.errors import DivergedError
+from onnxcompress.training.checkpoint import Best, State
 from onnxcompress.training.footprint import in_words
 from onnxcompress.training.graph import LOSS
 from onnxcompress.training.lesson import Lesson
-from onnxcompress.training.optimizers import clip_to, rate_at
+from onnxcompress.training.optimizers import rate_at
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.probe import MOST, rate_of, steps_of, tried_rates
 from onnxcompress.training.recipe import Norms
 from onnxcompress.training.steps import Steps
-from onnxcompress.training.update import accumulate, chunks_of, shown, update
+from onnxcompress.training.update import chunks_of, shown, stepped
 
 TRIED = 4
 """Batches whose mean loss is compared."""
@@ -75,27 +76,53 @@ def mean_loss(lesson: Lesson, held: Parameters, weights: np.ndarray) -> float:
     return mean if math.isfinite(mean) else math.inf
 
 
+LOWER, AGAIN = math.sqrt(10), 2
+"""At a rate how many times lower, and how often at most, a training begins anew whose rate trials have found and of which no epoch is
+kept. A trial is short: one of three cuts of a text classifier looked best at a rate that its training did not bear."""
+
+
+def anew(state: State, start: np.ndarray, *, finite: bool) -> State | None:
+    """The state to begin anew from the student with, at a lower rate; None where what was trained stands, as after any given rate.
+
+    finite  whether all epochs are done; else one of them came to a loss that is not finite
+    """
+    if state.rate is None or state.best is None or state.first is None or state.again == AGAIN:
+        return None
+    if finite and state.best.epoch:
+        return None
+    (rate, told), lower = state.rate, state.rate[0] / LOWER
+    why = "no epoch was kept" if finite else "the loss did not stay finite"
+    return State(
+        start.copy(),
+        None if state.average is None else start.copy(),
+        best=Best(start.copy(), {}, 0, False, state.first),
+        first=state.first,
+        rate=(lower, f"{told}; at {rate:.2g} {why}: begun anew from the student at {lower:.2g}"),
+        again=state.again + 1,
+    )
+
+
 def found_rate(lesson: Lesson, held: Parameters, start: np.ndarray) -> tuple[float, str]:
     """A learning rate for this student and these samples, and in words what the trials gave."""
     recipe, tries = lesson.recipe, itertools.count(1)
+    minibatch = min(recipe.minibatch, lesson.data.samples)
     epochs = (chunks_of(lesson.data.shuffled(epoch), recipe.minibatch) for epoch in itertools.count())
-    total = recipe.epochs * (lesson.data.samples // min(recipe.minibatch, lesson.data.samples))
+    total = recipe.epochs * math.ceil(lesson.data.samples // minibatch / recipe.accumulate)
     steps = steps_of(total)
-    chunks = list(islice(itertools.chain.from_iterable(epochs), steps))
+    chunks = list(islice(itertools.chain.from_iterable(epochs), steps * recipe.accumulate))
 
     def score(rate: float) -> float:
         """Loss after a training in small: the rate rises, and falls to nothing."""
         if lesson.progress is not None:
             lesson.progress(next(tries), MOST, "rate")
         state = State(start.copy())
+
+        def now(number: int) -> float:
+            return rate_at(number, len(chunks), rate=rate, schedule="cosine", warmup=WARMUP)
+
         try:
-            for number, chunk in enumerate(chunks):
-                gradient = np.zeros(held.layout.size, np.float32)
-                accumulate(lesson, held, state, chunk, gradient, "trial")
-                clip_to(gradient, recipe.clip)
-                now = rate_at(number, steps, rate=rate, schedule="cosine", warmup=WARMUP)
-                update(held, recipe, state, gradient, now, 0.0)
-        except SettingError:  # a loss that is not finite
+            deque(stepped(lesson, held, state, chunks, now), maxlen=0)
+        except DivergedError:
             return math.inf
         return mean_loss(lesson, held, state.weights)
 

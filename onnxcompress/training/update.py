@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onnxcompress.data import Data
+from onnxcompress.errors import DivergedError
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.training.augment import Mix
@@ -17,7 +18,7 @@ from onnxcompress.training.checkpoint import State
 from onnxcompress.training.derivatives.normalization import unbiased
 from onnxcompress.training.graph import GRADIENT, LOSS, TERM, StepGraph
 from onnxcompress.training.lesson import Lesson
-from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into
+from onnxcompress.training.optimizers import OPTIMIZERS, Settings, average_into, clip_to
 from onnxcompress.training.parameters import Parameters
 from onnxcompress.training.recipe import Recipe
 from onnxcompress.training.steps import Steps
@@ -63,8 +64,36 @@ def chunks_of(data: Data, size: int) -> Iterator[Data]:
         yield replace(data, indices=data.indices[first : first + size])
 
 
+def stepped(
+    lesson: Lesson,
+    held: Parameters,
+    state: State,
+    chunks: Sequence[Data],
+    rate: Callable[[int], float],
+    place: str | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train on these chunks in turn; after each its loss and terms, and where it ends an update also `gradient`, the length, and `rate`.
+
+    rate   of the update that ends with chunk 0, 1, ...
+    place  what to call these chunks where a loss is not finite, which is a DivergedError; None: a trial, nobody wants to know the layer
+    """
+    recipe, total, waiting = lesson.recipe, np.zeros(held.layout.size, np.float32), 0
+    for number, chunk in enumerate(chunks):
+        told = accumulate(lesson, held, state, chunk, total, place and f"{place}, batch {number + 1} of {len(chunks)}")
+        waiting += 1
+        if waiting == recipe.accumulate or number + 1 == len(chunks):
+            if waiting > 1:
+                total /= np.float32(waiting)
+            told |= {"gradient": clip_to(total, recipe.clip), "rate": rate(number)}
+            if lesson.bend is not None:
+                lesson.bend(held.layout.views(state.weights), held.layout.views(total))
+            update(held, recipe, state, total, told["rate"], lesson.keep)
+            total[:], waiting = 0.0, 0
+        yield told
+
+
 def accumulate(
-    lesson: Lesson, held: Parameters, state: State, chunk: Data, total: np.ndarray, place: str
+    lesson: Lesson, held: Parameters, state: State, chunk: Data, total: np.ndarray, place: str | None
 ) -> dict[str, float]:
     """Add the gradient of a chunk's mean loss to `total`; the loss and its terms. Samples of one shape are one run, or several."""
     arrays, steps = held.arrays(state.weights), Steps(lesson, held)
@@ -77,6 +106,8 @@ def accumulate(
         for name in (LOSS, *(f"{TERM}{each}" for each in made.terms if len(made.terms) > 1)):
             found[name] = found.get(name, 0.0) + share * float(given[name])
         if not (math.isfinite(float(given[LOSS])) and all(np.isfinite(each).all() for each in gradients.values())):
+            if place is None:
+                raise DivergedError("the loss of a trial is not finite")
             raise blamed(
                 with_weights(lesson.student, held, state.weights, state.running),
                 feed,

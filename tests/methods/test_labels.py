@@ -63,7 +63,9 @@ def test_labels_that_cannot_be_learned_only_judge(cut: Path) -> None:
     words = np.load(LABELS)
     words = words[words.files[0]].astype(str)
     made = learned(cut, teacher=MODEL, labels=words, epochs=1, metric=f"{__file__}:lengths")
-    assert any("labels are the metric's, and not learned" in note for note in made.report.notes)
+    assert "labels are the metric's, and not learned" in made.report.notes
+    made = learned(cut, teacher=MODEL, dry=True, metric=f"{__file__}:lengths")
+    assert "labels are the metric's, and not learned; --hard 0.1 lets the student learn them too" in made.plan.notes
     made = learned(cut, teacher=MODEL, labels=np.zeros((len(words), 3), int), dry=True)
     assert any(note.startswith("labels only judge: ") for note in made.plan.notes)
 

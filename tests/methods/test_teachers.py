@@ -132,6 +132,18 @@ def test_teachers_that_do_not_fit(teachers: list[Model]) -> None:
         learned(network(8, 3), labels=False, teacher=teachers, teacher_weights=(1.0,))
 
 
+def test_probabilities_and_plain_numbers_are_not_compared_without_a_word(teachers: list[Model]) -> None:
+    plain, soft = network(8, 3), load(softened())
+    for student, teacher, said in (
+        (plain, soft, "no Softmax or Sigmoid in the student and in Softmax in"),
+        (soft, plain, None),
+    ):
+        notes = learned(student, labels=False, teacher=teacher, dry=True).plan.notes
+        (warned,) = [note for note in notes if note.startswith("warning: output 'logits' ends in ")]
+        assert (said or "in Softmax in the student and in no Softmax or Sigmoid in") in warned and "\n" not in warned
+    assert not any("warning" in note for note in learned(soft, labels=False, teacher=soft, dry=True).plan.notes)
+
+
 def test_command_line(teachers: list[Model], tmp_path: Path, cli: Run) -> None:
     files = [tmp_path / f"{name}.onnx" for name in ("one", "two", "student", "out")]
     for place, each in zip(files, (*teachers, network(8, 3)), strict=False):

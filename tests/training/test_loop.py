@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from onnxcompress.data import Data, open_data
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import DivergedError, SettingError
 from onnxcompress.model import Model, load
 from onnxcompress.model.edit import set_constant
 from onnxcompress.runtime.session import open_session
+from onnxcompress.training import loop, trials
 from onnxcompress.training.checkpoint import load_state
+from onnxcompress.training.judge import Judge
 from onnxcompress.training.lesson import Lesson
 from onnxcompress.training.loop import train
 from onnxcompress.training.parameters import parameters_of
@@ -108,7 +110,7 @@ def test_a_loss_that_is_not_finite_names_batch_and_layer_and_keeps_the_last_epoc
 ) -> None:
     """Rates without bound: weights grow until the forward pass overflows."""
     place = tmp_path / "run.npz"
-    with pytest.raises(SettingError) as caught:
+    with pytest.raises(DivergedError) as caught:
         train(
             lesson(
                 shaken,
@@ -128,6 +130,73 @@ def test_a_loss_that_is_not_finite_names_batch_and_layer_and_keeps_the_last_epoc
     named = [f"{node.op_type} {node.name!r}" for node in digits.ir.graph]
     assert any(name in said for name in named)
     assert place.exists() == (str(place) in said)
+
+
+def found(
+    monkeypatch: pytest.MonkeyPatch, student: Model, teacher: Model, data: Data, place: Path | None = None,
+    high: float = 3.0, **ways: Any,
+) -> Lesson:  # fmt: skip
+    """A lesson whose trials find a rate that is far too high, judged on its own samples."""
+    monkeypatch.setattr(loop, "found_rate", lambda *given: (high, f"rate {high:g} by trials"))
+    judge = Judge.of(open_session(DIGITS), data, batch=32, threads=1, limit=1 << 26)
+    return replace(lesson(student, teacher, data, place, epochs=3, rate=None, **ways), judge=judge)
+
+
+def test_where_no_epoch_is_kept_the_rate_falls_and_the_training_begins_anew_twice_at_most(
+    digits: Model, shaken: Model, samples: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = train(found(monkeypatch, shaken, digits, samples))
+    assert made.model is shaken and len(made.curve) == 3 and made.kept is not None and "more samples" in made.kept
+    assert "--rate" not in made.kept
+    assert made.rate is not None and made.rate.count("begun anew from the student at ") == 2
+    assert made.rate.endswith("at 0.95 no epoch was kept: begun anew from the student at 0.3")
+    monkeypatch.setattr(trials, "LOWER", 1000.0)
+    made = train(found(monkeypatch, shaken, digits, samples))
+    assert made.rate is not None and made.rate.count("begun anew from the student at 0.003") == 1
+    assert (
+        made.kept is not None and "are kept" in made.kept and not np.array_equal(weights(made.model), weights(shaken))
+    )
+    given = train(replace(found(monkeypatch, shaken, digits, samples), recipe=Recipe(epochs=1, minibatch=16, rate=3.0)))
+    assert given.rate is None and given.kept is not None and "give a lower --rate, or more samples" in given.kept
+
+
+def test_a_run_that_began_anew_goes_on_after_a_kill_to_the_same_bits(
+    digits: Model, shaken: Model, samples: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the first epoch at the lower rate, when the checkpoint still has the last one at the higher, and in its second."""
+    monkeypatch.setattr(trials, "LOWER", 1000.0)
+    whole, place, passed = train(found(monkeypatch, shaken, digits, samples)), tmp_path / "run.npz", [0]
+
+    def kill(done: int, total: int, what: str) -> None:
+        passed[0] += 1
+        if passed[0] in (
+            11,
+            16,
+        ):  # three epochs of three batches at the higher rate, then two; then a whole one and two
+            raise KeyboardInterrupt
+
+    for epochs in (3, 1):
+        cut_off = replace(found(monkeypatch, shaken, digits, samples, place), progress=kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut_off)
+        state = load_state(place, cut_off.key)
+        assert state is not None and state.epoch == epochs and state.again == (epochs == 1)
+    resumed = train(found(monkeypatch, shaken, digits, samples, place))
+    assert resumed.resumed == 1 and resumed.rate == whole.rate
+    assert weights(resumed.model).tobytes() == weights(whole.model).tobytes()
+
+
+def test_a_loss_that_is_not_finite_at_a_rate_that_was_found_is_a_reason_to_begin_anew(
+    digits: Model, shaken: Model, samples: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: dict[str, Any] = {"optimizer": "sgd", "clip": None, "schedule": "constant", "warmup": 0}
+    monkeypatch.setattr(trials, "LOWER", 1e12)
+    made = train(found(monkeypatch, shaken, digits, samples, high=1e9, **ways))
+    assert made.rate is not None and "the loss did not stay finite: begun anew from the student at 0.001" in made.rate
+    assert len(made.curve) == 3
+    monkeypatch.setattr(trials, "LOWER", 1.0)
+    with pytest.raises(DivergedError, match="epoch 1, batch "):
+        train(found(monkeypatch, shaken, digits, samples, high=1e9, **ways))
 
 
 def test_two_small_batches_make_the_update_of_a_large_one(digits: Model, shaken: Model, samples: Data) -> None:
