@@ -6,13 +6,14 @@ FAULTS is the table: a row finds one kind of fault in the file as it stands, or 
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,16 +22,22 @@ import onnx_ir as ir
 from onnxcompress.compare import json_safe
 from onnxcompress.data import Data, open_data
 from onnxcompress.difference import sqnr_db
-from onnxcompress.errors import ModelError
+from onnxcompress.errors import DataError, ModelError
 from onnxcompress.evidence.gates import noise_share
 from onnxcompress.model.edit import constant_of
 from onnxcompress.model.load import check_external, read
 from onnxcompress.model.native import first_line
 from onnxcompress.operators.stored import ON_LEVELS, held, table_of
+from onnxcompress.passes.quantize.unfused import REASONS, Executed
 from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
 from onnxcompress.runtime.session import open_session
 
 PAIR = {"QuantizeLinear", "DequantizeLinear"}
+
+INTEGER = re.compile(
+    r"\b(QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize|MatMulNBits|QuantizeLinear|DequantizeLinear)"
+)
+"""Operators of quantized files, by their beginnings."""
 
 SAMPLES = 8
 """On which two CPUs are compared."""
@@ -41,22 +48,21 @@ ACTIVATION_ZERO = {
 }
 """Operator -> the input that is the zero of its activations."""
 
-INTEGER_FORM = {
-    *("Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"),
-    *("Sigmoid", "LeakyRelu", "Softmax", "Where"),
+Grade = Literal["fault", "slow", "small"]
+
+GRADES: dict[Grade, tuple[str, str]] = {
+    "fault": ("fault", "faults"),
+    "slow": ("thing that costs time", "things that cost time"),
+    "small": ("thing that changes answers a little", "things that change answers a little"),
 }
-"""Operators that onnxruntime has an integer kernel for: left in float between DequantizeLinear and QuantizeLinear they cost time."""
-
-
-PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-"""Which of these are a loss wherever they read levels: their weights are integers."""
+"""Of a finding, worst first: it does not load, or answers differently elsewhere; one and several of them for the headline."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """One fault.
 
-    kind    the row of FAULTS             severe  it does not load, or answers differently elsewhere; else it is only slow
+    kind    the row of FAULTS             grade   see GRADES
     where   names of nodes or tensors     what, advice  a sentence each
     """
 
@@ -64,7 +70,12 @@ class Finding:
     what: str
     advice: str
     where: tuple[str, ...] = ()
-    severe: bool = False
+    grade: Grade = "slow"
+
+    @property
+    def severe(self) -> bool:
+        """Is the file unusable, or does its answer depend on the CPU?"""
+        return self.grade == "fault"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +123,19 @@ class Examined:
         return open_data(
             self.data, session.inputs, seed=self.seed, samples=SAMPLES, limit=SAMPLES, session=session, images=None
         )
+
+    @cached_property
+    def stuck(self) -> str:
+        """Why it loads and does not run; empty where it does, or where made-up inputs may be to blame."""
+        if self.loaded[0] is None:
+            return ""
+        try:
+            open_session(self.runnable, name=self.name).run(next(iter(self.feeds.batches(1))))
+        except (DataError, ModelError) as error:
+            if self.data is not None and isinstance(error, DataError):
+                raise
+            return str(error) if self.data is not None or INTEGER.search(str(error)) else ""
+        return ""
 
     @property
     def executed(self) -> Iterable[onnx.NodeProto]:
@@ -175,10 +199,9 @@ class Checkup:
             if self.quantized:
                 return f"{self.name}: no fault found in {self.quantized} quantized nodes"
             return f"{self.name}: no fault found in {self.stored} weights stored as integers; it computes in floats"
-        severe = sum(finding.severe for finding in self.findings)
-        slow = len(self.findings) - severe
-        kinds = (("fault", "faults", severe), ("thing that costs time", "things that cost time", slow))
-        return f"{self.name}: {', '.join(f'{n} {one if n == 1 else many}' for one, many, n in kinds if n)}"
+        counts = Counter(finding.grade for finding in self.findings)
+        told = (f"{counts[grade]} {names[counts[grade] > 1]}" for grade, names in GRADES.items() if counts[grade])
+        return f"{self.name}: {', '.join(told)}"
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""
@@ -192,7 +215,15 @@ def does_not_load(seen: Examined) -> Iterator[Finding]:
     """onnxruntime's own words; an operator without a kernel (ConvInteger with int8 inputs, say) comes out here."""
     graph, reason = seen.loaded
     if graph is None:
-        yield Finding("load", reason, "write it again at the opset and with the types that onnxruntime has", (), True)
+        yield Finding(
+            "load", reason, "write it again at the opset and with the types that onnxruntime has", (), "fault"
+        )
+
+
+def does_not_run(seen: Examined) -> Iterator[Finding]:
+    """What only a run shows: scales a channel where a kernel takes one, say."""
+    if seen.stuck:
+        yield Finding("run", seen.stuck, "give every activation one scale, and a zero of its type", (), "fault")
 
 
 def axis_before_13(seen: Examined) -> Iterator[Finding]:
@@ -204,7 +235,9 @@ def axis_before_13(seen: Examined) -> Iterator[Finding]:
     ]
     if where:
         what = f"{len(where)} nodes have a scale a channel, which opset {seen.opset} does not know"
-        yield Finding("opset", what, "raise the model to opset 13 or later before it is quantized", tuple(where), True)
+        yield Finding(
+            "opset", what, "raise the model to opset 13 or later before it is quantized", tuple(where), "fault"
+        )
 
 
 def block_before_21(seen: Examined) -> Iterator[Finding]:
@@ -222,7 +255,7 @@ def block_before_21(seen: Examined) -> Iterator[Finding]:
     ]
     if where:
         what = f"{len(where)} nodes use blocks or 4 bits, which opset {seen.opset} does not know"
-        yield Finding("opset", what, "raise the model to opset 21", tuple(where), True)
+        yield Finding("opset", what, "raise the model to opset 21", tuple(where), "fault")
 
 
 def bad_scales(seen: Examined) -> Iterator[Finding]:
@@ -236,27 +269,21 @@ def bad_scales(seen: Examined) -> Iterator[Finding]:
                 where[name] = None
     if where:
         what = f"{len(where)} scales are zero, negative or not finite"
-        yield Finding("scale", what, "calibrate again, and look at the data for NaN", tuple(where), True)
+        yield Finding("scale", what, "calibrate again, and look at the data for NaN", tuple(where), "fault")
 
 
 def left_in_float(seen: Examined) -> Iterator[Finding]:
     """Q/DQ pairs that did not fuse: the node runs in float, and its neighbours convert back and forth."""
-    made = {name: node for node in seen.executed for name in node.output}
-    rounded = {node.input[0] for node in seen.executed if node.op_type == "QuantizeLinear"}
-    found = [
-        node
-        for node in seen.executed
-        if node.op_type in INTEGER_FORM
-        and not node.domain.startswith("com.microsoft")
-        and "DequantizeLinear" in [_made_by(made, name) for name in node.input]
-        and (node.op_type in PRODUCTS or rounded.intersection(node.output))  # else it is where floats begin
-    ]
-    if found:
-        counts = Counter(node.op_type for node in found)
+    found = Executed(seen.loaded[0].graph).in_float() if seen.loaded[0] is not None else {}
+    nodes = [node for each in found.values() for node in each]
+    if nodes:
+        counts = Counter(node.op_type for node in nodes)
         which = ", ".join(f"{count} {op}" for op, count in counts.most_common())
-        what = f"{len(found)} nodes ({which}) run in float between DequantizeLinear and QuantizeLinear"
-        advice = "quantize all inputs and the output of a node (its bias to int32 with scale x · w), or none of them"
-        yield Finding("unfused", what, advice, tuple(node.name or node.output[0] for node in found))
+        worst_first = sorted(found, key=lambda why: -len(found[why]))
+        reasons = ", ".join(f"{len(found[why])} {why}" for why in worst_first)
+        what = f"{len(nodes)} nodes ({which}) run in float between DequantizeLinear and QuantizeLinear: {reasons}"
+        advice = "; ".join(REASONS[why] for why in worst_first)
+        yield Finding("unfused", what, advice, tuple(node.name or node.output[0] for node in nodes))
 
 
 def norms_between(seen: Examined) -> Iterator[Finding]:
@@ -285,6 +312,19 @@ def signed_activations(seen: Examined) -> Iterator[Finding]:
         yield Finding("signed", what, "use uint8 activations with int8 weights on x86", tuple(where))
 
 
+def convolutions_at_run_time(seen: Examined) -> Iterator[Finding]:
+    """ConvInteger finds the grid of its input anew each time, and nothing fuses with it.
+
+    One thread, with VNNI, files of onnxruntime's quantize_dynamic: 0.14 (EfficientNet-Lite0), 0.22 (open-nsfw), 0.5 (ddddocr,
+    PP-OCR's classifier) of fp32's speed. Before onnxruntime 1.32 the one for int8 weights did not load at all.
+    """
+    where = [node.name or node.output[0] for node in seen.executed if node.op_type == "ConvInteger"]
+    if where:
+        what = f"{len(where)} convolutions find their grids at run time (ConvInteger): 2 to 7 times as slow as in float"
+        advice = "quantize on calibration data ('onnxcompress quantize --data'), or the weights alone"
+        yield Finding("dynamic", what, advice, tuple(where))
+
+
 PORTABLE_DB = 40.0
 """Signal to what saturation changes, above which two CPUs are said to answer the same."""
 
@@ -294,7 +334,7 @@ def saturating(seen: Examined) -> Iterator[Finding]:
 
     Both arithmetics are computed on the data and compared (passes/quantize/walked.py), whatever CPU this is.
     """
-    if seen.loaded[0] is None:
+    if seen.loaded[0] is None or seen.stuck:
         return
     nodes = [each.node.name or "" for each in products(seen.graph) if can_saturate(each)]
     if not nodes:
@@ -308,19 +348,20 @@ def saturating(seen: Examined) -> Iterator[Finding]:
     told = f"{len(nodes)} nodes have weights whose products can leave 16 bits without VNNI, {len(hit)} do on this data"
     answer = f"{told}: its answer is {db:.1f} dB from what a CPU with VNNI says" if hit else told
     advice = "write it with weights that cannot saturate ('onnxcompress quantize'), or with 7 bits"
-    yield Finding(
-        "portable", answer, advice, tuple(sorted(hit, key=hit.__getitem__, reverse=True) or nodes), db < PORTABLE_DB
-    )
+    where = tuple(sorted(hit, key=hit.__getitem__, reverse=True) or nodes)
+    yield Finding("portable", answer, advice, where, "fault" if db < PORTABLE_DB else "small")
 
 
 FAULTS: tuple[Callable[[Examined], Iterator[Finding]], ...] = (
     does_not_load,
+    does_not_run,
     axis_before_13,
     block_before_21,
     bad_scales,
     left_in_float,
     norms_between,
     signed_activations,
+    convolutions_at_run_time,
     saturating,
 )
 
@@ -342,7 +383,7 @@ def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None, seed
     nodes = list(seen.graph.graph.all_nodes())
     stored = sum(held(value) is not None for node in nodes for value in node.outputs)
     stored += sum(table_of(node) is not None for node in nodes if node.op_type.startswith("Gather"))
-    worst_first = tuple(sorted(findings, key=lambda each: not each.severe))
+    worst_first = tuple(sorted(findings, key=lambda each: list(GRADES).index(each.grade)))
     return Checkup(source.name, quantized, stored, dict(counted), worst_first)
 
 
@@ -356,6 +397,4 @@ def _size(seen: Examined, node: onnx.NodeProto, index: int) -> int:
 
 
 def _is_integer(node: onnx.NodeProto) -> bool:
-    return node.op_type in PAIR or str(node.op_type).startswith(
-        ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "MatMulNBits")
-    )
+    return INTEGER.match(str(node.op_type)) is not None

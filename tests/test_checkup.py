@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress import ModelError, check, quantize
+from onnxcompress.passes.quantize.unfused import REASONS
 
 DIGITS = Path(__file__).parents[1] / "sample_models" / "digits.onnx"
 RNG = np.random.default_rng(0)
@@ -95,6 +96,70 @@ def test_a_node_that_does_not_fuse() -> None:
     assert "1 Conv" in finding.what
 
 
+def between(
+    op: str, *, first: type = np.uint8, second: type | None = np.uint8, result: type = np.uint8, channels: bool = False
+) -> onnx.ModelProto:
+    """x -> Q -> DQ and a stored operand (None: in float) -> op -> Q -> DQ -> y, each on levels of its type."""
+    scale = np.full(4, 0.02, np.float32) if channels else np.float32(0.02)
+    constants = {
+        "x_scale": scale, "x_zero": np.zeros(4, first) if channels else first(0), "scale": np.float32(0.02),
+        "w": np.ones((4, 4, 1, 1), second or np.float32), "w_zero": (second or np.uint8)(0), "y_zero": result(0),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["xq"], axis=1),
+        helper.make_node("DequantizeLinear", ["xq", "x_scale", "x_zero"], ["xd"], axis=1),
+        *([helper.make_node("DequantizeLinear", ["w", "scale", "w_zero"], ["wd"])] if second else []),
+        helper.make_node(op, ["xd", "wd" if second else "w"], ["r"], name="it"),
+        helper.make_node("QuantizeLinear", ["r", "scale", "y_zero"], ["rq"]),
+        helper.make_node("DequantizeLinear", ["rq", "scale", "y_zero"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4, 8, 8]) for name in ("x", "y")]
+    held = [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()]
+    graph = helper.make_graph(nodes, "between", ends[:1], ends[1:], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (quantized(output=False), "hand their result on in float"),
+        (between("Mul", second=None), "take an input in float"),
+        (between("Mul", channels=True), "read activations with a scale a channel"),
+        (between("Add", second=np.int8), "have int8 and uint8 operands"),
+        (between("ConvTranspose", second=np.int8), "have no integer kernel for their types"),
+    ],
+)
+def test_why_a_node_does_not_fuse(model: onnx.ModelProto, why: str) -> None:
+    (finding,) = [each for each in check(model).findings if each.kind == "unfused"]
+    assert finding.what.endswith(f": 1 {why}")
+    assert finding.advice == REASONS[why]
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul", "Conv"])
+def test_what_is_whole_fuses(op: str) -> None:
+    assert "unfused" not in kinds(between(op, second=np.int8 if op == "Conv" else np.uint8))
+
+
+def test_what_loads_and_does_not_run() -> None:
+    (finding,) = check(between("Conv", second=np.int8, channels=True)).findings
+    assert (finding.kind, finding.grade) == ("run", "fault")
+    assert "QLinearConv" in finding.what
+
+
+def test_convolutions_that_find_their_grids_at_run_time() -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z"], ["y"], name="conv"),
+    ]
+    held = [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.uint8), "w")]
+    kind = {"x": TensorProto.FLOAT, "y": TensorProto.INT32}
+    x, y = (helper.make_tensor_value_info(name, kind[name], [1, 4, 8, 8]) for name in kind)
+    graph = helper.make_graph(nodes, "dynamic", [x], [y], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (finding,) = check(model).findings
+    assert (finding.kind, finding.grade, finding.where) == ("dynamic", "slow", ("conv",))
+
+
 def test_a_norm_between_quantized_layers() -> None:
     assert kinds(quantized(norm=True)) == {"norm": False}
 
@@ -108,8 +173,10 @@ def test_products_that_saturate_where_they_meet_large_inputs() -> None:
     loud, quiet = (np.full((2, 4, 8, 8), value, np.float32) for value in (1.2, -1.27))
     (finding,) = check(model, data={"x": loud}).findings
     assert (finding.kind, finding.severe, finding.where) == ("portable", True, ("conv",))
-    (finding,) = check(model, data={"x": quiet}).findings
-    assert not finding.severe
+    found = check(model, data={"x": quiet})
+    (finding,) = found.findings
+    assert finding.grade == "small"
+    assert found.headline.endswith(": 1 thing that changes answers a little")
     assert "0 do on this data" in finding.what
 
 

@@ -179,10 +179,7 @@ def _together(members: Sequence[tuple[str, int, str]]) -> str:
 
 def checkup_page(found: Checkup) -> Page:
     """What is wrong with a quantized file, and what to do."""
-    rows = [
-        (each.kind, "fault" if each.severe else "slow", each.what, ", ".join(each.where[:3]), each.advice)
-        for each in found.findings
-    ]
+    rows = [(each.kind, each.grade, each.what, ", ".join(each.where[:3]), each.advice) for each in found.findings]
     operators = ", ".join(f"{count} {op}" for op, count in sorted(found.operators.items(), key=lambda o: -o[1]))
     lines = (("runs as", operators),) if operators else ()
     grade = 2 if found.severe else 1 if found.findings or not (found.quantized or found.stored) else 0

@@ -69,6 +69,17 @@ def test_failing_runs(
     assert capfd.readouterr() == ("", "")
 
 
+def test_weights_read_as_they_are_given_answer_the_same(tmp_path: Path) -> None:
+    digits = Path(__file__).parents[2] / "sample_models" / "digits.onnx"
+    x = np.load(digits.with_suffix(".npz"))["image"][:4]
+    written = {given: tmp_path / f"{given}.onnx" for given in (False, True)}
+    found = [open_session(digits, as_given=given, optimised_to=at).run({"image": x}) for given, at in written.items()]
+    for name, y in found[0].items():
+        np.testing.assert_allclose(found[1][name], y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
+    laid_out = {given: {node.domain for node in onnx.load(at).graph.node} for given, at in written.items()}
+    assert "com.microsoft.nchwc" not in laid_out[True]
+
+
 def test_unknown_output() -> None:
     with pytest.raises(ModelError, match="no output is called 'shap'; the nearest name is 'shape'"):
         open_session(PRODUCT).run(FEEDS, ["shap"])

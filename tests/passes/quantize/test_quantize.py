@@ -159,6 +159,18 @@ def test_kept_nodes_stay_float_and_a_wrong_name_is_told_the_nearest() -> None:
         quantize(DIGITS, data=DATA, limit=64, measure=False, keep=("/stam",))
 
 
+def test_a_file_that_is_integers_in_part_says_so(tmp_path: Path) -> None:
+    """The tail of digits in onnxruntime's own integer operators, the head in float: the head becomes integers too."""
+    head = quantize(DIGITS, data=DATA, limit=64, measure=False, rounding="nearest", form="qoperator", keep=("/stem",))
+    head.save(tmp_path / "partly.onnx")
+    result = quantize(tmp_path / "partly.onnx", data=DATA, limit=64, measure=False, rounding="nearest")
+    (note,) = [each for each in result.plans[-2].notes if "compute on integers already" in each]
+    held = [node for node in onnx.load(tmp_path / "partly.onnx").graph.node if node.op_type in ("QLinearConv", "QGemm")]
+    assert int(note.split()[0]) >= len(held) > 0
+    assert "/stem" in {each.get("node") for each in result.plans[-2].decisions}
+    assert not [each for plan in head.plans for each in plan.notes if "already" in each]
+
+
 def test_where_no_activation_can_weights_still_are_integers() -> None:
     result = quantize(ZOO["if_whole_net"](), measure=False, smallest=0)
     assert "activations stay float" in result.plans[-2].notes[0]
