@@ -11,6 +11,7 @@ from onnx import checker, shape_inference, version_converter
 from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import bodies_of, walk
 from onnxcompress.model.guard import Crash, guarded
+from onnxcompress.weights.coded import CODED
 
 FLOOR = 17
 """The lowest opset that passes see. The door raises to it and never lowers; an encoding may raise further when it writes."""
@@ -88,14 +89,16 @@ def _all(tell: Callable[[str], None], data: bytes, steps: list[Step]) -> tuple[b
 
 
 def take_weights(model: ir.Model) -> Weights:
-    """Turn large matrices into inputs, those that onnxsim will fold excepted. Returns name -> tensor."""
+    """Turn matrices that are large, or coded, into inputs, those that onnxsim will fold excepted. Returns name -> tensor."""
     folded = _folded(model)
     if sum(value.const_value.nbytes for value in folded if value.const_value is not None) > FOLDED_LIMIT:
         folded = set()
     taken = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < LARGE or value in folded or value.is_graph_output():
+        if tensor is None or value in folded or value.is_graph_output():
+            continue
+        if tensor.nbytes < LARGE and CODED not in tensor.meta:  # what it remembers would not come back with the message
             continue
         if sum(int(size) > 1 for size in tensor.shape) < 2:  # type: ignore[arg-type]
             continue

@@ -66,6 +66,13 @@ def _spread(compute: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Evaluate
     return evaluated
 
 
+def _quotient(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of whole numbers from zero on, which is all that decoding divides."""
+    if one.dtype.kind not in "iu" or one.min(initial=0) < 0 or other.min(initial=1) < 1:
+        raise ValueError("a division that no form of weights needs")
+    return one // other
+
+
 def _where(node: ir.Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
     _fits(prod(np.broadcast_shapes(*(each.shape for each in arrays))) * arrays[1].itemsize)
     return np.where(arrays[0], arrays[1], arrays[2])
@@ -103,6 +110,7 @@ EVALUATE: dict[str, Evaluate] = {
     "Add": _spread(np.add),
     "Sub": _spread(np.subtract),
     "Mod": _spread(np.mod),
+    "Div": _spread(_quotient),
     "Pad": _padded,
     "BitShift": _spread(np.right_shift),
     "Where": _where,
@@ -115,7 +123,7 @@ EVALUATE: dict[str, Evaluate] = {
 }
 """Operators of decoding chains, as onnxruntime computes them."""
 
-INNER = {"BitShift", "Mod", "CumSum", "ScatterElements", "Where", "Sub", "Split", "Concat"}
+INNER = {"BitShift", "Mod", "Div", "CumSum", "ScatterElements", "Where", "Sub", "Split", "Concat"}
 """Operators whose operands nobody asks for again once they are computed: not those that look up in books."""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +19,11 @@ from onnxcompress.weights.tunstall import digits
 def _bytes(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
     symbols = coded.symbols if coded.width > 1 else coded.symbols.reshape(coded.shape)
     return look(pen.node("Cast", pen.constant(symbols), to=ir.DataType.INT32))
+
+
+def numbered(symbols: np.ndarray, entries: int) -> Coded:
+    """Symbols that stand for themselves."""
+    return Coded((len(symbols),), symbols, np.arange(entries, dtype=np.float32)[None, :, None])
 
 
 # -- several symbols a byte, as digits of a number ---------------------------------------------------------------------
@@ -50,12 +58,24 @@ def _packed(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
     return _unpacked(pen, packed(coded.symbols, coded.entries), looked, rows.shape[1], len(coded.symbols), width)
 
 
+def computed(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
+    """The same bytes by division instead of a table, which takes more than the symbols where they are few: 243 rows of five digits."""
+    count, base = digits(coded.entries), max(coded.entries, 2)
+    stored = pen.node("Cast", pen.constant(packed(coded.symbols, coded.entries)[:, None]), to=ir.DataType.INT32)
+    powers = pen.constant((base ** np.arange(count)[::-1]).astype(np.int32)[None])
+    found = pen.node("Mod", pen.node("Div", stored, powers), pen.constant(np.array([base], np.int32)))
+    return look(_cut(pen, found, len(coded.symbols)))
+
+
 def _unpacked(pen: Pen, stored: np.ndarray, rows: ir.Value, count: int, size: int, width: int = 1) -> ir.Value:
     """Rows of what each byte stands for, one after another, without what fills the last byte: `size` entries of `width`."""
     found = pen.node("Gather", rows, pen.node("Cast", pen.constant(stored), to=ir.DataType.INT32))
-    if len(stored) * count == size:
-        return found
-    ends = (np.array([0], np.int64), np.array([size * width], np.int64))
+    return found if len(stored) * count == size else _cut(pen, found, size * width)
+
+
+def _cut(pen: Pen, found: ir.Value, size: int) -> ir.Value:
+    """The first so many numbers, in one row."""
+    ends = (np.array([0], np.int64), np.array([size], np.int64))
     return pen.node("Slice", pen.shape(found, (-1,)), *(pen.constant(each) for each in ends))
 
 
@@ -74,15 +94,32 @@ def _planes_size(coded: Coded) -> float | None:
 
 
 def _planes(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
-    left, total, size = sum(planes(coded.entries)), None, len(coded.symbols)
+    size = len(coded.symbols)
+
+    def unpacked(part: np.ndarray, bits: int, left: int) -> ir.Value:
+        rows = pen.numbers(table(2**bits).astype(np.int32) << left)
+        return pen.shape(_unpacked(pen, packed(part, 2**bits), rows, 8 // bits, size), (size,))
+
+    return look(_summed(pen, coded, unpacked))
+
+
+def computed_planes(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
+    """The same bytes without tables, as `computed`."""
+
+    def unpacked(part: np.ndarray, bits: int, left: int) -> ir.Value:
+        found = computed(pen, numbered(part, 2**bits), lambda numbers: numbers)
+        return pen.node("Mul", found, pen.constant(np.array([1 << left], np.int32))) if left else found
+
+    return look(_summed(pen, coded, unpacked))
+
+
+def _summed(pen: Pen, coded: Coded, unpacked: Callable[[np.ndarray, int, int], ir.Value]) -> ir.Value:
+    """All planes together; unpacked(symbols of one, its bits, how far left they belong) -> int32 [size]."""
+    left, parts = sum(planes(coded.entries)), list[ir.Value]()
     for bits in planes(coded.entries):
         left -= bits
-        part = (coded.symbols >> left) & (2**bits - 1)
-        rows = pen.numbers(table(2**bits).astype(np.int32) << left)
-        each = pen.shape(_unpacked(pen, packed(part, 2**bits), rows, 8 // bits, size), (size,))
-        total = each if total is None else pen.node("Add", total, each)
-    assert total is not None
-    return look(total)
+        parts.append(unpacked((coded.symbols >> left) & (2**bits - 1), bits, left))
+    return reduce(lambda one, other: pen.node("Add", one, other), parts)
 
 
 # -- types below a byte ------------------------------------------------------------------------------------------------

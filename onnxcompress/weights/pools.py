@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnxcompress.weights import levels
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.pen import NODE_BYTES, Lookup, Pen
-from onnxcompress.weights.runs import SHARES, numbered, sparse, words_for
+from onnxcompress.weights.plain import numbered
+from onnxcompress.weights.runs import SHARES, sparse, words_for
 
 SHARED_BYTES = 600 + 75 * NODE_BYTES
 """Of a stream: the words of its mask, and the nodes that decode it."""

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxcompress.weights import levels
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.pen import NODE_BYTES, Form, Lookup, Pen
-from onnxcompress.weights.plain import PLAIN
+from onnxcompress.weights.plain import PLAIN, computed, computed_planes, numbered
 from onnxcompress.weights.tunstall import Dictionary, dictionary, digits, encode
 
 # -- an entropy code ---------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def _words_size(words: Dictionary) -> float:
 def _words(pen: Pen, words: Dictionary) -> ir.Value:
     """int32 numbers of all words, one after another; tensors that have the same words share them."""
     every = numbered(words.symbols, words.kinds)
-    make = PLAIN["packed" if digits(words.kinds) > 1 else "bytes"].write
+    make = computed if digits(words.kinds) > 1 else PLAIN["bytes"].write
 
     def written() -> ir.Value:
         if words.kinds == 2:
@@ -167,11 +167,6 @@ def parts_of(coded: Coded) -> Parts | None:
     return Parts(numbered(mask, 2), words, rest, min(sizes, key=lambda form: sizes[form]))
 
 
-def numbered(symbols: np.ndarray, entries: int) -> Coded:
-    """Symbols that stand for themselves."""
-    return Coded((len(symbols),), symbols, np.arange(entries, dtype=np.float32)[None, :, None])
-
-
 def _sparse_size(coded: Coded) -> float | None:
     """What a tensor adds to others in this form: words and nodes are those of all (`pools.SHARED_BYTES`)."""
     parts = parts_of(by_rank(coded))
@@ -191,7 +186,9 @@ def sparse(pen: Pen, coded: Coded, look: Lookup) -> ir.Value:
 
 
 RESTS: dict[str, Form] = {
-    **{name: PLAIN[name] for name in ("bytes", "packed", "planes")},
+    "bytes": PLAIN["bytes"],
+    "packed": replace(PLAIN["packed"], write=computed),
+    "planes": replace(PLAIN["planes"], write=computed_planes),
     "tunstall": Form(_tunstall_size, _tunstall),
     "huffman": Form(levels.size, levels.numbers),
 }

@@ -79,3 +79,15 @@ def test_the_same_answer_coded_and_dense() -> None:
     model = clustered("scaled")
     compared = onnxcompress.compare(to_bytes(model.ir), to_bytes(finished(model)), data=DATA)
     assert all(output.max_abs == 0 or output.sqnr_db > 100 for output in compared.outputs)
+
+
+def test_a_small_weight_is_still_coded_where_the_file_is_read_again() -> None:
+    model, each = load(DIGITS), Cluster(clusters=4, share="tensor", smallest=0)
+    made = each.apply(model, each.plan(model, {}))
+    small = [
+        name
+        for name, value in made.initializers.items()
+        if coded_of(value) is not None and made.array(name).nbytes < 4096
+    ]
+    pruned = onnxcompress.sparsify(made, amount=0.9).model
+    assert any(coded_of(load(to_bytes(finished(pruned))).initializers[name]) is not None for name in small)

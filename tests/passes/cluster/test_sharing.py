@@ -104,6 +104,11 @@ def test_the_sharing_that_loses_least_at_equal_bytes() -> None:
     assert best_sharing(np.tile(SCALED, (1, 8)), 16) != "tensor"
 
 
+def test_zeros_of_a_pruned_tensor_pay_for_no_books() -> None:
+    few, many = (np.pad(SCALED[:, :24], ((0, 0), (0, zeros))) for zeros in (8, 2000))
+    assert best_sharing(few, 8) == best_sharing(many, 8) != "channel"
+
+
 def test_candidates_cost_more_where_they_lose_less() -> None:
     power = float((SCALED**2).sum())
     found = candidates("w", SCALED, power, 2.0, SIZES)
