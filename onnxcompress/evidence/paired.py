@@ -147,6 +147,10 @@ class Pair:
         """A value that the current layer is fed."""
         return self.current.store[value]
 
+    def looked_up(self, value: str, rows: int) -> list[np.ndarray]:
+        """How often numbers that a lookup is fed name each row of its table, batch by batch [rows]; negative ones count from the end."""
+        return [np.bincount(ids.reshape(-1) % rows, minlength=rows) for ids in self.read(value)]
+
     def has(self, value: str) -> bool:
         """Is a value of the current model known here?"""
         return value in self.current.store

@@ -35,8 +35,7 @@ def with_picked(model: Model, found: Sequence[Clustered], evidence: Evidence) ->
         each = tables[pair.node]
         layer, count = each.weight.layer, each.size // each.shape[each.axis]
         assert layer is not None
-        read = [np.asarray(numbers).reshape(-1) % count for numbers in pair.read(layer.reads)]
-        picked[Need(PICKED, each.name)] = np.bincount(np.concatenate(read), minlength=count)
+        picked[Need(PICKED, each.name)] = np.sum(pair.looked_up(layer.reads, count), axis=0)
     return {**evidence, **picked}
 
 

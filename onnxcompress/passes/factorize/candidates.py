@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -79,6 +80,7 @@ def tried(
     yield Choice(), 0.0
     exact = weight
     weight = weight.astype(np.float32) if known.judge.rows is not None else weight
+    judged = Judged(site.shape, weight, known.judge, seed)
     for name in forms:
         form = FORMS[name]
         if form.unfit(site.shape):
@@ -93,8 +95,7 @@ def tried(
                 factors = form.leading(begun, ranks)
             else:
                 factors = form.start(site.shape, weight, ranks, known.fit)
-            near = _error(form, site.shape, weight, factors, known.judge, seed)
-            yield Choice(name, ranks), known.arrives * near / max(known.power, 1e-300)
+            yield Choice(name, ranks), known.arrives * judged.error(form, factors) / max(known.power, 1e-300)
 
 
 def _given(rule: Rule, form: Form, shape: Shape, weight: np.ndarray) -> list[Ranks]:
@@ -103,15 +104,34 @@ def _given(rule: Rule, form: Form, shape: Shape, weight: np.ndarray) -> list[Ran
     return [ranks] if ranks is not None and form.size(shape, ranks) < shape.size else []
 
 
-def _error(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, judge: Metric, seed: int) -> float:
-    """‖(W − Ŵ) X‖², of PROBES mixtures of the outputs where one factor alone writes them."""
-    terms = form.equation.split("->")[0].split(",")
-    writers = [j for j, term in enumerate(terms) if "o" in term]
-    if len(writers) != 1 or shape.outs <= 2 * PROBES:
-        return judge.error(weight - form.dense(shape, factors))
-    mixing = np.random.default_rng(seed).normal(size=(PROBES, shape.outs)).astype(weight.dtype) / np.sqrt(PROBES)
-    place = terms[writers[0]].index("o")
-    mixed = list(factors)
-    mixed[writers[0]] = np.moveaxis(np.tensordot(mixing, factors[writers[0]], (1, place)), 0, place)
-    few = replace(shape, outs=PROBES)
-    return judge.error(np.einsum("qo,goik->gqik", mixing, weight, optimize=True) - form.dense(few, mixed))
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One layer's weight [groups, out, in, taps], on what its candidates are judged, and which mixtures of its outputs stand for all."""
+
+    shape: Shape
+    weight: np.ndarray
+    judge: Metric
+    seed: int = 0
+
+    @cached_property
+    def mixing(self) -> np.ndarray:
+        """[PROBES, out]"""
+        drawn = np.random.default_rng(self.seed).normal(size=(PROBES, self.shape.outs))
+        return drawn.astype(self.weight.dtype) / np.sqrt(PROBES)
+
+    @cached_property
+    def mixed(self) -> np.ndarray:
+        """[groups, PROBES, in, taps]"""
+        flat = self.weight.reshape(self.shape.groups, self.shape.outs, -1)
+        return (self.mixing @ flat).reshape(self.shape.groups, PROBES, self.shape.ins, -1)
+
+    def error(self, form: Form, factors: Factors) -> float:
+        """‖(W − Ŵ) X‖², of PROBES mixtures of the outputs where one factor alone writes them."""
+        terms = form.equation.split("->")[0].split(",")
+        writers = [j for j, term in enumerate(terms) if "o" in term]
+        if len(writers) != 1 or self.shape.outs <= 2 * PROBES:
+            return self.judge.error(self.weight - form.dense(self.shape, factors))
+        place = terms[writers[0]].index("o")
+        few = list(factors)
+        few[writers[0]] = np.moveaxis(np.tensordot(self.mixing, factors[writers[0]], (1, place)), 0, place)
+        return self.judge.error(self.mixed - form.dense(replace(self.shape, outs=PROBES), few))

@@ -154,7 +154,10 @@ def _unmet(
     told = "; ".join(f"{name}: {_told(left[name][0], declined[name])}" for name in held[:NAMED])
     rest = f"; and {len(held) - NAMED} layers more" if len(held) > NAMED else ""
     words = {"macs": "multiply-adds", "params": "parameters", "latency": "the time of these layers"}[budget.kind]
-    return (
-        f"target_{budget.kind} {budget.bound / max(budget.whole, 1e-300):.3g} cannot be met: {why}at least {share:.3f} of "
-        f"{words} are left; give {share + 0.005:.2f} or more{more}" + (f" ({told}{rest})" if held else "")
+    asked = f"target_{budget.kind} {budget.bound / max(budget.whole, 1e-300):.3g} cannot be met: "
+    if share + 0.005 >= 1:
+        nothing = "this CPU rewards no chain for any layer; try --pays 0" if held else "no layer has a smaller chain"
+        return f"{asked}{nothing}, or leave the model as it is" + (f" ({told}{rest})" if held else "")
+    return f"{asked}{why}at least {share:.3f} of {words} are left; give {share + 0.005:.2f} or more{more}" + (
+        f" ({told}{rest})" if held else ""
     )

@@ -52,7 +52,10 @@ class Factorize:
         ),
     ] = None
     forms: Annotated[
-        tuple[str, ...], Field(description="that may be used (default: all; without data those that only lower a rank)")
+        tuple[str, ...],
+        Field(
+            description="that may be used (default: all but cp and cp-whole; without data those that only lower a rank)"
+        ),
     ] = ()
     rank: Annotated[
         str | None,
@@ -174,7 +177,9 @@ class Factorize:
     def _options(self, site: Site, known: Known, weight: np.ndarray) -> list[Option]:
         """All there is for a layer, as it is first."""
         found: list[Option] = []
-        names = self.forms or tuple(name for name in FORMS if self.fit == "data" or FORMS[name].blind)
+        names = self.forms or tuple(
+            name for name, form in FORMS.items() if form.offered and (self.fit == "data" or form.blind)
+        )
         rule = None if self.rank is None else rule_of(self.rank)
         for choice, error in tried(site, weight, known, names, self.seed, rule):
             form = FORMS.get(choice.form)

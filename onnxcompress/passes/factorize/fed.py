@@ -36,11 +36,7 @@ def goal(model: Model, site: Site, pair: Pair) -> Iterator[np.ndarray]:
 
 def counted(site: Site, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """How often each row of an embedding was looked up, as a share: in most batches [1, rows], and in every fifth, which judges."""
-    rows = site.shape.ins
-    batches = pair.read(site.layer.reads)
-    counts = [
-        np.bincount(ids.reshape(-1) % rows, minlength=rows) for ids in (batches if len(batches) > 1 else batches[0])
-    ]
+    counts = pair.looked_up(site.layer.reads, site.shape.ins)
     judge = np.sum(counts[::FOLDS], axis=0)
     fit = np.sum([each for number, each in enumerate(counts) if number % FOLDS] or counts, axis=0)
     return fit[None] / max(fit.sum(), 1), judge[None] / max(judge.sum(), 1)

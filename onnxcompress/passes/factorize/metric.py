@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.linalg import eigh, solve_triangular
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +150,39 @@ def contracted(equation: str, *arrays: np.ndarray) -> np.ndarray:
 
 def top(moments: np.ndarray, rank: int) -> np.ndarray:
     """[groups, n, n] -> [groups, n, rank]: the directions with the largest moments, largest first."""
-    return np.ascontiguousarray(np.linalg.eigh(moments)[1][:, :, ::-1][:, :, :rank])
+    n = moments.shape[-1]
+    if n < LARGE:
+        return np.ascontiguousarray(np.linalg.eigh(moments)[1][:, :, ::-1][:, :, :rank])
+    few = {"subset_by_index": (n - rank, n - 1)} if rank < FEW * n else {"driver": "evd"}
+    found = [eigh(each, check_finite=False, **few)[1][:, ::-1][:, :rank] for each in moments]
+    return np.ascontiguousarray(np.stack(found))
+
+
+LARGE, FEW = 256, 0.4
+"""Size from which matrices are taken one by one, and the share of directions below which only those are worked out: of 1,536 in float32
+numpy takes 0.7 s for all, LAPACK's divide and conquer called directly 0.34, a third of them 0.27."""
 
 
 def root(moments: np.ndarray, damping: float = 1e-6) -> tuple[np.ndarray, np.ndarray]:
     """[groups, n, n] -> S with S Sᵀ = moments, and its inverse; directions that hardly occur are taken as `damping` of the mean.
 
-    A group that is fed nothing but zeros is taken as white noise.
+    A group that is fed nothing but zeros is taken as white noise. By Cholesky where that goes: a sixth of the time of eigenvectors.
     """
+    n = moments.shape[-1]
+    mean = np.einsum("gnn->g", moments).astype(np.float64) / n
+    if damping > 0 and n >= LARGE and (mean > 0).all():
+        damped = moments.astype(np.float64)
+        np.einsum("gnn->gn", damped)[:] += damping * mean[:, None]
+        try:
+            found = np.linalg.cholesky(damped)
+        except np.linalg.LinAlgError:  # moments that are mostly rounding
+            return _root(moments, damping)
+        inverses = np.stack([solve_triangular(each, np.eye(n), lower=True, check_finite=False) for each in found])
+        return found.astype(moments.dtype), inverses.astype(moments.dtype)
+    return _root(moments, damping)
+
+
+def _root(moments: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = np.linalg.eigh(moments)
     mean = values.mean(-1, keepdims=True)
     values, mean = np.where(mean > 0, values, 1), np.where(mean > 0, mean, 1)

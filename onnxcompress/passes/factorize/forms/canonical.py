@@ -37,6 +37,7 @@ class Canonical(Form):
     source: ClassVar[str] = "CP over channels and kernel; Lebedev et al. 2015, Sandler et al. 2018 (its shape)"
     formula: ClassVar[str] = "g·r·(i + k + o)"
     letters: ClassVar[str] = "r"
+    offered: ClassVar[bool] = False
 
     def unfit(self, shape: Shape) -> str:
         """There must be a kernel between channels on both sides."""

@@ -104,6 +104,7 @@ class Form(ABC):
     letters   of the ranks, in their order      closed    is the start the best there is?
     blind     may it be chosen where nothing is known of what the layer is fed? The errors of depthwise forms and of channels that are
               dropped are not like noise: of a ResNet without data 3.4 dB were left with all forms, 7 to 8 with these alone
+    offered   is it tried where nobody names forms?
     nested    are the leading terms of larger ranks near the best of smaller ones?
     constant  factors, by number, that are the same for every weight: they are no layers
     """
@@ -115,6 +116,7 @@ class Form(ABC):
     letters: ClassVar[str]
     closed: ClassVar[bool] = False
     blind: ClassVar[bool] = False
+    offered: ClassVar[bool] = True
     nested: ClassVar[bool] = True
     constant: ClassVar[tuple[int, ...]] = ()
 
@@ -144,7 +146,11 @@ class Form(ABC):
 
     def dense(self, shape: Shape, factors: Factors) -> np.ndarray:
         """The weight [groups, out, in, taps] that the chain computes with."""
-        found = contracted(self.equation, *factors)
+        inputs, output = self.equation.split("->")
+        terms, given = inputs.split(","), list(factors)
+        if shape.outs < shape.ins and not self.constant:  # from the side that is narrow
+            terms, given = terms[::-1], given[::-1]
+        found = contracted(f"{','.join(terms)}->{output}", *given)
         return np.ascontiguousarray(found).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
 
     def leading(self, factors: Factors, ranks: Ranks) -> Factors:
