@@ -15,7 +15,15 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.training.blocks import depthwise_weight_grad, form_of
+from onnxcompress.training.blocks import (
+    FOURS,
+    WASTE,
+    dense_weight_grad,
+    depthwise_input_grad,
+    depthwise_weight_grad,
+    form_of,
+    rounded,
+)
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
 STEEP = 3e38
@@ -83,6 +91,14 @@ def conv_input_grad(op: Pen, dy: ir.Value, weight: ir.Value, window: Window, gro
     """
     pads = [[r - p for r, p in zip(window.reach, sides, strict=True)] for sides in (window.begins, window.ends)]
     spread = groups == 1 and prod(window.extent) > SPREAD * prod(shape_of(dy)[2:])
+    if (
+        max(window.strides) > 1
+        and max(window.dilations) == 1
+        and _by_channel(op, dy, shape_of(weight)[1] * groups, groups)
+    ):
+        found = depthwise_input_grad(op, dy, weight, window.extent, window.begins, window.strides)
+        if found is not None:
+            return found
     if max(window.strides) > 1 or min(pads[0] + pads[1]) < 0 or spread:
         return transposed(op, dy, weight, window, groups)
     turned = _swapped(op, weight, groups)
@@ -135,16 +151,11 @@ def conv_weight_grad(op: Pen, dy: ir.Value, x: ir.Value, window: Window, groups:
     """
     outs, ins = shape_of(dy)[1], shape_of(x)[1]
     count = shape_of(dy)[2:]
-    if groups == outs == ins and _blocked(op, dy, groups):
-        return depthwise_weight_grad(
-            op,
-            dy,
-            x,
-            window.kernel,
-            pads=[*window.begins, *window.ends],
-            strides=window.strides,
-            dilations=window.dilations,
-        )
+    pads, strides, dilations = [*window.begins, *window.ends], window.strides, window.dilations
+    if _by_channel(op, dy, ins, groups):
+        return depthwise_weight_grad(op, dy, x, window.kernel, pads=pads, strides=strides, dilations=dilations)
+    if _worth(op, dy, ins, window, groups):
+        return dense_weight_grad(op, dy, padded(op, x, window.begins, window.ends), window.kernel, dilations)
     seen = _taps(op, x, window, count)
     if groups == outs == ins:
         return _depthwise(op, dy, seen, window)
@@ -168,10 +179,25 @@ def conv_weight_grad(op: Pen, dy: ir.Value, x: ir.Value, window: Window, groups:
     return op.Reshape(made, [outs, ins // groups, *window.kernel])  # type: ignore[no-any-return]
 
 
-def _blocked(op: Pen, dy: ir.Value, groups: int) -> bool:
-    """Can the weight gradient of a depthwise convolution be written in blocks?"""
-    fits = op.block is not None and form_of(groups, groups, groups, op.block) is not None
-    return fits and len(shape_of(dy)) == 4 and dy.dtype == ir.DataType.FLOAT
+def _fits(op: Pen, dy: ir.Value) -> bool:
+    """May a gradient of images be written in blocks at all?"""
+    return op.block is not None and len(shape_of(dy)) == 4 and dy.dtype == ir.DataType.FLOAT
+
+
+def _by_channel(op: Pen, dy: ir.Value, ins: int, groups: int) -> bool:
+    """Of a depthwise convolution that has a form in blocks?"""
+    if not _fits(op, dy) or not groups == ins == shape_of(dy)[1]:
+        return False
+    return form_of(groups, groups, groups, op.block) is not None  # type: ignore[arg-type]
+
+
+def _worth(op: Pen, dy: ir.Value, ins: int, window: Window, groups: int) -> bool:
+    """Is the weight gradient of a dense convolution faster in blocks?"""
+    if not _fits(op, dy) or groups > 1 or max(window.strides) > 1 or prod(window.kernel) == 1 or ins <= FEW_CHANNELS:
+        return False
+    (n, outs, *_), block = shape_of(dy), op.block
+    assert block is not None
+    return n % block == 0 and outs % FOURS == 0 and rounded(outs, block) <= WASTE * outs
 
 
 def _product(op: Pen, left: ir.Value, right: ir.Value) -> ir.Value:
@@ -196,8 +222,7 @@ def _depthwise(op: Pen, dy: ir.Value, seen: Sequence[ir.Value], window: Window) 
 
 def _taps(op: Pen, x: ir.Value, window: Window, count: Sequence[int]) -> list[ir.Value]:
     """What each tap of the kernel sees of x: [n, i, *count] for each of `window.taps`."""
-    if any(window.begins) or any(window.ends):
-        x = padded(op, x, window.begins, window.ends)
+    x = padded(op, x, window.begins, window.ends)
     sizes, axes = shape_of(x)[2:], list(range(2, len(shape_of(x))))
     found = []
     for tap in window.taps:
@@ -210,6 +235,8 @@ def _taps(op: Pen, x: ir.Value, window: Window, count: Sequence[int]) -> list[ir
 
 def padded(op: Pen, x: ir.Value, begins: Sequence[int], ends: Sequence[int]) -> ir.Value:
     """Zeros around the spatial axes; a negative pad cuts."""
+    if not any(begins) and not any(ends):
+        return x
     return op.Pad(x, [0, 0, *begins, 0, 0, *ends])  # type: ignore[no-any-return]
 
 

@@ -55,7 +55,11 @@ def convolutions(draw: st.DrawFn) -> tuple[onnx.NodeProto, Arrays]:
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, attributes.get("dilations", [1, 1]), strict=True)]
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     sizes = {
-        "x": (draw(st.integers(1, 3)), inner * groups, *(size + draw(st.integers(0, 6)) for size in reach)),
+        "x": (
+            draw(st.sampled_from([1, 3, block])),
+            inner * groups,
+            *(size + draw(st.integers(0, 6)) for size in reach),
+        ),
         "w": (outs, inner, *kernel),
     }
     feeds = {name: rng.normal(size=shape).astype(np.float32) for name, shape in sizes.items()}
