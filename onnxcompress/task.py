@@ -75,9 +75,10 @@ class Task:
         return float((answers == self.labels).mean())
 
 
-def read_labels(source: Any) -> np.ndarray:
+def read_labels(source: Any, *, text: bool = False) -> np.ndarray:
     """Labels as an array, one entry a row of the data: integers where all are, else strings or what an array holds.
 
+    text  strings stay strings
     From an array or list; an .npy; an .npz with one array; lines of a .txt; the last column of a .csv (a first line
     that is no number where the others are is a heading).
     """
@@ -99,7 +100,7 @@ def read_labels(source: Any) -> np.ndarray:
         raise DataError(f"{path}: labels cannot be read ({error}); give an .npy, .npz, .csv or .txt") from error
     if path.suffix == ".csv" and _integers(words[1:]) is not None and _integers(words) is None:
         words = words[1:]
-    numbers = _integers(words)
+    numbers = None if text else _integers(words)
     return np.array(words) if numbers is None else numbers
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from onnxcompress.data import Data
-from onnxcompress.errors import DataError, ModelError
+from onnxcompress.errors import DataError, ModelError, SettingError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.model import Model
 from onnxcompress.run import How
@@ -151,11 +151,13 @@ def _with_labels(settings: Distill, student: Model, targets: list[Target], feed:
     if how.labels is None or share == 0:
         return Aims(targets)
     if settings.hard is None and how.metric is not None and targets:
-        more = f"; --hard {HARD:g} lets the student learn them too" if _learnable(student, how.labels, feed) else ""
+        more = f"; --hard {HARD:g} lets the student learn them too" if _learnable(settings, student, feed, how) else ""
         return Aims(targets, notes=(f"labels are the metric's, and not learned{more}",))
-    found = labelled(student, how.labels, feed, smoothing=settings.smoothing, weight=share)
+    found = labelled(student, how.labels, feed, smoothing=settings.smoothing, weight=share, alphabet=settings.alphabet)
     if isinstance(found, str) and (settings.hard is not None or not targets):
         raise DataError(f"labels: {found}; the student cannot learn them")
+    if not isinstance(found, str) and found[1].kind == "text" and settings.mixup:
+        raise SettingError("mixup mixes labels, and there is no mean of two texts; leave it out, or give --hard 0")
     if isinstance(found, str):
         return Aims(targets, notes=(f"labels only judge: {found}",))
     outputs = {value.name for value in student.ir.graph.outputs}
@@ -164,17 +166,18 @@ def _with_labels(settings: Distill, student: Model, targets: list[Target], feed:
     return Aims([*left, found[0]], found[1])
 
 
-def _learnable(student: Model, labels: Any, feed: Data) -> bool:
-    """Whether an output could learn what a metric reads; texts, and numbers that mean something else, it cannot."""
+def _learnable(settings: Distill, student: Model, feed: Data, how: How) -> bool:
+    """Whether an output could learn what a metric reads; texts of other characters, and numbers that mean something else, it cannot."""
     try:
-        return not isinstance(labelled(student, labels, feed, smoothing=0.0, weight=HARD), str)
+        found = labelled(student, how.labels, feed, smoothing=0.0, weight=HARD, alphabet=settings.alphabet)
+        return not isinstance(found, str)
     except DataError:
         return False
 
 
 def _as_labels_say(target: Target, labels: Target) -> Target:
     """Plain numbers that labels show to be class scores are learned as such."""
-    if target.loss != "mse" or labels.loss != "cross-entropy" or target.student != labels.student:
+    if target.loss != "mse" or labels.loss not in ("cross-entropy", "ctc") or target.student != labels.student:
         return target
     return replace(target, loss="soft-cross-entropy", axis=labels.axis, why="labels show that these are class scores")
 

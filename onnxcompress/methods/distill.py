@@ -70,6 +70,13 @@ class Distill(Recipe):
             "and no metric reads them, 1 without a teacher; 0: they only judge",
         ),
     ] = None
+    alphabet: Annotated[
+        str | None,
+        Field(
+            description="of labels that are text: a file with the character of each class of the output, a line each, an empty one for "
+            "the blank (without one it is the first class); default: the model's metadata, as PaddleOCR writes them"
+        ),
+    ] = None
     teacher_weights: Annotated[
         tuple[float, ...] | None, Field(description="of several teachers, in their order, such as 2,1; default equal")
     ] = None

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxcompress.training.lowering import step
 from onnxcompress.training.pen import Pen, element_of, shape_of
 
-Of = Literal["logits", "log odds", "features", "labels"]
+Of = Literal["logits", "log odds", "features", "labels", "text"]
 TINY = 1e-12
 """Added under a square root, whose slope at zero is not finite."""
 

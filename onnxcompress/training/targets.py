@@ -37,7 +37,10 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Target:
-    """One term of the loss. student, teacher: values; axis of the classes, None where there are none; why: for the report."""
+    """One term of the loss. student, teacher: values; axis of the classes, None where there are none; why: for the report.
+
+    frames  of text: the axis of frames, and the class that is the blank
+    """
 
     name: str
     student: str
@@ -46,6 +49,7 @@ class Target:
     axis: int | None
     weight: float
     why: str
+    frames: tuple[int, int] | None = None
 
 
 def targets_of(
@@ -180,6 +184,9 @@ def criterion(
 def _term(op: Pen, target: Target, student: ir.Value, teacher: ir.Value, temperature: float | None) -> ir.Value:
     each = LOSSES[target.loss]
     one, two = shape_of(student), shape_of(teacher)
+    if each.of == "text" and target.frames is not None:
+        time, blank = target.frames
+        return each(op, _frames_first(op, student, time, target.axis, two[0]), teacher, blank=blank)
     if each.of == "labels":
         axis = target.axis if target.axis is not None else -1
         return each(op, _rows(op, student, axis), _rows(op, teacher, -1))
@@ -212,6 +219,14 @@ def _channels_second(op: Pen, x: ir.Value, axis: int | None) -> ir.Value:
     rank = len(shape_of(x))
     at = 1 if axis is None else axis % rank
     return x if at <= 1 or rank < 3 else op.Transpose(x, perm=[0, at, *(a for a in range(1, rank) if a != at)])  # type: ignore[no-any-return]
+
+
+def _frames_first(op: Pen, x: ir.Value, time: int, axis: int | None, lines: int) -> ir.Value:
+    """[frames, lines, classes]; also of [lines * frames, classes], in the order that `time` tells."""
+    if len(shape_of(x)) == 2:
+        x, axis = op.Reshape(x, [*((lines, -1) if time else (-1, lines)), shape_of(x)[1]]), 2
+    at = (-1 if axis is None else axis) % 3
+    return op.Transpose(x, perm=[time, 3 - time - at, at])  # type: ignore[no-any-return]
 
 
 def _rows(op: Pen, x: ir.Value, axis: int | None) -> ir.Value:

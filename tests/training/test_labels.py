@@ -108,7 +108,7 @@ def test_labels_out_of_range_name_the_sample(model: Model, labels: np.ndarray, s
     ("labels", "said"),
     [
         (np.arange(7), "there are 7 for 8 rows of arrays"),
-        (np.array(list("abcdefgh")), "they are <U1, not numbers"),
+        (np.array(list("abcdefgh")), "they are text, and no output holds frames"),
         (np.zeros((8, 4), int), r"\[8, 4\] of int64 are no classes and no values of an output \('y' is \[1, 3\]\)"),
         (CLASSES + 0.5, "of float64 are no classes"),
     ],
