@@ -10,6 +10,7 @@ import onnx_ir.passes.common as common
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model.edit import constant_of
+from onnxcompress.training.counted import LOOPS
 from onnxcompress.training.pen import SMALL, Pen, shape_of
 
 ENDLESS = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -39,6 +40,8 @@ def _fix_nodes(op: Pen, nodes: Sequence[ir.Node]) -> None:
             _becomes(op, node, known)
         elif node.op_type == "If" and not node.domain:
             _fix_branches(op, node)
+        elif node.op_type in LOOPS and not node.domain:
+            LOOPS[node.op_type](op, node, _fix_nodes)
         else:
             op.infer(node)
 

@@ -57,22 +57,32 @@ def with_gradients(graph: ir.Model, weights: np.ndarray, by: Sequence[str]) -> t
 
 
 class Scan(op_scan.Scan):
-    """ONNX's reference walks forward only: what is read and what is written is turned round where it should walk back."""
+    """ONNX's reference walks forward along first axes only: what is read and what is written is turned round and moved."""
 
     def __init__(self, onnx_node: onnx.NodeProto, run_params: dict[str, Any]) -> None:
-        plain = onnx.NodeProto()
+        plain, self.given = onnx.NodeProto(), dict[str, list[int]]()
         plain.CopyFrom(onnx_node)
         del plain.attribute[:]
-        plain.attribute.extend(each for each in onnx_node.attribute if not each.name.endswith("_directions"))
+        for each in onnx_node.attribute:
+            if each.name.endswith(("_directions", "_axes")):
+                self.given[each.name] = list(each.ints)
+            else:
+                plain.attribute.append(each)
         super().__init__(plain, run_params)
-        self.back = any(1 in each.ints for each in onnx_node.attribute if each.name.endswith("_directions"))
+
+    def _turned(self, kind: str, arrays: Sequence[np.ndarray], back: bool) -> list[np.ndarray]:
+        ways, axes = (self.given.get(f"scan_{kind}_{what}", [0] * len(arrays)) for what in ("directions", "axes"))
+        found = []
+        for array, way, axis in zip(arrays, ways, axes, strict=True):
+            x = array if back else np.moveaxis(array, axis, 0)
+            x = x[::-1] if way else x
+            found.append(np.moveaxis(x, 0, axis) if back else x)
+        return found
 
     def _run(self, *args: np.ndarray, **more: Any) -> tuple[np.ndarray, ...]:
-        if not self.back:
-            return super()._run(*args, **more)
         states = len(args) - self.num_scan_inputs
-        found = super()._run(*args[:states], *(each[::-1] for each in args[states:]), **more)
-        return (*found[:states], *(each[::-1] for each in found[states:]))
+        found = super()._run(*args[:states], *self._turned("input", args[states:], False), **more)
+        return (*found[:states], *self._turned("output", found[states:], True))
 
 
 def run_float64(graph: ir.Model, feeds: Arrays) -> list[np.ndarray]:

@@ -13,9 +13,7 @@ from tests.zoo import ZOO
 REFUSED = {
     "double": "parameter 'w1' is DOUBLE, and only float32 trains",
     "float16": "parameter 'w1' is FLOAT16, and only float32 trains",
-    "loop_matmul": "value 'y' of MatMul 'node_5' has no fixed shape",
     "no_weights": "nothing in it can be trained",
-    "scan_outer_weight": "Scan 'node_1_5': no gradient goes through it: bodies of loops are not differentiated",
 }
 
 

@@ -17,6 +17,7 @@ from onnxcompress.training.derivatives.fused import FUSED
 from onnxcompress.training.derivatives.layout import LAYOUT, split
 from onnxcompress.training.derivatives.linear import LINEAR
 from onnxcompress.training.derivatives.lookups import LOOKUPS
+from onnxcompress.training.derivatives.loops import scans
 from onnxcompress.training.derivatives.normalization import NORMALIZATION
 from onnxcompress.training.derivatives.pooling import POOLING
 from onnxcompress.training.derivatives.recurrent import RECURRENT
@@ -41,7 +42,7 @@ COMPOSED: dict[str, Composition] = {**WRITTEN_OUT, **FUSED}
 SEVERAL: dict[str, SeveralRule] = {"Split": split, **RECURRENT}
 """Operator -> row, for those with several outputs that count."""
 
-WITH_BODIES = {"If": branches}
+WITH_BODIES = {"If": branches, "Scan": scans}
 """Operator -> row, for those whose bodies are gone back through by the caller's `backward`."""
 
 FLAT = frozenset(
@@ -56,8 +57,7 @@ FLAT = frozenset(
 """Operators whose outputs do not change with small changes of any input: no gradient goes through them."""
 
 REFUSED = {
-    "Loop": "bodies of loops are not differentiated",
-    "Scan": "bodies of loops are not differentiated",
+    "Loop": "how often it runs, or what it keeps, depends on the data; export it with a fixed number of steps",
     "QuantizeLinear": "rounding has no slope; only whole pairs of QuantizeLinear and DequantizeLinear train",
     "DequantizeLinear": "its integers cannot be trained; only whole pairs of QuantizeLinear and DequantizeLinear train",
 }
