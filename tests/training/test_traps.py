@@ -111,6 +111,20 @@ def test_the_step_of_relu_is_0_or_1(value: float) -> None:
     assert run_stock(made, {"x": x})[1].tolist() == [float(value > 0)] * 3
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-0.3, 0.7), (1e-12, 1e12), (-1e-3, 1e6)])
+def test_the_step_of_a_limit_is_exact(low: float, high: float) -> None:
+    """A limit itself has slope 0, its nearest neighbour inside 1, that outside 0: also where no difference is taken first."""
+    ends = np.array([low, high], np.float32)
+    x = np.concatenate(
+        [np.nextafter(ends, way) for way in (np.float32(-np.inf), np.float32(np.inf))] + [ends, ends.mean()[None]]
+    ).astype(np.float32)
+    graph = graph_of(
+        [helper.make_node("Clip", ["x", "low", "high"], ["y"])], {"x": x}, {"low": ends[0], "high": ends[1]}, "y"
+    )
+    made, _ = with_gradients(graph, np.ones(len(x), np.float32), ["x"])
+    assert run_stock(made, {"x": x})[1].tolist() == ((x > ends[0]) & (x < ends[1])).astype(float).tolist()
+
+
 def test_maxima_in_overlapping_windows_add_up() -> None:
     x = np.array([[[1.0, 5.0, 2.0, 0.0]]], np.float32)
     graph = graph_of([helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2])], {"x": x}, {}, "y")

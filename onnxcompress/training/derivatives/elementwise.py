@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxcompress.model.edit import constant_of
 from onnxcompress.training.derivatives.site import Gradients, Rule, Site, summed_to
 from onnxcompress.training.derivatives.slopes import SLOPES, unary
-from onnxcompress.training.lowering import step
+from onnxcompress.training.lowering import beyond, step
 from onnxcompress.training.pen import Pen, is_float
 
 
@@ -56,13 +56,10 @@ def _clip(op: Pen, at: Site, dy: ir.Value) -> Gradients:
     """dy where low < y < high. Limits that train are refused."""
     if at.wants(1) or at.wants(2):
         raise at.refused("its limits are trained")
-    inside = [op.Sub(at.y, at.x[1])] if at.has(1) else []
-    inside += [op.Sub(at.x[2], at.y)] if at.has(2) else []
-    if not inside:
-        return [dy, None, None]
-    masks = [step(op, each) for each in inside]  # not a step of the product: of two tiny numbers it would be 0
-    mask = op.Mul(*masks) if len(masks) == 2 else masks[0]
-    return [op.Mul(dy, mask), None, None]
+    for place, side in ((1, 1), (2, -1)):  # not a step of the product: of two tiny numbers it would be 0
+        if at.has(place):
+            dy = op.Mul(dy, beyond(op, at.y, at.x[place], side))
+    return [dy, None, None]
 
 
 def _prelu(op: Pen, at: Site, dy: ir.Value) -> Gradients:
