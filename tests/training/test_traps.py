@@ -118,6 +118,7 @@ def test_the_step_of_a_limit_is_exact(low: float, high: float) -> None:
     x = np.concatenate(
         [np.nextafter(ends, way) for way in (np.float32(-np.inf), np.float32(np.inf))] + [ends, ends.mean()[None]]
     ).astype(np.float32)
+    x = x[(x == 0) | (np.abs(x) > np.finfo(np.float32).tiny)]
     graph = graph_of(
         [helper.make_node("Clip", ["x", "low", "high"], ["y"])], {"x": x}, {"low": ends[0], "high": ends[1]}, "y"
     )
