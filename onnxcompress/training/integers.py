@@ -12,13 +12,14 @@ that of the file: scales and zeros stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from onnx import defs
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
@@ -164,18 +165,17 @@ class _Floats:
         output.replace_all_uses_with(made, replace_graph_outputs=True)
 
     def _on_floats(self, node: ir.Node) -> None:
-        """A node that moves or clips levels."""
-        kinds = {value.dtype for value in node.inputs if value in self.levels and value is not None}
+        """A node that moves or clips levels: all that has their type by the operator's definition is in floats from now on."""
+        reads, writes = _of_one_type(node, [index for index, value in enumerate(node.inputs) if value in self.levels])
         for index, value in enumerate(node.inputs):
             if value in self.levels:
                 node.replace_input_with(index, self.levels[value])
-            elif value is not None and value.dtype in kinds and (stored := constant_of(value)) is not None:
+            elif index in reads and value is not None and (stored := constant_of(value)) is not None:
                 made = new_constant(self.graph, f"{value.name}.float", stored.astype(np.float32))
                 node.replace_input_with(index, made)
-        for output in node.outputs:
-            if output.dtype in kinds:
-                output.type = ir.TensorType(ir.DataType.FLOAT)
-                self.levels[output] = output
+        for output in (node.outputs[index] for index in writes):
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+            self.levels[output] = output
 
     def _grid(self, node: ir.Node, rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Scale and zero of a node: of a constant, in a shape that broadcasts; of an activation (rank 0), scalars."""
@@ -204,6 +204,24 @@ class _Floats:
         value.name, value.type = made.name, ir.TensorType(ir.DataType.FLOAT)
         self.graph.graph.insert_before(before, made)
         return value
+
+
+def _of_one_type(node: ir.Node, places: list[int]) -> tuple[set[int], set[int]]:
+    """Inputs and outputs whose type is that of the inputs at these places, as ONNX defines the operator."""
+    if node.domain or not defs.has(node.op_type):
+        return set(), set()
+    schema = defs.get_schema(node.op_type)
+    kinds = {_kind(schema.inputs, place) for place in places}
+    reads, writes = (
+        {index for index in range(len(values)) if _kind(formal, index) in kinds}
+        for formal, values in ((schema.inputs, node.inputs), (schema.outputs, node.outputs))
+    )
+    return reads, writes
+
+
+def _kind(formal: Sequence[defs.OpSchema.FormalParameter], index: int) -> str:
+    """The name of a parameter's type; the last one may stand for several."""
+    return str(formal[min(index, len(formal) - 1)].type_str)
 
 
 def _ends(stored: np.ndarray) -> tuple[int, int]:

@@ -58,6 +58,30 @@ def small(axis: int = 0, scale: float = 0.5, **extra: np.ndarray) -> Model:
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
+def test_levels_move_through_several_nodes() -> None:
+    """As attention moves them: a Reshape, a Transpose and a Concat with levels of the file between one Q and its DQ."""
+    tensors = {
+        "s": np.array(0.5, np.float32),
+        "z": np.array(3, np.uint8),
+        "to": np.array([2, 1, 3]),
+        "more": np.full((1, 3, 1), 7, np.uint8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), helper.make_node("Reshape", ["q", "to"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[1, 2, 0]), helper.make_node("Split", ["t"], ["one", "two"], axis=2),
+        helper.make_node("Concat", ["two", "one", "more"], ["c"], axis=2),
+        helper.make_node("DequantizeLinear", ["c", "s", "z"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "moves", [helper.make_tensor_value_info("x", 1, [2, 3])], [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )  # fmt: skip
+    model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = {"x": np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)}
+    before, after = (open_session(each.serialized).run(x)["y"] for each in (model, in_floats(model)[0]))
+    np.testing.assert_array_equal(before, after)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_gradients_go_straight_through_roundings_and_stop_at_the_ends(axis: int) -> None:
     held = Parameters.of(small(axis))
