@@ -1,13 +1,15 @@
 """int8 tools side by side on the same calibration samples: does it load, what is left of the answers, is it faster?
 
     python -m benchmarks.quantize [--models NAME ...] [--tools NAME ...] [--keep] [--nncf-python PYTHON]
-                                  [--mails ARCHIVE] [--emulate 'qemu-x86_64 -cpu Haswell-v4']
+                                  [--mails ARCHIVE] [--emulate 'qemu-x86_64 -cpu Haswell-v4'] [--part accuracy|speed]
 
 Every tool (benchmarks/quantize_peers.py) gets the same file and the same natural samples, in a fresh process of its
 own, and is judged on other samples in stock onnxruntime. Models: all of sample_models/manifest.toml, the nine classic
 graphs with random weights (benchmarks/classic.py). --nncf-python is an interpreter that has nncf, onnx and onnxruntime;
 without it NNCF's rows say that it was not run. --emulate is a command in front of this Python that runs it on another
-CPU: the same file answers the same samples there, and the rows say how far that is from the answers here.
+CPU: the same file answers the same samples there, and the rows say how far that is from the answers here. --part accuracy
+looks at answers alone, which a busy machine gives as well as a quiet one; --part speed then makes the files anew, times them and
+what made them, and leaves what is known of their answers (give both --keep).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
             case = opened(name, asked, Path(folder))
             for tool in asked.tools:
-                row = made(case, tool, asked, Path(folder))
+                before = next((row for row in rows if (row.model, row.tool) == (name, tool)), Row(name, tool))
+                row = made(case, tool, asked, Path(folder), before)
                 print(row, flush=True)
                 rows = with_row(rows, row)
                 report(rows, asked.calibration)
@@ -101,6 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=16, help="samples that every tool gets")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing, for one file beside fp32")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds that one tool may take")
+    parser.add_argument("--part", choices=PARTS_OF_ROWS, default="all")
     parser.add_argument("--keep", action="store_true", help="keep the last page's rows that this run does not replace")
     parser.add_argument("--nncf-python", help="interpreter with nncf, onnx and onnxruntime")
     parser.add_argument("--emulate", default="", help="command before this Python that runs it on an emulated CPU")
@@ -167,31 +172,45 @@ def raised(given: Path, target: Path) -> Path:
 # ---- one tool on one model
 
 
-def made(case: Case, tool: str, asked: argparse.Namespace, folder: Path) -> Row:
-    """Make the file in a fresh process, then judge it step by step; what fails is the row's note."""
+PARTS_OF_ROWS = ("all", "accuracy", "speed")
+
+
+def made(case: Case, tool: str, asked: argparse.Namespace, folder: Path, before: Row) -> Row:
+    """Make the file in a fresh process, then judge it step by step; what fails is the row's note.
+
+    before  the row as it was: the part that is not asked for stays
+    """
     out = folder / "out.onnx"
     out.unlink(missing_ok=True)
     told = _fresh_process(case, tool, asked, out)
-    row = Row(case.name, tool, note=str(told.get("error", told.get("note", ""))))
+    row = Row(case.name, tool) if asked.part == "all" else before
+    row = replace(row, note=str(told.get("error", told.get("note", ""))))
     if "error" in told:
-        return row
+        return Row(case.name, tool, note=row.note)
     size, integer = out.stat().st_size / case.given.stat().st_size, integer_nodes(onnx.load(out).graph)
     if not integer:
         row = replace(row, note=f"no integer kernel runs; {row.note}".removesuffix("; "))
-    costs = {key: told[key] for key in ("seconds", "peak", "base", "version")}
-    row = replace(row, runs=True, size=size, integer=integer, **costs)
+    row = replace(row, runs=True, size=size, integer=integer, version=told["version"])
     try:
         open_session(out, name="the file")
         row = replace(row, loads=True)
-        row = replace(row, **judged(case, out))
-        row = replace(row, **timed(case, out, asked.seconds))
-        row = replace(row, **limits(case.given, out, next(iter(case.held.batches(1)))))
-        if asked.emulate:
+        if asked.part != "speed":
+            row = replace(row, **judged(case, out), judged_at=today())
+        if asked.part != "accuracy":
+            costs = {key: told[key] for key in ("seconds", "peak", "base")}
+            row = replace(row, **costs, **timed(case, out, asked.seconds), timed_at=today())
+            row = replace(row, **limits(case.given, out, next(iter(case.held.batches(1)))))
+        if asked.emulate and asked.part != "speed":
             row = replace(row, **elsewhere(case, out, asked.emulate, folder, asked.emulate_patience))
     except OnnxCompressError as error:
         why = one_line(error).replace(f"{folder}/", "").removeprefix("the file: ")
         return replace(row, note=f"{why}; {row.note}".removesuffix("; "))
     return row
+
+
+def today() -> str:
+    """The date, as rows hold it."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def _fresh_process(case: Case, tool: str, asked: argparse.Namespace, out: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from benchmarks.written import RESULTS, table, write
 from onnxcompress.compare import json_safe
 
 NOTHING = "-"
+EARLIER = "2026-11-24"  # the run before rows kept dates
 OURS = "ours"
 DB_APART = 40.0  # what the answers of one file on two CPUs should be apart at least
 
@@ -34,6 +35,7 @@ class Row:
     products, integers, floats, conversions, held  where the file's time goes (quantize_peak.py), and what takes it
     times_peak        of the CPU's integer units, over fp32; dense, dense_fp32: 1e9 operations a second of one large product
     here_db, there_db, between_db  few samples: SQNR here, on the emulated CPU, and of the one against the other
+    judged_at, timed_at  dates of the runs that looked at its answers and at its speed; empty: before dates were kept
     """
 
     model: str
@@ -72,6 +74,8 @@ class Row:
     times_peak: float | None = None
     dense: float | None = None
     dense_fp32: float | None = None
+    judged_at: str = ""
+    timed_at: str = ""
     note: str = ""
 
 
@@ -206,7 +210,14 @@ def shown(row: Row, emulated: bool) -> list[str]:
     ]  # fmt: skip
     if emulated:
         cells.append(NOTHING if row.there_db is None else f"{number(row.there_db, 1)} ({number(row.between_db, 1)})")
-    return [*cells, row.note.replace("|", "/")]
+    return [*cells, "; ".join(filter(None, [row.note.replace("|", "/"), apart(row)]))]
+
+
+def apart(row: Row) -> str:
+    """That answers and speed are of two runs, where they are of different days."""
+    if row.judged_at == row.timed_at or row.sqnr_db is None or row.speed is None:
+        return ""
+    return f"answers of {row.judged_at or EARLIER}, speed of {row.timed_at or EARLIER}"
 
 
 def number(value: float | None, digits: int) -> str:

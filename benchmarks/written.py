@@ -27,13 +27,18 @@ def conditions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": shlex.join(["python", "-m", f"benchmarks.{script}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{script}", *map(_without_folder, sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
         "cpu": str(cpu()),
         "versions": ", ".join(
             f"{name} {number}" for name, number in {"python": sys.version.split()[0], **versions}.items()
         ),
     }
+
+
+def _without_folder(argument: str) -> str:
+    """Where a file lies on this machine is nobody's business."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.quantize import PARTS, uncertain
-from benchmarks.quantize_page import MODEL_HEADS, Row, models, scored
+from benchmarks import quantize
+from benchmarks.quantize import PARTS, Case, made, today, uncertain
+from benchmarks.quantize_page import EARLIER, MODEL_HEADS, Row, models, scored, shown
+from onnxcompress.data import open_data
+from onnxcompress.runtime.session import open_session
+
+DIGITS = Path(__file__).parents[2] / "sample_models" / "digits.onnx"
 
 
 def share(outputs: dict[str, np.ndarray], truth: np.ndarray) -> float:
@@ -28,6 +38,35 @@ def test_of_a_mean_the_jackknife_gives_the_standard_error_of_the_change(rows: in
 def test_the_same_answers_are_no_change_for_sure() -> None:
     y = {"y": np.arange(50)}
     assert uncertain(share, [y, y], np.arange(50))["change_error"] == 0
+
+
+def test_a_row_says_where_its_answers_and_its_speed_are_of_two_runs() -> None:
+    row = Row("m", "ours", runs=True, loads=True, sqnr_db=20.0, speed=2.0, judged_at="2026-11-29", note="a note")
+    assert shown(row, False)[-1] == f"a note; answers of 2026-11-29, speed of {EARLIER}"
+    assert shown(replace(row, timed_at="2026-11-29"), False)[-1] == "a note"
+
+
+def test_a_part_leaves_what_the_other_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One tool's file made twice: judged first, timed then; each part keeps the figures of the other."""
+    told = {"seconds": 1.0, "peak": 9, "base": 3, "note": "", "version": "1"}
+
+    def process(case: object, tool: str, asked: object, out: Path) -> dict[str, object]:
+        shutil.copy(DIGITS, out)
+        return told
+
+    monkeypatch.setattr(quantize, "_fresh_process", process)
+    monkeypatch.setattr(quantize, "judged", lambda case, out: {"sqnr_db": 30.0})
+    monkeypatch.setattr(quantize, "timed", lambda case, out, seconds: {"speed": 2.0})
+    monkeypatch.setattr(quantize, "limits", lambda given, out, feed: {"macs": 7})
+    data = open_data({"image": np.zeros((2, 1, 8, 8), np.float32)}, open_session(DIGITS).inputs)
+    case = Case("digits", DIGITS, DIGITS, tmp_path / "feeds.npz", data, None, None, [])
+    asked = Namespace(part="accuracy", emulate="", seconds=0.1)
+    row = made(case, "ours", asked, tmp_path, Row("digits", "ours"))
+    assert (row.sqnr_db, row.speed, row.seconds) == (30.0, None, None)
+    monkeypatch.setattr(quantize, "judged", lambda case, out: {"sqnr_db": 0.0})
+    row = made(case, "ours", Namespace(part="speed", emulate="", seconds=0.1), tmp_path, row)
+    assert (row.sqnr_db, row.speed, row.seconds, row.macs) == (30.0, 2.0, 1.0, 7)
+    assert row.judged_at == row.timed_at == today()
 
 
 def test_the_page_says_on_how_many_items_a_score_is() -> None:

@@ -17,16 +17,24 @@ from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived
 
 
 def grids_of(
-    model: Model, nodes: Collection[str], evidence: Evidence, method: str, *, percentile: float, ends: bool
+    model: Model,
+    nodes: Collection[str],
+    evidence: Evidence,
+    method: str,
+    *,
+    percentile: float,
+    ends: bool,
+    symmetric: bool = False,
 ) -> dict[str, Grid]:
     """A grid for each value that the nodes read or write; those that share one get the same.
 
-    method  a key of CALIBRATORS, `percentile` its setting        ends  the outputs of the model are floats
+    method     a key of CALIBRATORS, `percentile` its setting     ends  the outputs of the model are floats
+    symmetric  zero is the level in the middle, but for what an operator's own kernel fixes
     """
     gone, found = needless(model, nodes, ends=ends), shares(model, nodes)
     grids: dict[str, Grid] = {}
     for share in found:
-        grid = None if gone.issuperset(share.values) else _grid(model, share, evidence, method, percentile)
+        grid = None if gone.issuperset(share.values) else _grid(model, share, evidence, method, percentile, symmetric)
         if grid is not None:
             grids |= dict.fromkeys(share.values, grid)
     makers = {node.name: node for node in model.ir.graph}
@@ -38,7 +46,9 @@ def grids_of(
     return grids
 
 
-def _grid(model: Model, share: Share, evidence: Evidence, method: str, percentile: float) -> Grid | None:
+def _grid(
+    model: Model, share: Share, evidence: Evidence, method: str, percentile: float, symmetric: bool
+) -> Grid | None:
     if share.fixed is not None:
         return grid_of(*share.fixed, "uint8", symmetric=False)
     seen = _seen(share, evidence)
@@ -46,9 +56,9 @@ def _grid(model: Model, share: Share, evidence: Evidence, method: str, percentil
         return None
     seen = within(seen, *share.limits)
     told = _energy(model, share, evidence) if method == "output" else {"percentile": percentile}
-    low, high = calibrate(share.ranges[0], seen, method, "uint8", symmetric=False, **told)
-    grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=False)
-    return grid if share.holds is None else holding(grid, share.holds, NEAR)
+    low, high = calibrate(share.ranges[0], seen, method, "uint8", symmetric=symmetric, **told)
+    grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=symmetric)
+    return grid if share.holds is None or symmetric else holding(grid, share.holds, NEAR)
 
 
 def _seen(share: Share, evidence: Evidence) -> Histogram | Range | None:

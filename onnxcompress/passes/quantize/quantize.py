@@ -67,6 +67,12 @@ class Quantize:
     percentile: Annotated[
         float, Field(gt=50, le=100, description="for percentile: share of the entries inside the range")
     ] = 99.99
+    symmetric: Annotated[
+        bool,
+        Field(
+            description="activations with zero in the middle of their levels: no more accurate here, but some chips ask for it"
+        ),
+    ] = False
     cpu: Annotated[
         Literal["any", "vnni"],
         Field(
@@ -201,7 +207,8 @@ class Quantize:
         return kept, nearest
 
     def _grids(self, model: Model, nodes: Collection[str], evidence: Evidence, method: str) -> dict[str, Grid]:
-        return grids_of(model, nodes, evidence, method, percentile=self.percentile, ends=self.io == "float")
+        ends, symmetric = self.io == "float", self.symmetric
+        return grids_of(model, nodes, evidence, method, percentile=self.percentile, ends=ends, symmetric=symmetric)
 
     def _weights(
         self, model: Model, nodes: Collection[str], grids: Mapping[str, Grid], evidence: Evidence

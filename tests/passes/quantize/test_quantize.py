@@ -193,6 +193,23 @@ def test_integer_inputs_and_outputs() -> None:
     assert types == ["UINT8", "UINT8"]
 
 
+def test_ends_that_only_a_body_reads_and_writes_stay_float_and_say_so() -> None:
+    result = quantize(ZOO["if_whole_net"](), measure=False, smallest=0, io="int8")
+    graph = result.model.ir.graph
+    assert [str(value.dtype) for value in graph.outputs] == ["FLOAT"]
+    told = [note for note in result.notes if "stays float" in note]
+    assert any(note.startswith(f"{graph.outputs[0].name!r} stays float: If") for note in told)
+
+
+def test_symmetric_activations_have_zero_in_the_middle() -> None:
+    result = quantize(DIGITS, data=DATA, limit=64, measure=False, rounding="nearest", calibration="mse", symmetric=True)
+    grids = [each for each in result.plans[-2].decisions if "value" in each]
+    assert {each["zero"] for each in grids if each["scale"] != 1 / 256} == {
+        128
+    }  # Sigmoid's kernel has a grid of its own
+    check_quantized(result.model, {"image": np.load(DATA)["image"][:4]})
+
+
 class Slow:
     """A clock by which int8 convolutions take longer and everything else is free: no test depends on a real one."""
 

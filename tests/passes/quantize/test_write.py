@@ -253,7 +253,8 @@ def test_int8_ends_hand_over_levels() -> None:
     model, feeds, (nodes, grids, weights) = chain()
     floats = write(model, nodes, grids, weights)
     levels, told = integer_ends(floats)
-    assert [sentence.split()[0] for sentence in told] == ["feed", "read"]
+    assert [sentence.split()[0] for sentence in told] == ["feed", "'y'", "read"]
+    assert told[1].startswith("'y' stays float: Erf ")
     fed = {"x": grids["x"].levels(feeds[0]["x"]).astype(np.uint8)}
     got, wanted = run(levels, fed), run(floats, feeds[0])
     assert got["z"].dtype == np.uint8 and got["y"].dtype == np.float32  # Erf is float
