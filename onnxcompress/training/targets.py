@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError, SettingError, nearest
 from onnxcompress.model import Model
-from onnxcompress.model.edit import axes_of
+from onnxcompress.model.edit import axes_of, walk
 from onnxcompress.training.graph import Criterion
 from onnxcompress.training.losses import LOSSES, Loss
 from onnxcompress.training.pairs import Pair, channel_axis
@@ -90,11 +90,22 @@ def _named(student: Model, teacher: Model, wish: str) -> Pair:
     values = []
     for model, name in ((student, one), (teacher, other or one)):
         known = {v.name: v for node in model.ir.graph for v in node.outputs if is_float(v) and v.name}
+        if name in _in_bodies(model):
+            raise ModelError(
+                f"{model.source.name}: {name!r} is not of the main graph: a value inside an If, Loop or Scan is not shown outside; "
+                "name what the body gives"
+            )
         if name not in known:
             raise ModelError(f"{model.source.name}: no value is called {name!r}; {nearest(name, known)}")
         values.append(known[name])
     axes = [channel_axis(value) for value in values]
     return Pair(one, other or one, axes[0] if axes[0] == axes[1] else None, "named by --features")
+
+
+def _in_bodies(model: Model) -> set[str | None]:
+    """Values of bodies."""
+    everywhere = {value.name for node in walk(model.ir) for value in node.outputs}
+    return everywhere - {value.name for node in model.ir.graph for value in node.outputs}
 
 
 def _of(kind: str) -> str:

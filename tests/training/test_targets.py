@@ -8,10 +8,12 @@ from onnx import helper, numpy_helper
 
 from onnxcompress.errors import ModelError, SettingError
 from onnxcompress.model import Model, load
+from onnxcompress.model.edit import walk
 from onnxcompress.training.graph import StepGraph, step_graph
 from onnxcompress.training.losses import LOSSES
 from onnxcompress.training.parameters import parameters_of
 from onnxcompress.training.targets import criterion, losses_in_words, targets_of
+from tests.zoo import ZOO
 
 RNG = np.random.default_rng(1)
 
@@ -75,6 +77,14 @@ def test_features_by_name() -> None:
         SettingError, match="'js' is a loss of logits; for features give one of mse, hint, relative-mse"
     ):
         targets_of(student, teacher, features=["f"], feature_loss="js")
+
+
+def test_a_feature_inside_a_body_is_refused() -> None:
+    model = load(ZOO["scan_outer_weight"]())
+    outside = {value.name for node in model.ir.graph for value in node.outputs}
+    inner = next(str(v.name) for node in walk(model.ir) for v in node.outputs if v.name not in outside)
+    with pytest.raises(ModelError, match="a value inside an If, Loop or Scan is not shown outside"):
+        targets_of(model, model, features=[inner])
 
 
 def test_an_output_that_the_teacher_lacks() -> None:
