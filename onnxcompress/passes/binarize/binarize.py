@@ -26,6 +26,7 @@ from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
 from onnxcompress.passes.cluster.walk import Start, Walk, begun, walked
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES
+from onnxcompress.weights.forms import chosen_together
 
 
 @plain(frozen=True)
@@ -113,8 +114,9 @@ class Binarize:
             if self.assign == "compensated"
             else begun(model, start)
         )
+        forms = chosen_together(codes.coded)
         for each in found:
-            decide(plan, model, each, codes, bits=bits_of(self.entries), sharing="a channel")
+            decide(plan, model, each, codes, forms, bits=bits_of(self.entries), sharing="a channel")
         return plan
 
     def apply(self, model: Model, plan: Plan) -> Model:

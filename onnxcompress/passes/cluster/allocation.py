@@ -93,9 +93,18 @@ def errors_of(rows: np.ndarray, entries: int, weights: Weights, names: Iterable[
 
 
 def candidates(
-    layer: str, rows: np.ndarray, power: float, arriving: float, sizes: Sequence[int], weights: Weights = None
+    layer: str,
+    rows: np.ndarray,
+    power: float,
+    arriving: float,
+    sizes: Sequence[int],
+    weights: Weights = None,
+    coarse: float = COARSE,
 ) -> list[Candidate]:
-    """Every choice of one tensor: its bytes, and its expected noise as a share of `power`, times `arriving`."""
+    """Every choice of one tensor: its bytes, and its expected noise as a share of `power`, times `arriving`.
+
+    coarse  shares above it leave out fewer entries than REFERENCE
+    """
     one_book = _one_book(rows, sizes, weights)
     whole = errors_of(rows, REFERENCE, weights, SHARINGS)
     ratios = {name: error / max(whole["tensor"], 1e-300) for name, error in whole.items()}
@@ -104,7 +113,7 @@ def candidates(
         for size in sizes
         for name, ratio in ratios.items()
         for choice, share in [(Choice(size, name), one_book[size] * ratio / max(power, 1e-300))]
-        if share <= COARSE or size >= REFERENCE
+        if share <= coarse or size >= REFERENCE
     ]
 
 

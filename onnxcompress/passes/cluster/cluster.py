@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from onnxcompress.passes.cluster.written import STAMP, Budget, of_file, rest_of
 from onnxcompress.passes.quantize.kept_back import kept_back
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES, Coded
+from onnxcompress.weights.forms import chosen_together
 
 BITS = 4
 """A weight, where nobody says."""
@@ -98,8 +100,8 @@ class Cluster:
     ] = None
     ends: Annotated[Literal["as others", "keep"], Field(description="the first and the last weight")] = "as others"
     smallest: Annotated[
-        int, Field(ge=0, description="bytes of a weight below which it stays: nodes take 1.4 kB too")
-    ] = 4096
+        int, Field(ge=0, description="bytes of a weight below which it stays: nodes take 0.3 kB or more")
+    ] = 1024
     keep: Annotated[
         tuple[str, ...], Field(description="weights or nodes, by name or pattern, that stay as they are")
     ] = ()
@@ -191,10 +193,11 @@ class Cluster:
     def _filled(self, plan: Plan, model: Model, found: list[Clustered], evidence: Evidence, budget: Budget) -> Plan:
         """The plan with what becomes of each tensor."""
         start, codes = self._codes(plan, model, found, evidence, budget)
+        forms = chosen_together(codes.coded)
         for each in found:
             choice = start[each.name][1]
             bits = _bits(choice, codes.coded[each.name])
-            decide(plan, model, each, codes, bits=bits, sharing=choice.sharing)
+            decide(plan, model, each, codes, forms, bits=bits, sharing=choice.sharing)
         return plan
 
     def _codes(
@@ -222,9 +225,13 @@ class Cluster:
 
         if self.allocates:
             names = list(SHARINGS) if self.share == "auto" else [self.share]
-            options = expected(model, found, evidence, names)
             beside = 0 if self.target_size is None else NODES * len(found)
-            return fitted(model, options, budget, beside, begins, walks)
+            try:
+                options = expected(model, found, evidence, names)
+                return fitted(model, options, budget, beside, begins, walks)
+            except BudgetError:
+                options = expected(model, found, evidence, names, coarse=np.inf)
+                return fitted(model, options, budget, beside, begins, walks)
         start = begins(self._coders(plan, model, found, evidence))
         return start, walks(start)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -12,16 +14,19 @@ from onnxcompress.passes.cluster.layout import arrays_of, read
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.passes.cluster.walk import Found
 from onnxcompress.plan import Plan, Refusal
-from onnxcompress.weights.forms import bytes_of, chosen
+from onnxcompress.weights.forms import bytes_of
 
 
-def decide(plan: Plan, model: Model, each: Clustered, codes: Found, *, bits: float, sharing: str) -> None:
+def decide(
+    plan: Plan, model: Model, each: Clustered, codes: Found, forms: Mapping[str, str], *, bits: float, sharing: str
+) -> None:
     """Write a tensor down with the bias that goes along, or why it stays after all.
 
+    forms  of the tensors that a file of all of them has as symbols (`chosen_together`)
     bits  of a weight's symbol      sharing  who has a book together, in words
     """
     name, coded = each.name, codes.coded[each.name]
-    form = chosen(coded)
+    form = forms.get(name)
     if form is None:
         plan.refusals.append(Refusal(name, "indices and books would take more room than the weights"))
         return

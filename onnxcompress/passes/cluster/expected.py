@@ -12,7 +12,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.cluster.allocation import SIZES, candidates
+from onnxcompress.passes.cluster.allocation import COARSE, SIZES, candidates
 from onnxcompress.passes.cluster.layout import along
 from onnxcompress.passes.cluster.tensors import Clustered
 
@@ -48,14 +48,18 @@ how often itself, padding left out, 8.6 to 14.2, 23.5: few tokens are most of ev
 
 
 def expected(
-    model: Model, found: Sequence[Clustered], evidence: Evidence, sharings: Collection[str]
+    model: Model,
+    found: Sequence[Clustered],
+    evidence: Evidence,
+    sharings: Collection[str],
+    coarse: float = COARSE,
 ) -> list[Candidate]:
-    """Every choice of every tensor: bytes, and share of noise at the outputs."""
+    """Every choice of every tensor that is not too coarse: bytes, and share of noise at the outputs."""
     reached, tried = arriving(found, evidence), []
     for each in found:
         rows = each.rows(model.array(each.name))
         weights, power = _weighed(each, rows, evidence)
-        options = candidates(each.name, rows, power, reached[each.name], SIZES, weights)
+        options = candidates(each.name, rows, power, reached[each.name], SIZES, weights, coarse)
         mine = [option for option in options if option.setting.sharing in sharings]  # type: ignore[attr-defined]
         # where the books of the sharing that was asked for weigh too much, one is all that pays
         tried += mine or [option for option in options if option.setting.sharing == "tensor"]  # type: ignore[attr-defined]
@@ -123,6 +127,12 @@ def alike(rows: np.ndarray) -> np.ndarray:
     return np.broadcast_to(gains[:, None], rows.shape)
 
 
+def channels_alike(each: Clustered) -> bool:
+    """Is it a weight whose channels count as `alike` says, where nothing was measured?"""
+    layer = each.weight.layer
+    return layer is not None and along(layer) is not None and "Conv" in layer.op
+
+
 def _square(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
     square = np.square(rows, dtype=np.float64)
     return float((square if weights is None else square * weights).sum())
@@ -136,8 +146,7 @@ def of_rows(each: Clustered, rows: np.ndarray, evidence: Evidence) -> np.ndarray
 def _weighed(each: Clustered, rows: np.ndarray, evidence: Evidence) -> tuple[np.ndarray | None, float]:
     """As `met`; of a convolution that was not measured, each channel as much as every other."""
     weights, power = met(each, rows, evidence)
-    layer = each.weight.layer
-    if weights is not None or layer is None or along(layer) is None or "Conv" not in layer.op:
+    if weights is not None or not channels_alike(each):
         return weights, power
     weights = alike(rows)
     return weights, _square(rows, weights)

@@ -41,6 +41,11 @@ def fitted(
     for each in options:
         least[each.layer] = min(each.cost, least.get(each.layer, each.cost))
     floor = sum(least.values())
+    if floor > budget.bytes:
+        raise BudgetError(
+            f"the fewest values a weight take {floor:,.0f} bytes with their books, and {budget.bytes:,.0f} are left for them; "
+            "give more bits or a larger target size (clusters and same do not count the bytes of books)"
+        )
     room, tried = budget.bytes, dict[float, Mapping[str, Choice]]()
     if beside:
         room, tried = _room(

@@ -1,25 +1,28 @@
 """One price λ for error and bits over a whole model: found so that its codes meet a size, on data with the walk inside.
 
 What an error of a tensor is worth is what `expected` takes it for: its share of the layer's output power, times how far it arrives.
+Where each channel counts as much as every other, channels may be divided by a scale: one step is then right for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 
+from onnxcompress.allocate import Candidate
 from onnxcompress.errors import BudgetError
 from onnxcompress.evidence.need import Evidence
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
-from onnxcompress.passes.cluster.allocation import COARSE
+from onnxcompress.passes.cluster.allocation import COARSE, Choice
 from onnxcompress.passes.cluster.books import loss
-from onnxcompress.passes.cluster.choices import ByRate
-from onnxcompress.passes.cluster.expected import arriving, met
-from onnxcompress.passes.cluster.rate import MOST, RUNS, Rated, Sketch, Tensor, rated, searched
-from onnxcompress.passes.cluster.sharing import pruned
+from onnxcompress.passes.cluster.choices import ByBooks, ByRate
+from onnxcompress.passes.cluster.expected import alike, arriving, channels_alike, expected, met, of_rows
+from onnxcompress.passes.cluster.rate import MOST, RUNS, Sketch, Tensor, rated, searched
+from onnxcompress.passes.cluster.sharing import SHARINGS, pruned
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.passes.cluster.walk import Begun, Found, Start, Walk, begun, walked
 from onnxcompress.passes.cluster.written import Budget, Whole
@@ -37,11 +40,15 @@ def in_file(coded: Coded) -> float:
 
 
 def _held(coded: Coded, form: str | None) -> float:
-    """Symbols in a form, and two bytes for each entry of the book."""
+    """Symbols in a form, and two bytes for each entry of the book and each scale."""
     symbols = None if form is None else FORMS[form].size(coded)
     if symbols is None:
         return float(np.prod(coded.shape) * coded.dtype.itemsize)
-    return float(symbols + 2 * coded.books.size)
+    return float(symbols + _beside(coded))
+
+
+def _beside(coded: Coded) -> int:
+    return 2 * (coded.books.size + (0 if coded.scales is None else coded.scales.size))
 
 
 def together(tensors: Mapping[str, Coded]) -> float:
@@ -52,8 +59,8 @@ def together(tensors: Mapping[str, Coded]) -> float:
 
 
 def in_container(coded: Coded) -> float:
-    """Bytes of a tensor in an ideal entropy code, and two for each entry."""
-    return coded.entropy() * len(coded.symbols) / 8 + 2 * coded.books.size
+    """Bytes of a tensor in an ideal entropy code, and two for each entry and each scale."""
+    return coded.entropy() * len(coded.symbols) / 8 + _beside(coded)
 
 
 Size = Callable[[Coded], float]
@@ -85,54 +92,108 @@ def _at_one_price(
     how: Walk, model: Model, evidence: Evidence, tensors: Sequence[Clustered], where: str, budget: Budget, coarse: float
 ) -> tuple[Start, Found]:
     most, size, _ = SIZES[where]
-    units = _units(model, tensors, evidence, coarse)
-    sketches = {each.name: [Sketch(units[each.name][0], count) for count in most] for each in tensors}
-    paired = evidence.get(Paired.NEED)
+    reached, paired = arriving(tensors, evidence), evidence.get(Paired.NEED)
+    ways = {each.name: _ways(model, each, evidence, reached[each.name], coarse) for each in tensors}
+    sketches = {name: [[Sketch(way.tensor, count) for count in most] for way in found] for name, found in ways.items()}
 
     def coded(price: float) -> tuple[float, tuple[Start, Found]]:
         start: dict[str, Begun] = {}
         for each in tensors:
-            unit, measured = units[each.name]
-            count, found = _best(each, model.array(each.name).dtype, unit, sketches[each.name], price, size)
-            choice = ByRate(found.books.entries.size, "tensor", price, unit.worth, count, unit.limit, measured)
-            start[each.name] = each, choice, found.symbols, found.books
+            tried = zip(ways[each.name], sketches[each.name], strict=True)
+            begins = (way.begun(each, price, sketch, size) for way, of_way in tried for sketch in of_way)
+            paid, start[each.name] = min(begins, key=itemgetter(0))
+            found = even.cheapest(each, ways[each.name][0].per_bit(price), paid) if even else None
+            start[each.name] = found or start[each.name]
         codes = begun(model, start) if paired is None else walked(how, model, paired, start)
         return budget.of(codes.coded), (start, codes)
 
-    return searched(
-        coded, [each[-1] for each in sketches.values()], budget.bytes, runs=RUNS if paired is None else WALKS
-    )[1]
+    even = _Even(model, tensors, evidence, coarse, how.seed) if where == "file" else None
+    first = [of_way[0][-1] for of_way in sketches.values()]
+    return searched(coded, first, budget.bytes, runs=RUNS if paired is None else WALKS)[1]
 
 
-def _best(
-    each: Clustered, dtype: np.dtype, unit: Tensor, sketches: Sequence[Sketch], price: float, size: Size
-) -> tuple[int, Rated]:
-    """How many entries a book may have, and what comes of it: the least of error and bytes at this price."""
-    found = [(sketch.most, rated(unit, price, sketch=sketch)) for sketch in sketches]
-    if len(found) == 1:
-        return found[0]
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """How a tensor may be coded at a price.
 
-    def paid(one: tuple[int, Rated]) -> float:
-        lost = float(loss(unit.rows, one[1].symbols, one[1].books, unit.gram).sum())
-        return lost + unit.price(price) * 8 * size(each.coded(one[1].symbols, one[1].books, dtype))
+    counts  [out] or one number: what an error of a row is worth at the outputs      measured  is what the layer meets known?
+    scales  [out] that its channels were divided by; None: by nothing                dtype     of the tensor
+    """
 
-    return min(found, key=paid)
+    tensor: Tensor
+    counts: np.ndarray | float
+    measured: bool
+    dtype: np.dtype
+    scales: np.ndarray | None = None
+
+    def per_bit(self, price: float) -> float:
+        """What a bit costs, as a share of the outputs: λ, as far as that does not make the tensor too coarse."""
+        return self.tensor.price(price) * self.tensor.worth
+
+    def begun(self, each: Clustered, price: float, sketch: Sketch, size: Size) -> tuple[float, Begun]:
+        """What error and bytes cost together, and what the tensor begins with."""
+        unit = self.tensor
+        found = rated(unit, price, sketch=sketch)
+        lost = float((loss(unit.rows, found.symbols, found.books, unit.gram) * self.counts).sum())
+        books = replace(found.books, scales=self.scales)
+        paid = self.per_bit(price) * 8 * size(each.coded(found.symbols, books, self.dtype))
+        sharing = "tensor" if self.scales is None else "scaled"
+        choice = ByRate(books.entries.size, sharing, price, unit.worth, sketch.most, unit.limit, self.measured)
+        return lost + paid, (each, choice, found.symbols, books)
 
 
-def _units(
-    model: Model, tensors: Sequence[Clustered], evidence: Evidence, coarse: float
-) -> Mapping[str, tuple[Tensor, bool]]:
-    """What is coded of each tensor and what its errors are worth; was it measured?"""
-    reached, found = arriving(tensors, evidence), {}
-    for each in tensors:
-        rows = each.rows(model.array(each.name)).astype(np.float64)
-        unit = Tensor(rows, zeros=rows == 0 if pruned(rows) else None)
-        weights, power = met(each, rows, evidence)
-        if weights is not None and weights.ndim == 1:
-            unit = replace(unit, gram=weights)
-        elif weights is not None:
-            power /= float(weights.mean())
-        worth = reached[each.name] / max(power, 1e-300)
-        limit = 2 * np.log(2) * coarse * power / max(rows.size, 1)  # of a form whose noise is that share: see rate.py
-        found[each.name] = replace(unit, worth=max(worth, 1e-300), limit=max(limit, 1e-300)), weights is not None
-    return found
+class _Even:
+    """Books with indices of even length, as an allocation has them: for tensors that an entropy code does not make smaller."""
+
+    def __init__(
+        self, model: Model, tensors: Sequence[Clustered], evidence: Evidence, coarse: float, seed: int
+    ) -> None:
+        self._model, self._evidence, self._seed = model, evidence, seed
+        self._options: dict[str, list[Candidate]] = {}
+        for option in expected(model, tensors, evidence, list(SHARINGS), coarse):
+            self._options.setdefault(option.layer, []).append(option)
+        self._begun: dict[tuple[str, Choice], Begun] = {}
+
+    def cheapest(self, each: Clustered, per_bit: float, paid: float) -> Begun | None:
+        """What the tensor begins with where error and bytes cost least so; None where they cost more than `paid`."""
+        best = min(self._options[each.name], key=lambda one: one.error + per_bit * 8 * one.cost)
+        if best.error + per_bit * 8 * best.cost >= paid:
+            return None
+        choice = best.setting
+        assert isinstance(choice, Choice)
+        if (each.name, choice) not in self._begun:
+            rows, coder = each.rows(self._model.array(each.name)), ByBooks(choice.entries, choice.sharing)
+            codes = coder.begun(rows, self._seed, of_rows(each, rows, self._evidence))
+            self._begun[each.name, choice] = (each, coder, *codes)
+        return self._begun[each.name, choice]
+
+
+def _ways(model: Model, each: Clustered, evidence: Evidence, reached: float, coarse: float) -> list[_Way]:
+    """What may be coded of a tensor: as it is, and where its channels count alike also with these divided by scales."""
+    values = model.array(each.name)
+    rows = each.rows(values).astype(np.float64)
+    zeros = rows == 0 if pruned(rows) else None
+    weights, power = met(each, rows, evidence)
+    gram = weights if weights is not None and weights.ndim == 1 else None
+    if weights is not None and gram is None:
+        power /= float(weights.mean())
+    plain = _unit(rows, power, reached, coarse, gram, zeros)
+    if weights is not None or not channels_alike(each):
+        return [_Way(plain, plain.worth, weights is not None, values.dtype)]
+    gains = alike(rows)
+    scales = (1 / np.sqrt(gains[:, 0])).astype(np.float16).astype(np.float64)
+    worth = reached / max(float((rows**2 * gains).sum()), 1e-300)
+    narrow = rows / scales[:, None]
+    scaled = _unit(narrow, float((narrow**2).sum()), reached, coarse, None, zeros)
+    return [
+        _Way(plain, gains[:, 0] * worth, False, values.dtype),
+        _Way(scaled, scaled.worth, False, values.dtype, scales),
+    ]
+
+
+def _unit(
+    rows: np.ndarray, power: float, reached: float, coarse: float, gram: np.ndarray | None, zeros: np.ndarray | None
+) -> Tensor:
+    """Rows to code, whose errors are shares of a power that arrive so far."""
+    limit = 2 * np.log(2) * coarse * power / max(rows.size, 1)  # of a form whose noise is that share: see rate.py
+    return Tensor(rows, gram, max(reached / max(power, 1e-300), 1e-300), zeros, max(limit, 1e-300))

@@ -153,3 +153,23 @@ def test_a_way_that_was_asked_for_is_not_compared() -> None:
         assert not Cluster(assign="compensated", **settings).tries_both  # type: ignore[arg-type]
     assert Cluster(assign="compensated").tries_both
     assert not Cluster(assign="nearest").tries_both
+
+
+def test_two_bits_work_without_data_and_one_bit_says_what_it_lacks() -> None:
+    result = clustered(None, bits=2)
+    sizes = [int(np.prod(each["shape"])) for each in result.plan.decisions]
+    assert np.average([each["bits"] for each in result.plan.decisions], weights=sizes) <= 2
+    with pytest.raises(BudgetError, match=r"with their books.*give more bits"):
+        clustered(None, bits=1)
+
+
+def test_where_channels_count_alike_they_may_be_divided_by_scales() -> None:
+    model = load(DIGITS)
+    name = "residual1.weight"
+    spread = np.geomspace(0.5, 4, model.array(name).shape[0]).astype(np.float32)[:, None, None, None]
+    model = model.with_constants({name: model.array(name) * spread})
+    plan = Cluster(rate="container", assign="nearest").plan(model, {})
+    (found,) = [each for each in plan.decisions if each["weight"] == name]
+    values, coded = model.array(name), read(found, plan.arrays).decode()
+    lost = np.square(coded - values).sum(axis=(1, 2, 3)) / np.square(values).sum(axis=(1, 2, 3))
+    assert found["share"] == "scaled" and lost.max() < 10 * lost.min()
