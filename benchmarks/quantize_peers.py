@@ -170,16 +170,20 @@ def written(calibration: str) -> Work:
     model_of, memory = import_module("onnxcompress.model"), import_module("onnxcompress.runtime.memory")
 
     def work(model: str, feeds: Feeds, out: str) -> str:
+        with memory.spared():
+            model_of.save(carried_out(model, feeds), out)
+        return ""
+
+    def carried_out(model: str, feeds: Feeds) -> Any:
         original = current = model_of.load(model)
-        data, how = run.opened(original.source.runnable, feeds, run.How(), name=model), run.How()
+        data, how = run.opened(original, feeds, run.How()), run.How()
         quantizer = passes.Quantize(calibration=calibration, rounding="nearest", measure=False)
         for each in (passes.Fold(), quantizer):
             plan = each.plan(current, run.evidence_for(each, original, current, data, how))
             current = each.apply(current, plan)
             gc.collect()
             memory.give_back()
-        model_of.save(current, out)
-        return ""
+        return current
 
     return work
 

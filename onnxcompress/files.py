@@ -16,7 +16,7 @@ from pathlib import Path
 
 from onnxcompress.errors import ModelError, SettingError
 
-Content = bytes | bytearray | memoryview | Iterable[bytes]
+Content = bytes | bytearray | memoryview | Iterable[bytes | memoryview]
 
 WHAT_TO_DO = {
     errno.ENOSPC: "free some space or write to another disk",

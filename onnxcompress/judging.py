@@ -98,7 +98,7 @@ def _compared(one: Runnable, two: Runnable, judging: Data, how: How) -> Comparis
 
 
 def judging_data(one: Runnable, data: Any, whole: bool, how: How) -> Data:
-    found = opened(one.file, data, how, name=one.model.source.name)
+    found = opened(one.model, data, how)
     return found if whole else found.held_out
 
 

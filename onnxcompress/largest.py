@@ -83,7 +83,7 @@ def largest_cut(
 
 def _outlook(model: Model, prune: Prune, data: Any, how: How) -> Outlook:
     """What all trials decide on."""
-    feed = opened(model.source.runnable, data, how, name=model.source.name)
+    feed = opened(model, data, how)
     return prune.outlook(model, evidence_for(prune, model, model, feed, how))
 
 

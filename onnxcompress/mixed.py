@@ -102,7 +102,7 @@ def _problem(loaded: Model, passes: Sequence[Pass], whole: Result, data: Any, ho
     current = loaded
     for each, plan in zip(passes[:-1], whole.plans[:-1], strict=True):
         current = each.apply(current, plan)
-    seen = opened(loaded.source.runnable, data, how, name=loaded.source.name).calibration
+    seen = opened(loaded, data, how).calibration
     trial = Trial(loaded, seen, how.batch, how.threads)
     plan = whole.plans[-1]
     found = brought_by(current, plan, trial)

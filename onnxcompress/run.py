@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from onnxcompress import budgets as gates
@@ -24,7 +23,7 @@ from onnxcompress.passes.protocol import Pass
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.runtime.loose import loose
-from onnxcompress.runtime.memory import give_back
+from onnxcompress.runtime.memory import give_back, spared
 from onnxcompress.runtime.session import open_session
 
 Progress = Callable[[int, int, str], None]
@@ -53,6 +52,7 @@ class How:
     progress: Progress | None = None
 
 
+@spared()
 def run(
     model: Loadable,
     passes: Sequence[Pass],
@@ -78,7 +78,7 @@ def run(
     clock = Clock()
     with clock("load"):
         original = load(model)
-        feed = opened(original.source.runnable, data, how, name=original.source.name)
+        feed = opened(original, data, how)
     current, made = original, []
     for number, each in enumerate(passes):
         with clock(each.name):
@@ -100,10 +100,10 @@ def run(
     return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
 
 
-def opened(file: Path | bytes, data: Any, how: How, *, name: str) -> Data:
-    """The data of a run, checked against the model that onnxruntime loads; `name` of the model, for errors."""
+def opened(model: Model, data: Any, how: How) -> Data:
+    """The data of a run, checked against what onnxruntime says that the model takes."""
     # not optimised: its inputs are read, and made-up data is tried on it
-    session = open_session(file, threads=how.threads, optimise=False, name=name)
+    session = open_session(loose(model.ir), threads=how.threads, optimise=False, as_given=True, name=model.source.name)
     found = open_data(
         data,
         session.inputs,

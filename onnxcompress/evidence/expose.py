@@ -73,7 +73,7 @@ def run_shapes(
     kept = _with_shape_nodes(graph, wanted)
     if kept:
         # Not optimised: it loads faster, and folding constants would run once more what is run only once.
-        session = open_session(loose(graph), optimise=False, early=True, name=model.source.name)
+        session = open_session(loose(graph), optimise=False, early=True, as_given=True, name=model.source.name)
         shapes |= {kept[name]: tuple(map(int, shape)) for name, shape in session.run(feeds).items()}
         del session
         give_back()

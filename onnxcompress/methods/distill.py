@@ -156,7 +156,7 @@ def distilled(
             _check_alike(each, taking, how)
         if checkpoint is not None:
             check_output(checkpoint, [each.source.path for each in (*teachers, taking) if each.source.path is not None])
-        feed = opened(taught.source.runnable, data, how, name=taught.source.name)
+        feed = opened(taught, data, how)
     aims = aims_of(settings, taking, teachers, feed, how)
     Changes.of(settings.augment, settings.mixup, feed.calibration)
     before, after = costs(taught, taking, feed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -14,6 +15,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.files import inside
 from onnxcompress.model.model import Model, Source
 from onnxcompress.model.normalise import normalise
+from onnxcompress.weights.beside import BESIDE, read_beside
 from onnxcompress.weights.container import Container, is_packed
 from onnxcompress.weights.packed import whole
 
@@ -31,9 +33,24 @@ def load(model: Loadable) -> Model:
     """
     if isinstance(model, Model):
         return model
-    proto, source = read(model)
-    outside = check_external(proto, source)
-    return normalise(proto, replace(source, size=source.size + outside))
+    arrays: dict[str, np.ndarray] = {}
+    if isinstance(model, str | Path) and not is_packed(model):
+        proto, source, arrays = _read_beside(Path(model))
+    else:
+        proto, source = read(model)
+    outside = check_external(proto, source, arrays)
+    return normalise(proto, replace(source, size=source.size + outside), arrays)
+
+
+def _read_beside(path: Path) -> tuple[onnx.ModelProto, Source, dict[str, np.ndarray]]:
+    """As `read`, with large weights apart: the message alone would hold them twice."""
+    try:
+        message, arrays = read_beside(_readable(path))
+    except (ValueError, IndexError):  # empty, truncated or foreign: protobuf says so
+        message, arrays = _contents(path), {}
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse(message, str(path)), Source(str(path), path=path, size=path.stat().st_size), arrays
 
 
 def read(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> tuple[onnx.ModelProto, Source]:
@@ -87,15 +104,20 @@ def _inside_of(files: Mapping[str, bytearray], tensor: onnx.TensorProto, name: s
     return bytes(file[offset : offset + length])
 
 
-def _contents(path: Path) -> bytes:
+def _readable(path: Path) -> Path:
+    """ModelError where it is no file that fits in a message."""
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.is_dir():
         raise ModelError(f"{path}: is a folder; name the .onnx file in it")
     if path.stat().st_size >= MAXIMUM_IN_MEMORY:
         raise ModelError(f"{path}: over 2 GiB in one file, more than protobuf reads; save it with external data")
+    return path
+
+
+def _contents(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return _readable(path).read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -123,13 +145,17 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from tensors(body)
 
 
-def check_external(proto: onnx.ModelProto, source: Source) -> int:
-    """Bytes of external data. ModelError where it is missing, too short, or outside the model's folder."""
+def check_external(proto: onnx.ModelProto, source: Source, beside: Collection[str] = ()) -> int:
+    """Bytes of external data. ModelError where it is missing, too short, or outside the model's folder.
+
+    beside  initializers that have been read already
+    """
     total = 0
     for tensor in tensors(proto.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
+        read_already = tensor.name in beside and entries.get("location") == BESIDE
+        if tensor.data_location != onnx.TensorProto.EXTERNAL or read_already:
+            continue
         where = f"{source.name}: initializer {tensor.name!r}"
         if source.path is None:
             raise ModelError(f"{where} lies in an external file; give the model's path instead of its bytes")

@@ -6,7 +6,7 @@ BatchNormalization is not folded here: slimming, training and equalization read 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -30,11 +30,16 @@ SMALL = 256
 Step = Callable[[ir.Model, list[str]], ir.Model]
 
 
-def normalise(proto: onnx.ModelProto, source: Source) -> Model:
-    """Run every step on a copy; ModelError where the graph is not legal ONNX."""
+def normalise(proto: onnx.ModelProto, source: Source, beside: Mapping[str, np.ndarray]) -> Model:
+    """Run every step on a copy; ModelError where the graph is not legal ONNX.
+
+    beside  initializers that the message has the type and shape of
+    """
     notes: list[str] = []
     try:
         graph = ir.from_proto(proto)
+        for name, values in beside.items():
+            graph.graph.initializers[name].const_value = ir.Tensor(values, name=name)
         if source.path is not None:
             ir.external_data.set_base_dir(graph.graph, source.path.parent)
         _forget_negative_sizes(graph)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -16,6 +17,7 @@ from onnxcompress.model.edit import FILE_TYPE, coded_of, new_constant
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import check_message, first_line, raised
 from onnxcompress.model.twins import twins
+from onnxcompress.weights.beside import LEAST_BESIDE, TYPES, standing_beside, together
 from onnxcompress.weights.coded import Coded, recoded
 from onnxcompress.weights.container import SUFFIX
 from onnxcompress.weights.forms import FORMS, chosen_together, write_all
@@ -31,7 +33,44 @@ def to_bytes(graph: ir.Model, metadata: Mapping[str, str] | None = None) -> byte
     total = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     if total > LARGEST_MESSAGE:
         raise ModelError(f"{total / 1e9:.1f} GB of weights do not fit in one ONNX message; save it to a path")
-    return _message(graph, metadata)
+    return b"".join(pieces(graph, metadata))
+
+
+def size_of(graph: ir.Model) -> int:
+    """Bytes of the file."""
+    return sum(map(len, pieces(graph)))
+
+
+def pieces(graph: ir.Model, metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """ONNX bytes of a graph with all its weights inside, from where these lie."""
+    arrays = _apart(graph)
+    with standing_beside(graph, arrays):
+        message = _message(graph, metadata)
+    return together(message, arrays)
+
+
+def _apart(graph: ir.Model) -> dict[str, np.ndarray]:
+    """Large constants that are values and nothing else."""
+    return {
+        name: tensor.numpy()
+        for name, value in graph.graph.initializers.items()
+        if (tensor := value.const_value) is not None
+        and tensor.dtype in TYPES
+        and tensor.nbytes >= LEAST_BESIDE
+        and not tensor.doc_string
+        and not tensor.metadata_props
+    }
+
+
+def _check(graph: ir.Model) -> None:
+    """ONNX's checker on the graph whose large constants it takes for inputs: it would parse a copy of each."""
+    arrays = _apart(graph)
+    with standing_beside(graph, arrays):
+        proto = ir.to_proto(graph)
+    for tensor in [each for each in proto.graph.initializer if each.name in arrays]:
+        proto.graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        proto.graph.initializer.remove(tensor)
+    check_message(proto)
 
 
 def _message(graph: ir.Model, metadata: Mapping[str, str] | None) -> bytes:
@@ -127,15 +166,12 @@ def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None)
     total = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
     if total > LARGEST_MESSAGE:
         return _save_external(graph.clone(), path, metadata)
-    data = to_bytes(graph, metadata)
     try:
-        if all(value.shape is not None for value in (*graph.graph.inputs, *graph.graph.outputs)):
-            checker.check_model(data)
-        else:
-            check_message(onnx.load_from_string(data))
+        _check(graph)
     except (checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path}: the result is not legal ONNX: {first_line(error)}") from error
-    write_atomic(path, Packer().pieces(data) if path.suffix == SUFFIX else data)
+    whole = Packer().pieces(to_bytes(graph, metadata)) if path.suffix == SUFFIX else pieces(graph, metadata)
+    write_atomic(path, whole)
     return path
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
-from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.model.save import finished, size_of
 from onnxcompress.operators.layer import Shapes, all_layers
 from onnxcompress.operators.stored import held, is_level, is_scale
 
@@ -56,4 +56,4 @@ def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:
 def cost(model: Model, shapes: Shapes | None = None, *, on_disk: int | None = None) -> Cost:
     """Cost of a model; `on_disk` where the file's size is known, else the size that it would have."""
     macs = None if shapes is None else sum(macs_by_layer(model, shapes).values())
-    return Cost(len(to_bytes(finished(model))) if on_disk is None else on_disk, parameters(model), macs)
+    return Cost(size_of(finished(model)) if on_disk is None else on_disk, parameters(model), macs)

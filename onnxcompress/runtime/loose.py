@@ -6,29 +6,17 @@ that was 2.3 GB and a second. Sessions of graphs that share tensors share their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxcompress.weights.beside import BESIDE, TYPES, standing_beside
+
 SMALLEST = 1024
 """Bytes from which on a constant stands beside the message: smaller ones are shapes and the like, which onnxruntime folds."""
-
-TYPES = {
-    ir.DataType.FLOAT,
-    ir.DataType.DOUBLE,
-    ir.DataType.FLOAT16,
-    ir.DataType.INT8,
-    ir.DataType.UINT8,
-    ir.DataType.INT16,
-    ir.DataType.UINT16,
-}
-"""Element types of weights that numpy and onnxruntime lay out alike. Others stay in the message: 32 and 64 bits may be shapes."""
-
-ELSEWHERE = "beside the message"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +37,37 @@ def loose(graph: ir.Model) -> Loose:
         and tensor.nbytes >= SMALLEST
         and any(node.graph is graph.graph for node, _ in value.uses())  # onnxruntime does not look for others
     }
-    with _without(graph, arrays):
+    with standing_beside(graph, arrays):
         return Loose(ir.to_proto(graph).SerializeToString(), arrays)
+
+
+TAKES_ANY = {"Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN"}
+"""Operators whose kernels do not ask that a weight be constant."""
+
+LEAST_FED = 1 << 16
+"""Bytes of a weight that is worth feeding: a session holds a copy of every constant, and none of what it is fed."""
+
+
+def as_inputs(model: Loose) -> tuple[Loose, dict[str, np.ndarray]]:
+    """The graph with its large weights among the inputs, and these: to be fed at each run."""
+    message = onnx.load_from_string(model.message)
+    graph = message.graph
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type if not node.domain else "")
+    shown = {value.name for value in graph.output}
+    fed = {
+        name: values
+        for name, values in model.arrays.items()
+        if values.nbytes >= LEAST_FED and values.dtype == np.float32 and name not in shown
+        and readers.get(name, {""}) <= TAKES_ANY
+    }  # fmt: skip
+    for tensor in [each for each in graph.initializer if each.name in fed]:
+        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        graph.initializer.remove(tensor)
+    rest = {name: values for name, values in model.arrays.items() if name not in fed}
+    return Loose(message.SerializeToString(), rest), fed
 
 
 def loose_message(message: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> Loose:
@@ -63,33 +80,8 @@ def loose_message(message: onnx.ModelProto, constants: Mapping[str, np.ndarray])
             arrays[name] = np.require(values, requirements=["C", "A"])
             stub = onnx.TensorProto(name=name, data_type=int(dtype), dims=values.shape)
             stub.data_location = onnx.TensorProto.EXTERNAL
-            stub.external_data.add(key="location", value=ELSEWHERE)
+            stub.external_data.add(key="location", value=BESIDE)
             message.graph.initializer.append(stub)
         else:
             message.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     return Loose(message.SerializeToString(), arrays)
-
-
-@contextmanager
-def _without(graph: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[None]:
-    """The graph while these constants are names of data elsewhere and all others are in memory: cheaper than a clone."""
-    values = graph.graph.initializers
-    held = {name: value.const_value for name, value in values.items() if value.const_value is not None}
-    try:
-        for name, tensor in held.items():
-            if name in arrays:
-                values[name].const_value = ir.ExternalTensor(
-                    ELSEWHERE,
-                    0,
-                    tensor.nbytes,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=name,
-                    base_dir="",
-                )
-            elif isinstance(tensor, ir.ExternalTensor):
-                values[name].const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=name)
-        yield
-    finally:
-        for name, tensor in held.items():
-            values[name].const_value = tensor

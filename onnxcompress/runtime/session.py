@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from onnxcompress.errors import DataError, ModelError, nearest
-from onnxcompress.runtime.loose import Loose
+from onnxcompress.runtime.loose import Loose, as_inputs
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -88,11 +88,18 @@ class Port:
 class Session:
     """A loaded model. Made by `open_session`."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, name: str, default: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        name: str,
+        default: Sequence[str] | None,
+        weights: Mapping[str, np.ndarray],
+    ) -> None:
         self._session = session
+        self._weights = weights  # fed at each run
         self._arrays: Mapping[str, np.ndarray] = {}  # onnxruntime reads them where they are
         self.name = name
-        self.inputs = [_port(node) for node in session.get_inputs()]
+        self.inputs = [_port(node) for node in session.get_inputs() if node.name not in weights]
         self.outputs = [_port(node) for node in session.get_outputs()]
         self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         self._takes = {port.name for port in self.inputs}
@@ -111,7 +118,7 @@ class Session:
         if feeds.keys() != self._takes:
             self._refuse_names(feeds)
         try:
-            values = self._session.run(names, dict(feeds), self._quiet)
+            values = self._session.run(names, {**feeds, **self._weights}, self._quiet)
         except Exception as error:  # onnxruntime's exceptions have no parent of their own
             raise self._failure(error, feeds) from error
         return dict(zip(names, values, strict=True))
@@ -123,7 +130,8 @@ class Session:
             self._refuse_names(feeds)
         try:
             given = {
-                name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(x, order="C")) for name, x in feeds.items()
+                name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(x, order="C"))
+                for name, x in {**feeds, **self._weights}.items()
             }
             values = self._session.run_with_ort_values(names, given, self._quiet)
         except Exception as error:  # onnxruntime's exceptions have no parent of their own
@@ -185,11 +193,14 @@ def open_session(
                of the graph come first, and what they alone read is freed
     lean       take memory value by value, not in one piece that is planned for a run: much less of it where many values leave the
                graph (of a ResNet-50's calibration 0.44 GB for 0.63), in the same time
-    as_given   weights are read where they lie, not copied into blocks for this CPU: for runs over few samples, which take as long,
-               and half of the memory
+    as_given   large weights of a Loose are fed at each run, since a session would hold a copy, and none are laid out in blocks for
+               this CPU: for runs over few samples, which take as long, and half of the memory
 
     ModelError, one line with file and reason, where onnxruntime does not load it.
     """
+    weights: Mapping[str, np.ndarray] = {}
+    if as_given and isinstance(model, Loose):
+        model, weights = as_inputs(model)
     arrays = model.arrays if isinstance(model, Loose) else {}
     message = model.message if isinstance(model, Loose) else model
     given = message if isinstance(message, bytes) else str(Path(message))
@@ -203,7 +214,7 @@ def open_session(
         made = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no parent of their own
         raise ModelError(f"{shown}: onnxruntime does not load it: {plain_reason(error)}") from error
-    session = Session(made, shown, outputs)
+    session = Session(made, shown, outputs, weights)
     session._arrays = arrays
     return session
 
@@ -254,10 +265,9 @@ def _options(
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    if as_given and optimise:  # what is left out lays convolutions out in blocks
+        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
     if as_given:
-        options.graph_optimization_level = (
-            levels.ORT_ENABLE_EXTENDED
-        )  # what is left out lays convolutions out in blocks
         options.add_session_config_entry("session.disable_prepacking", "1")
     if early:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

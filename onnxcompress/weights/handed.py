@@ -9,21 +9,13 @@ import numpy as np
 
 from onnxcompress.errors import ModelError
 from onnxcompress.weights import wire
+from onnxcompress.weights.beside import LEAST_BESIDE, array_of, without
 from onnxcompress.weights.container import Container, Pieces
-from onnxcompress.weights.packed import GRAPH_FIELD, LARGEST_MESSAGE
+from onnxcompress.weights.packed import LARGEST_MESSAGE
 from onnxcompress.weights.wire import Stored
 
-INITIALIZER_FIELD = 5
 INITIALIZER_DEPTH = 2
 """Of a tensor of the main graph itself: in the graph, in the model."""
-
-LEAST_BESIDE = 1 << 12
-"""Bytes of an initializer that onnxruntime is handed beside the message instead of in it."""
-
-ARRAYS = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 10: "<f2", 11: "<f8"}
-"""TensorProto.DataType of weights that numpy and onnxruntime lay out alike. Integers of 32 and 64 bits may be shapes: these stay."""
-
-BESIDE = "beside the message"
 
 
 def loadable(container: Container) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -65,10 +57,8 @@ def _without(
     moved: dict[int, Stored] = {}
     for one in wire.stored(data, container.name):
         number = later.get((one.start, one.size))
-        kind = np.dtype(ARRAYS.get(one.dtype, "V1"))
-        if number is None or one.depth != INITIALIZER_DEPTH or one.name in arrays:
-            continue
-        if kind.kind == "V" or int(np.prod(one.dims, dtype=object)) * kind.itemsize != one.size:
+        kind = array_of(one)
+        if number is None or kind is None or one.depth != INITIALIZER_DEPTH or one.name in arrays:
             continue
         del later[one.start, one.size]
         made = np.empty(one.size, np.uint8)
@@ -78,25 +68,9 @@ def _without(
     for (place, _), number in later.items():
         _fill(hollow, place, container.blocks(container.segments[number]))
     try:
-        return _rebuilt(data, moved), arrays
+        return without(data, moved), arrays
     except ValueError as error:
         raise ModelError(f"{container.name}: does not hold an ONNX model; pack it again") from error
-
-
-def _rebuilt(data: memoryview, moved: dict[int, Stored]) -> bytes:
-    made = []
-    for number, kind, tag, place, stop in wire.fields(data, 0, len(data)):
-        if number != GRAPH_FIELD or kind != wire.LENGTH:
-            made.append(bytes(data[tag:stop]))
-            continue
-        inner = [
-            wire.message(INITIALIZER_FIELD, wire.external_tensor(data, moved[at], BESIDE))
-            if at in moved
-            else bytes(data[at:end])
-            for _, _, at, _, end in wire.fields(data, place, stop)
-        ]
-        made.append(wire.message(GRAPH_FIELD, b"".join(inner)))
-    return b"".join(made)
 
 
 def _fill(into: np.ndarray, place: int, pieces: Iterator[np.ndarray]) -> None:

@@ -63,6 +63,15 @@ def stored(data: Buffer, name: str) -> list[Stored]:
     return found
 
 
+def initializers(data: Buffer) -> Iterator[Stored]:
+    """Those of the main graph alone: nodes are stepped over. ValueError or IndexError where it is no message."""
+    for number, kind, _, place, stop in fields(data, 0, len(data)):
+        if WAY["model"].get(number) == "graph" and kind == LENGTH:
+            for inner, of, tag, at, end in fields(data, place, stop):
+                if WAY["graph"].get(inner) == "tensor" and of == LENGTH:
+                    yield _tensor(data, at, end, tag, 2)
+
+
 def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """(field, wire type, tag's place, content's place, content's end) of one message; ValueError where it is none."""
     place = start
@@ -152,15 +161,21 @@ def message(tag: int, content: bytes) -> bytes:
     return number(tag << 3 | LENGTH) + number(len(content)) + content
 
 
-def external_tensor(data: Buffer, one: Stored, location: str) -> bytes:
-    """The TensorProto's content without its values, which lie in the file `location` instead."""
+def around_values(data: Buffer, one: Stored) -> tuple[bytes, bytes]:
+    """The TensorProto's fields without its values and where they lie: those that protobuf writes before them, and behind."""
     _, place = varint(data, one.whole[0], one.whole[1])
     _, place = varint(data, place, one.whole[1])
     kept = [
-        bytes(data[tag:stop])
+        (number_ < RAW_DATA, bytes(data[tag:stop]))
         for number_, _, tag, _, stop in fields(data, place, one.whole[1])
         if number_ not in (*VALUES, EXTERNAL, LOCATION)
     ]
+    before, after = (b"".join(each for early, each in kept if early is side) for side in (True, False))
+    return before, after
+
+
+def external_tensor(data: Buffer, one: Stored, location: str) -> bytes:
+    """The TensorProto's content without its values, which lie in the file `location` instead."""
     entries: Mapping[str, str] = {"location": location, "offset": "0", "length": str(one.size)}
     told = [message(EXTERNAL, message(1, key.encode()) + message(2, text.encode())) for key, text in entries.items()]
-    return b"".join([*kept, *told, number(LOCATION << 3 | VARINT), b"\x01"])
+    return b"".join([*around_values(data, one), *told, number(LOCATION << 3 | VARINT), b"\x01"])

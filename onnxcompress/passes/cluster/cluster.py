@@ -15,7 +15,7 @@ from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.save import finished, to_bytes
+from onnxcompress.model.save import finished, size_of
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, best_sharing, bits_of
 from onnxcompress.passes.cluster.choices import ByBooks, ByCommon, ByRate, Starter, by_trellis, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book
@@ -175,7 +175,7 @@ class Cluster:
         plans = [replace(self, rate="none")._filled(_copy(plan), model, found, evidence, budget)]
         made = [self.apply(model, plans[0])]
         if self.target_size is None:
-            budget = of_file(model, found, len(to_bytes(finished(made[0]))) + STAMP)
+            budget = of_file(model, found, size_of(finished(made[0])) + STAMP)
         try:
             plans.append(replace(self, rate="file")._filled(_copy(plan), model, found, evidence, budget))
         except BudgetError:

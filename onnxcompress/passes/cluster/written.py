@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_coded
-from onnxcompress.model.save import LARGEST_MESSAGE, finished, to_bytes
+from onnxcompress.model.save import LARGEST_MESSAGE, finished, size_of, to_bytes
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.forms import chosen
@@ -65,7 +65,7 @@ def message_of(model: Model, tensors: Sequence[Clustered], coded: Mapping[str, C
 def rest_of(model: Model, tensors: Sequence[Clustered]) -> int:
     """Bytes of the file beside the weights of the tensors; the graph counts as it will be written."""
     held = sum(value.const_value.nbytes for value in model.initializers.values() if value.const_value is not None)
-    whole = len(to_bytes(finished(model))) if held < LARGEST_MESSAGE else max(model.source.size, held)
+    whole = size_of(finished(model)) if held < LARGEST_MESSAGE else max(model.source.size, held)
     return whole - sum(each.weight.bytes for each in tensors)
 
 

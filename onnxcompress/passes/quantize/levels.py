@@ -48,8 +48,8 @@ def leveled(model: Model, layer: Layer, *, portable: bool, seen: Mean | Moments 
     return made(layer, stored, fitted.levels, fitted.scale, axis, bias, fitted.cost_db)
 
 
-STRIP = 1 << 22
-"""Weights that are held in float64 at once: of the widest layers, all of them would take gigabytes."""
+STRIP = 1 << 18
+"""Weights that are held in float64 at once: 2 MB, three times over; of the widest layers, all of them would take gigabytes."""
 
 
 def strips(shape: tuple[int, ...]) -> list[slice]:

@@ -29,7 +29,7 @@ DATA = DIGITS.with_suffix(".npz")
 @pytest.fixture(scope="module")
 def measured():  # type: ignore[no-untyped-def]
     model, cluster, how = load(DIGITS), Cluster(assign="compensated"), How(limit=64)
-    data = opened(DIGITS, DATA, how, name="digits")
+    data = opened(load(DIGITS), DATA, how)
     found = cluster.tensors(model)[0]
     return model, found, evidence_for(cluster, model, model, data, how)
 
