@@ -55,7 +55,7 @@ ROWS = (
         ("--epochs", "8", "--minibatch", "8"), "95 % of the original's",
     ),
     Row(
-        "text reader, 2 bits", "ppocr-rec", 320, 200, ("cluster", "--bits", "2", "--limit", "60"),
+        "text reader, 4 bits without data", "ppocr-rec", 480, 200, ("cluster", "--bits", "4"),
         ("--keep-encoding", "--move-symbols", "--epochs", "3", "--minibatch", "8"), "half of what was lost",
     ),
     Row(
