@@ -200,17 +200,21 @@ class Paired:
     progress: Callable[[int, int, str], None] | None = None
     memory_limit: int = 256 << 20
 
-    def walk(self, nodes: Sequence[str]) -> Iterator[Pair]:
-        """Stop before each of these nodes of the main graph, in graph order; nodes that only one model has are passed over."""
+    def walk(self, nodes: Sequence[str], *, still: bool = False) -> Iterator[Pair]:
+        """Stop before each of these nodes of the main graph, in graph order; nodes that only one model has are passed over.
+
+        still  both models are the same one and stay so: nothing is replaced on the way, and every node runs once instead of twice
+        """
         with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
             room = Room(self.memory_limit, Path(folder))
-            original, current = self._track(self.original, room), self._track(self.current, room)
+            current = self._track(self.current, room)
+            original = current if still else self._track(self.original, room)
             wanted = [name for name in current.place if name in set(nodes) and name in original.place]
             for number, name in enumerate(wanted):
                 if self.progress is not None:
                     self.progress(number, len(wanted), "refit")
-                original.advance(original.place[name])
-                current.advance(current.place[name])
+                for track in (original, current)[still:]:
+                    track.advance(track.place[name])
                 yield Pair(name, original, current)
 
     def batches(self) -> Iterator[Feeds]:

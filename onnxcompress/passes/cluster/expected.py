@@ -31,7 +31,7 @@ def with_picked(model: Model, found: Sequence[Clustered], evidence: Evidence) ->
     if paired is None or not tables:
         return evidence
     picked, model = {}, model.as_original()
-    for pair in replace(paired, original=model, current=model).walk(list(tables)):
+    for pair in replace(paired, original=model, current=model).walk(list(tables), still=True):
         each = tables[pair.node]
         layer, count = each.weight.layer, each.size // each.shape[each.axis]
         assert layer is not None

@@ -54,7 +54,7 @@ class Factorize:
     forms: Annotated[
         tuple[str, ...],
         Field(
-            description="that may be used (default: all but cp and cp-whole; without data those that only lower a rank)"
+            description="that may be used (default: all but cp, cp-whole and fire; without data those that only lower a rank)"
         ),
     ] = ()
     rank: Annotated[

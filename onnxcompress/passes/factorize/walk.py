@@ -55,7 +55,7 @@ class Walk:
 def looked(model: Model, paired: Paired, sites: Mapping[str, Site], seed: int) -> Iterator[tuple[Site, Known]]:
     """Each layer with rows of what the model as it is feeds it, one after another."""
     own = model.as_original()
-    for pair in replace(paired, original=own, current=own).walk(list(sites)):
+    for pair in replace(paired, original=own, current=own).walk(list(sites), still=True):
         site = sites[pair.node]
         if site.layer.op == "Gather":
             fit_share, judge_share = counted(site, pair)

@@ -39,6 +39,7 @@ class Fire(Form):
     formula: ClassVar[str] = "g·s·(i + (o - e) + e·k)"
     letters: ClassVar[str] = "se"
     closed: ClassVar[bool] = True
+    offered: ClassVar[bool] = False
     nested: ClassVar[bool] = False
 
     def unfit(self, shape: Shape) -> str:
