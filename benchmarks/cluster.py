@@ -172,6 +172,7 @@ TOOLS: dict[str, Callable[[Case, int, Path], Row]] = {
     "onnxsim (no Conv)": onnxsim,
     "ours, its tensors": ours(_of_onnxsim, same=True),
     "ours": ours(),
+    "ours, one price": ours(rate="file"),
     "ours, data": ours(data=True),
     "ours, same bits": ours(same=True),
     "ours, data, same bits": ours(data=True, same=True),

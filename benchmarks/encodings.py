@@ -67,8 +67,10 @@ WAYS = (
     Way("packed", 3, "ternary"),
     Way("packed", 2, "binary"),
     Way("tunstall", 16),
+    Way("huffman", 16),
     Way("tunstall", 16, zeros=0.8),
     Way("sparse", 16, zeros=0.8),
+    Way("huffman", 16, zeros=0.8),
 )
 
 
