@@ -171,7 +171,8 @@ ABOUT = (
     "*.onnx* is the file that stock onnxruntime runs, *packed* the .onnxz of `onnxcompress pack`. A KB is 1000 bytes here. *Errors* on the "
     "10,000 test images; *held out*: on 5000 training images that did not train, and by which the plan of LeNet-300-100 was chosen among "
     "three (95 % zeros in nine rounds: 2.32 % of these wrong; 92 % in six: 1.94, with weight decay 1.96 in 8 entries, 2.08 in 6, 2.16 in "
-    "4). One seed. The paper counts weights, symbols and codebooks; our files also hold the graph, names and biases."
+    "4); that of LeNet-5 is the first and only one with these rounds. One seed. "
+    "The paper counts weights, symbols and codebooks; our files also hold the graph, names and biases."
 )
 
 
