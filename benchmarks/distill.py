@@ -270,7 +270,8 @@ ABOUT = (
     "points (one seed); on Fashion-MNIST with 384 labelled images 1.7 and -0.9 points (two seeds). "
     "Only the first two rows see labels; the first sees the few images again and again for as many steps. Temperature 4 "
     "(alpha: 1). Weights of feature terms are their papers'; they are not tuned here, nor is anything else by row. Fashion-MNIST comes "
-    "from a package that holds its 70,000 images by class: 10,000 drawn at random judge, which is not the official test set."
+    "from a package that holds its 70,000 images by class: 10,000 drawn at random judge, which is not the official test set. CIFAR-10's "
+    "teacher, seeds 0 and 1, and the third student alone are of a run some hours older than the rest, before changes to the engine."
 )
 
 

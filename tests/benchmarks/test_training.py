@@ -47,14 +47,15 @@ def test_the_lenets_are_the_papers(name: str, weights: int) -> None:
 
 
 @pytest.mark.slow
-def test_stages_of_deep_compression() -> None:
+def test_stages_of_deep_compression(tmp_path: Path) -> None:
     """On noise with a mean by class: zeros stay through training, books too, and each stage is smaller."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(10, 1, 28, 28))
     y = rng.integers(0, 10, 640)
     x = (means[y] + rng.normal(size=(640, 1, 28, 28))).astype(np.float32)
-    plan = lenet.Plan(4, ((0.8, 4),), 3, 2, (1070, 27, 1.64, 1.58))
-    found = lenet.compressed("LeNet-300-100", plan, (x[:512], y[:512]), (x[512:], y[512:]))
+    plan = lenet.Plan(4, ((0.8, 4),), 3, 2, 0.0, (1070, 27, 1.64, 1.58))
+    parts = lenet.Parts((x[:512], y[:512]), (x[512:576], y[512:576]), (x[576:], y[576:]))
+    found = lenet.compressed("LeNet-300-100", plan, parts, tmp_path, 0)
     dense, pruned, shared, trained = found.values()
     assert pruned["ans"] < 0.5 * dense["ans"] and shared["ans"] < 0.5 * pruned["ans"]
     assert abs(trained["ans"] - shared["ans"]) < 0.01 * shared["ans"]  # zeros and symbols stay
