@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import eigh, solve_triangular
+from scipy.linalg import eigh
+from scipy.linalg.lapack import dtrtri
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +67,17 @@ class Metric:
         By whichever side is shorter: a classifier of 8,210 characters has a moment matrix of half a gigabyte, and minutes of it.
         """
         flat = weight.reshape(*weight.shape[:2], -1)
-        inner = flat.shape[2] if self.rows is None else self.rows.shape[1]
+        inner = flat.shape[2] if self.rows is None else min(self.rows.shape[1:])
         if flat.shape[1] <= inner or self.taps is not None:
             return top(self.outputs(weight), rank)
         if self.gram is not None:
             fed = flat @ root(self.gram, 0.0)[0]
+        elif self.rows is not None:
+            count, width = self.rows.shape[1:]
+            across = self.rows.transpose(0, 2, 1)
+            fed = flat @ (across if count <= width else root(across @ self.rows)[0])
         else:
             fed = flat if self.often is None else flat * np.sqrt(self.often[:, None])
-            fed = fed if self.rows is None else flat @ self.rows.transpose(0, 2, 1)
         sent = fed @ top(fed.transpose(0, 2, 1) @ fed, min(rank, inner))
         return np.linalg.qr(sent)[0]
 
@@ -100,6 +104,16 @@ class Metric:
         if self.taps is not None:
             return self._of_taps(sizes, axes)[None]
         return np.eye(kept)[None]
+
+    def whitener(self, sizes: tuple[int, ...], axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Root of the moments along axes (see of_axes), and its inverse; held, as several forms of a layer ask for the same."""
+        if (sizes, axes) not in self._roots:
+            self._roots[sizes, axes] = root(self.of_axes(sizes, axes))
+        return self._roots[sizes, axes]
+
+    @cached_property
+    def _roots(self) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[np.ndarray, np.ndarray]]:
+        return {}
 
     def _of_taps(self, sizes: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
         """The same where inputs know nothing of each other."""
@@ -177,7 +191,7 @@ def root(moments: np.ndarray, damping: float = 1e-6) -> tuple[np.ndarray, np.nda
             found = np.linalg.cholesky(damped)
         except np.linalg.LinAlgError:  # moments that are mostly rounding
             return _root(moments, damping)
-        inverses = np.stack([solve_triangular(each, np.eye(n), lower=True, check_finite=False) for each in found])
+        inverses = np.stack([dtrtri(each, lower=1)[0] for each in found])
         return found.astype(moments.dtype), inverses.astype(moments.dtype)
     return _root(moments, damping)
 

@@ -26,6 +26,14 @@ def kept(rows: np.ndarray, places: np.ndarray, metric: Metric, group: int = 0) -
     else:
         assert metric.rows is not None
         fed = metric.rows[group].astype(np.float64)
-        cross, moments = (dropped @ fed.T) @ fed[:, places], fed[:, places].T @ fed[:, places]
-    moments = moments + DAMPING * max(float(np.trace(moments)) / len(moments), 1e-300) * np.eye(len(moments))
-    return np.asarray(rows[:, places] + cho_solve(cho_factor(moments), cross.T).T)
+        read, missing = fed[:, places], dropped @ fed.T
+        if len(read) < len(places):  # (RᵀR + λ)⁻¹ from the side of the rows: M R (RᵀR + λ)⁻¹ = M (R Rᵀ + λ)⁻¹ R
+            damped = _damped(read @ read.T, len(places))
+            return np.asarray(rows[:, places] + cho_solve(cho_factor(damped), missing.T).T @ read)
+        cross, moments = missing @ read, read.T @ read
+    return np.asarray(rows[:, places] + cho_solve(cho_factor(_damped(moments, len(places))), cross.T).T)
+
+
+def _damped(moments: np.ndarray, count: int) -> np.ndarray:
+    """With DAMPING of the mean over `count` inputs."""
+    return np.asarray(moments + DAMPING * max(float(np.trace(moments)) / count, 1e-300) * np.eye(len(moments)))

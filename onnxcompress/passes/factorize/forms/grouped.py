@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from scipy.linalg import eigh
 
 from onnxcompress.passes.factorize.forms.dropped import kept
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
@@ -106,8 +107,7 @@ def halved(energy: np.ndarray, count: int) -> tuple[list[np.ndarray], list[np.nd
 def _halves(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which outputs and which inputs belong to the first half."""
     rows, columns = (np.sqrt(np.maximum(energy.sum(axis=axis), 1e-300)) for axis in (1, 0))
-    vectors = np.linalg.svd(energy / np.outer(rows, columns), full_matrices=False)[2]
-    wide = _upper(vectors[min(1, len(vectors) - 1)] / columns)
+    wide = _upper(_second(energy / np.outer(rows, columns)) / columns)
     high, best = _upper(energy @ (2.0 * wide - 1)), -1.0
     for _ in range(EXCHANGES):
         within = float(energy[np.ix_(high, wide)].sum() + energy[np.ix_(~high, ~wide)].sum())
@@ -117,6 +117,14 @@ def _halves(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         wide = _upper((2.0 * high - 1) @ energy)
         high = _upper(energy @ (2.0 * wide - 1))
     return high, wide
+
+
+def _second(matrix: np.ndarray) -> np.ndarray:
+    """Its second right singular vector, up to its length; by moments of the shorter side, of which one eigenvector is asked for."""
+    few, count = matrix if len(matrix) <= matrix.shape[1] else matrix.T, min(matrix.shape)
+    place = max(count - 2, 0)
+    vector = eigh(few @ few.T, subset_by_index=(place, place), check_finite=False)[1][:, 0]
+    return np.asarray(vector @ few if few is matrix else vector)
 
 
 def _upper(scores: np.ndarray) -> np.ndarray:

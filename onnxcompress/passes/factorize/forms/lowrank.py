@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
-from onnxcompress.passes.factorize.metric import Metric, root, top
+from onnxcompress.passes.factorize.metric import Metric, top
 
 
 class LowRank(Form):
@@ -97,7 +97,7 @@ class SqueezeIn(Form):
 
 def channels(shape: Shape, weight: np.ndarray, rank: int, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """What reads `rank` mixtures of the input channels [groups, rank, in], and what restores the channels [groups, in, rank]."""
-    whitener, inverse = root(metric.of_axes((shape.ins, shape.taps), (0,)))
+    whitener, inverse = metric.whitener((shape.ins, shape.taps), (0,))
     whitener, inverse = (np.broadcast_to(each, (shape.groups, *each.shape[1:])) for each in (whitener, inverse))
     seen = np.einsum("goik,gij->gokj", weight, whitener, optimize=True).reshape(shape.groups, -1, shape.ins)
     basis = top(seen.transpose(0, 2, 1) @ seen, rank)

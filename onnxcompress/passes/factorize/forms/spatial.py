@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcompress.passes.factorize.forms.form import Factors, Form, Part, Ranks, Shape
-from onnxcompress.passes.factorize.metric import Metric, root, top
+from onnxcompress.passes.factorize.metric import Metric, top
 
 
 def cut_of(shape: Shape) -> int:
@@ -69,7 +69,7 @@ class Spatial(Form):
         sizes = self.view(shape)
         place, letters = (3, "goiab,giaj->gobj") if self.first == "a" else (4, "goiab,gibj->goaj")
         n, length = shape.ins * sizes[place], sizes[place]
-        whitener, inverse = root(metric.of_axes(sizes[2:], (0, place - 2)))
+        whitener, inverse = metric.whitener(sizes[2:], (0, place - 2))
         whitener, inverse = (np.broadcast_to(each, (shape.groups, n, n)) for each in (whitener, inverse))
         split = whitener.reshape(shape.groups, shape.ins, length, n)
         seen = np.einsum(letters, weight.reshape(sizes), split, optimize=True)
