@@ -31,10 +31,10 @@ SUFFIX = ".onnxz"
 
 
 def is_packed(source: object) -> bool:
-    """Whether a file, or bytes, begin as a container does."""
-    if isinstance(source, Path):
+    """Whether a file (a path, or its name), or bytes, begin as a container does."""
+    if isinstance(source, str | Path):
         try:
-            with source.open("rb") as file:
+            with open(source, "rb") as file:
                 return file.read(len(MAGIC)) == MAGIC
         except OSError:  # who reads it next says what is wrong
             return False

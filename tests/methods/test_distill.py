@@ -204,7 +204,7 @@ def test_a_coded_student_keeps_its_form_where_asked(tmp_path: Path, more: dict[s
     assert any(f"coded weights: {moving}" in note for note in result.report.notes)
     assert better.stat().st_size < 1.1 * place.stat().st_size
     curve = result.plan.decisions
-    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
     again = onnxcompress.compare(MODEL, better, data=DATA)
     assert result.comparison is not None and again.agreement == result.comparison.agreement
 
