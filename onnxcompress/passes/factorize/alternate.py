@@ -34,14 +34,21 @@ WIDEST = 2400
 
 
 def alternated(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, metric: Metric) -> Factors:
-    """Factors that make the weight [groups, out, in, taps] more nearly than those given; the metric has a Gram matrix."""
+    """Factors that make the weight [groups, out, in, taps] more nearly than those given; the metric has a Gram matrix.
+
+    Gradients are followed in float32, in half of the time: the systems that end each sweep are solved in float64.
+    """
     found = [factor.copy() for factor in factors]
     places = _writers(form)
     held = {*places, *form.constant}
     others = [] if shape.ins * shape.taps > WIDEST else [j for j in range(len(found)) if j not in held]
+    assert metric.gram is not None
+    near = Metric((metric.gram / max(metric.scale, 1e-300)).astype(np.float32)) if others else metric
+    light = weight.astype(np.float32)
     for _ in range(SWEEPS if others else 1):
         for j in others:
-            found[j] = followed(form, shape, weight, found, j, metric)
+            single = [factor.astype(np.float32) for factor in found]
+            found[j] = followed(form, shape, light, single, j, near).astype(np.float64)
         found[places[-1]] = _solved(form, shape, weight, found, places[-1], metric)
     return found
 

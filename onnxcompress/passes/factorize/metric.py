@@ -197,7 +197,11 @@ def root(moments: np.ndarray, damping: float = 1e-6) -> tuple[np.ndarray, np.nda
 
 
 def _root(moments: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = np.linalg.eigh(moments)
+    if moments.shape[-1] < LARGE:
+        values, vectors = np.linalg.eigh(moments)
+    else:
+        found = [eigh(each, driver="evd", check_finite=False) for each in moments]
+        values, vectors = (np.stack(each) for each in zip(*found, strict=True))
     mean = values.mean(-1, keepdims=True)
     values, mean = np.where(mean > 0, values, 1), np.where(mean > 0, mean, 1)
     least = np.maximum(damping * mean, np.finfo(values.dtype).tiny)
