@@ -1,0 +1,45 @@
+"""Decompositions from whichever side is short: the same as from the long one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcompress.passes.factorize.forms.dropped import kept
+from onnxcompress.passes.factorize.forms.grouped import _second
+from onnxcompress.passes.factorize.metric import Metric, root
+
+
+@pytest.mark.parametrize(("rows", "width", "outs"), [(9, 30, 20), (40, 12, 20), (40, 12, 8)])
+def test_leading_directions_are_the_same_by_outputs_by_rows_and_by_inputs(rows: int, width: int, outs: int) -> None:
+    rng = np.random.default_rng(rows + outs)
+    metric = Metric(rows=rng.normal(size=(2, rows, width)))
+    weight = rng.normal(size=(2, outs, width, 1))
+    vectors = np.linalg.eigh(metric.outputs(weight))[1][:, :, :-5:-1]
+    found = metric.leading(weight, 4)
+    np.testing.assert_allclose(found @ found.transpose(0, 2, 1), vectors @ vectors.transpose(0, 2, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6), (1, 4), (4, 1), (2, 9)])
+def test_the_second_singular_vector(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(sum(shape)).normal(size=shape) ** 2
+    vectors = np.linalg.svd(matrix, full_matrices=False)[2]
+    found = _second(matrix)
+    assert abs(found @ vectors[min(1, len(vectors) - 1)]) == pytest.approx(np.linalg.norm(found), rel=1e-6)
+
+
+def test_kept_weights_are_the_same_from_rows_and_from_their_gram_matrix() -> None:
+    rng = np.random.default_rng(0)
+    fed, weight, places = rng.normal(size=(1, 12, 30)), rng.normal(size=(6, 30)), np.arange(0, 30, 2)
+    by_rows = kept(weight, places, Metric(rows=fed))
+    np.testing.assert_allclose(by_rows, kept(weight, places, Metric(gram=fed.transpose(0, 2, 1) @ fed)), atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [20, 300])
+def test_roots_and_their_inverses_small_and_large(n: int) -> None:
+    rows = np.random.default_rng(n).normal(size=(1, 2 * n, n))
+    moments = rows.transpose(0, 2, 1) @ rows
+    for damping in (1e-6, 0.0):  # by Cholesky, and by eigenvectors
+        factor, inverse = root(moments, damping)
+        np.testing.assert_allclose(factor @ factor.transpose(0, 2, 1), moments, rtol=1e-4, atol=1e-4 * n)
+        np.testing.assert_allclose(inverse @ factor, np.eye(n)[None], atol=1e-6)
