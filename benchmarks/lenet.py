@@ -54,7 +54,7 @@ PLANS = {
         *(6, 3, 0.05),
         (1070, 27, 1.64, 1.58),
     ),
-    "LeNet-5": Plan(8, ((0.6, 1), (0.8, 1), (0.9, 1), (0.94, 1), (0.96, 4)), 8, 3, 0.0, (1720, 44, 0.80, 0.74)),
+    "LeNet-5": Plan(8, ((0.6, 1), (0.8, 2), (0.88, 2), (0.92, 6)), 8, 3, 0.05, (1720, 44, 0.80, 0.74)),
 }
 RECIPE: dict[str, Any] = {"minibatch": 128, "optimizer": "adamw", "rate": 1e-3, "keep_encoding": True}
 HELD_OUT = 5000
@@ -169,9 +169,14 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 ABOUT = (
     "*.onnx* is the file that stock onnxruntime runs, *packed* the .onnxz of `onnxcompress pack`. A KB is 1000 bytes here. *Errors* on the "
-    "10,000 test images; *held out*: on 5000 training images that did not train, and by which the plan of LeNet-300-100 was chosen among "
-    "three (95 % zeros in nine rounds: 2.32 % of these wrong; 92 % in six: 1.94, with weight decay 1.96 in 8 entries, 2.08 in 6, 2.16 in "
-    "4); that of LeNet-5 is the first and only one with these rounds. One seed. "
+    "10,000 test images (one figure's standard error: 0.13 points of LeNet-300-100, 0.09 of LeNet-5); *held out*: on 5000 training images "
+    "that did not train, and by which plans were chosen. LeNet-300-100's among "
+    "three: 95 % zeros in eight rounds, 2.32 % of these wrong after books of 3 bits had trained; 92 % in six, 1.94 in 8 entries; with "
+    "weight decay 1.96 in 8, 2.08 in 6, 2.16 in 4, of which 6 were taken for their size. LeNet-5's among three: 96 % zeros in four rounds "
+    "of an epoch and one of four, 1.28 in 28.6 kB; 92 % in four longer ones, 1.14 in 43.1; 93 % in three, 1.20 in 39.6. Errors on the "
+    "test images were printed beside these, and so were seen while plans were tried. One seed. Each network was trained and cut in a "
+    "process of its own; this page is of a run that found the models which these had kept, and trained the books again. "
+    "LeNet-5's rounds began with a dense network that the same functions had made before; made anew it was the same to the byte. "
     "The paper counts weights, symbols and codebooks; our files also hold the graph, names and biases."
 )
 
