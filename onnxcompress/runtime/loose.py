@@ -1,7 +1,8 @@
 """A graph for onnxruntime without a copy of its weights: the message without them, and beside it the arrays themselves.
 
 A message with all weights is made, parsed and freed again for every session, and each step holds a copy: of a file of 575 MB
-that was 2.3 GB and a second. Sessions of graphs that share tensors share their memory here.
+that was 2.3 GB and a second. None of it happens here, but onnxruntime copies each array that it is given as a constant into the session
+that it makes: sessions of graphs that share tensors share their memory only where these are fed (`as_inputs`).
 """
 
 from __future__ import annotations
