@@ -1,4 +1,4 @@
-"""Verbs that look at models and make none."""
+"""Verbs that look at models and make none; app.py has what they say of themselves."""
 
 from __future__ import annotations
 

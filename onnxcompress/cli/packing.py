@@ -1,4 +1,4 @@
-"""Verbs of packed files, and the one that fetches a second source of gradients."""
+"""Verbs of packed files, and the one that fetches a second source of gradients; app.py has what they say of themselves."""
 
 from __future__ import annotations
 

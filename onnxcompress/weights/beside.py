@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxcompress.weights import wire
 from onnxcompress.weights.wire import Buffer, Stored
 
-GRAPH_FIELD, INITIALIZER_FIELD = 7, 5
+INITIALIZER_FIELD = 5
 
 LEAST_BESIDE = 1 << 12
 """Bytes of an initializer that stands beside the message instead of in it."""
@@ -56,7 +56,7 @@ def without(data: Buffer, moved: Mapping[int, Stored]) -> bytes:
     """The message where these initializers of the main graph, by the place of their tag, lie beside it."""
     made = []
     for number, kind, tag, place, stop in wire.fields(data, 0, len(data)):
-        if number != GRAPH_FIELD or kind != wire.LENGTH:
+        if number != wire.GRAPH_FIELD or kind != wire.LENGTH:
             made.append(bytes(data[tag:stop]))
             continue
         inner = [
@@ -65,18 +65,18 @@ def without(data: Buffer, moved: Mapping[int, Stored]) -> bytes:
             else bytes(data[at:end])
             for _, _, at, _, end in wire.fields(data, place, stop)
         ]
-        made.append(wire.message(GRAPH_FIELD, b"".join(inner)))
+        made.append(wire.message(wire.GRAPH_FIELD, b"".join(inner)))
     return b"".join(made)
 
 
 def together(data: bytes, arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     """The whole message in pieces, as protobuf would write it: the inverse of `without`."""
     for number, kind, tag, place, stop in wire.fields(data, 0, len(data)):
-        if number != GRAPH_FIELD or kind != wire.LENGTH:
+        if number != wire.GRAPH_FIELD or kind != wire.LENGTH:
             yield data[tag:stop]
             continue
         inner = list(_filled(data, place, stop, arrays))
-        yield wire.number(GRAPH_FIELD << 3 | wire.LENGTH) + wire.number(sum(map(len, inner)))
+        yield wire.number(wire.GRAPH_FIELD << 3 | wire.LENGTH) + wire.number(sum(map(len, inner)))
         yield from inner
 
 

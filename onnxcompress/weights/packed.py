@@ -233,13 +233,12 @@ def _forget(data: wire.Buffer, hole: Stored) -> None:
             data.madvise(mmap.MADV_DONTNEED, first, length)
 
 
-GRAPH_FIELD = 7
-
-
 def _layout(data: wire.Buffer, name: str, folder: Path | None) -> list[_File]:
     """The model and the files of its external data, with the tensors in each."""
     found = wire.stored(data, name)
-    if not any(field_ == GRAPH_FIELD and kind == wire.LENGTH for field_, kind, *_ in wire.fields(data, 0, len(data))):
+    if not any(
+        field_ == wire.GRAPH_FIELD and kind == wire.LENGTH for field_, kind, *_ in wire.fields(data, 0, len(data))
+    ):
         raise ModelError(f"{name}: holds no graph; is this an ONNX model?")
     files = [_File("", data, [one for one in found if one.size >= SMALLEST and not one.outside])]
     outside: dict[Path, _File] = {}

@@ -32,6 +32,8 @@ VALUES = (RAW_DATA, FLOAT_DATA, DOUBLE_DATA)
 """Fields of a TensorProto that hold values as little-endian bytes; in the others they are varints."""
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+GRAPH_FIELD = 7
+"""Of a ModelProto."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from onnxcompress.weights import wire
 from onnxcompress.weights.tunstall import WORDS, Dictionary, kinds_of, words_of
 from onnxcompress.weights.wire import Stored
 
-GRAPH_FIELD, NODE_FIELD = 7, 1
+NODE_FIELD = 1
 UINT8 = 2
 LARGEST_NODE = 1 << 12
 """Bytes of a node that is read: those of a chain are short."""
@@ -51,7 +51,7 @@ def _words(lengths: np.ndarray) -> Dictionary | None:
 def _nodes(data: wire.Buffer) -> Iterator[onnx.NodeProto]:
     """Nodes of the main graph that have an output and are short."""
     for number, kind, _, start, stop in wire.fields(data, 0, len(data)):
-        if number != GRAPH_FIELD or kind != wire.LENGTH:
+        if number != wire.GRAPH_FIELD or kind != wire.LENGTH:
             continue
         for inner, how, _, place, end in wire.fields(data, start, stop):
             if inner != NODE_FIELD or how != wire.LENGTH or end - place > LARGEST_NODE:
