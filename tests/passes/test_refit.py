@@ -20,7 +20,8 @@ from onnxcompress.model import load
 from onnxcompress.model.edit import set_constant
 from onnxcompress.model.save import to_bytes
 from onnxcompress.passes import Prune, Refit
-from onnxcompress.passes.refit.solver import RIDGES, Sums, largest_of_best, solve
+from onnxcompress.passes.refit.solver import Held, Sums
+from onnxcompress.passes.refit.validated import RIDGES, largest_of_best, solve
 from onnxcompress.run import run
 from onnxcompress.runtime.session import open_session
 
@@ -63,6 +64,27 @@ def test_perfect_weights_are_left_alone() -> None:
     x = rng.standard_normal((1, 50, 6))
     sums.add(x, x @ weight[0].T)
     assert solve(Sums(), [sums, sums], weight, np.zeros((1, 3))) is None
+
+
+@pytest.mark.parametrize("fixed_bias", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_few_rows_are_fitted_as_their_sums_are(noise: float, fixed_bias: bool) -> None:
+    """On the rows' side the same ridge, weights and errors come out, group by group."""
+    rng = np.random.default_rng(5)
+    weight, start, bias = (rng.standard_normal(shape) for shape in ((2, 3, 60), (2, 3, 60), (2, 3)))
+    found = []
+    rows = [rng.standard_normal((2, 9, 60)).astype(np.float32).astype(float) for _ in range(5)]
+    goals = [(x @ weight.transpose(0, 2, 1) + bias[:, None] + noise * rng.standard_normal((2, 9, 3))) for x in rows]
+    for kind in (Sums, Held):
+        rest, *judges = (kind() for _ in range(5))
+        for part, x, y in zip((rest, *judges), rows, goals, strict=True):
+            part.add(x, y.astype(np.float32).astype(float))
+        found.append(solve(rest, judges, start, bias, fixed_bias=fixed_bias))
+    sums, few = found
+    assert sums is not None and few is not None and few.ridge == sums.ridge
+    np.testing.assert_allclose(few.weight, sums.weight, atol=1e-6)
+    np.testing.assert_allclose(few.bias, sums.bias, atol=1e-6)
+    assert (few.before_db, few.after_db) == pytest.approx((sums.before_db, sums.after_db), abs=1e-3)
 
 
 def test_the_ridge_is_the_one_that_cross_validation_by_hand_chooses() -> None:

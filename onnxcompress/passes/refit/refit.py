@@ -1,7 +1,7 @@
 """Refit: fit every layer by least squares to the original's outputs, from what the compressed network really feeds it.
 
 Rows are gathered at every layer (rows.py), with the original's values as goals (goals.py), on a walk in which each layer is
-fitted before the next one is fed; solver.py fits them. Whole batches are kept back in turn, and a layer stays as it is where
+fitted before the next one is fed; validated.py fits them. Whole batches are kept back in turn, and a layer stays as it is where
 their errors do not fall for its fit: the reconstruction step of He, Zhang, Sun, ICCV 2017, arXiv:1707.06168. BatchNormalizations that no
 fitted layer feeds get new statistics instead (statistics.py).
 """
@@ -23,8 +23,8 @@ from onnxcompress.model.edit import coded_of, new_constant, set_constant, walk
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.refit.goals import goals, kept, untouched
 from onnxcompress.passes.refit.rows import folded, gathered, on_left
-from onnxcompress.passes.refit.solver import shifted, solve
 from onnxcompress.passes.refit.statistics import Statistics, matched, normalisations
+from onnxcompress.passes.refit.validated import shifted, solve
 from onnxcompress.plan import Plan, Refusal
 
 FITTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

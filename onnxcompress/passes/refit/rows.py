@@ -6,7 +6,7 @@ k is (in/groups)·kernel in the order of the Layer view, so that rows times its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Shelf
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.refit.solver import Sums
+from onnxcompress.passes.refit.solver import Held, Sums
 
 PIECE_BYTES = 32 << 20
 """Rows made at once, in float64: a Gram matrix takes them in piece by piece."""
@@ -47,13 +47,21 @@ def gathered(
 
 
 def folded(
-    node: ir.Node, layer: Layer, fed: Shelf, goal: Iterable[np.ndarray], most: int, seed: int, columns: tuple[int, int]
-) -> tuple[Sums, list[Sums]]:
+    node: ir.Node, layer: Layer, fed: Shelf, goal: Iterator[np.ndarray], most: int, seed: int, columns: tuple[int, int]
+) -> tuple[Sums, list[Sums]] | tuple[Held, list[Held]]:
     """Sums over rows that only fit, and over parts that each judge the fit of all others; the arguments of `spread`.
 
     columns  groups and k of the rows: their Gram matrices decide how many parts there is room for
+    Where rows are fewer than columns they are held as they are.
     """
     groups, k = columns
+    first = next(goal)
+    goal = chain([first], goal)
+    places = int(np.prod(FORMS[layer.op][0](node, layer, first).shape[:-1]))
+    if min(places, most // len(fed)) * len(fed) <= k:
+        few, held = Held(), [Held() for _ in range(FOLDS)]
+        spread(held, node, layer, fed, goal, most, seed)
+        return few, [judge for judge in held if judge.count]
     room = max(1, min(FOLDS, FOLD_BYTES // (8 * groups * k * k)))
     rest, judges = Sums(), [Sums() for _ in range(room)]
     spread(judges + [rest] * (FOLDS - room), node, layer, fed, goal, most, seed)

@@ -5,9 +5,7 @@ and Y what they should become,
 
     min over W, b of  ‖Y − X Wᵀ − b‖² + λ ‖W − W₀‖²          (W₀, the present weights, is where no data speaks)
 
-in float64, from the centred Gram matrix. λ is chosen by cross-validation: the rows lie in parts, each of which judges the fit
-of all others; of the λ that do as well as the best within one standard error, the largest is taken (Breiman, Friedman, Olshen,
-Stone 1984, section 3.4.3). Where it does not beat the present weights on the same rows, there is no fit.
+in float64, from the centred Gram matrix; validated.py chooses λ.
 """
 
 from __future__ import annotations
@@ -20,15 +18,6 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from onnxcompress.errors import DataError
-
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""λ as shares of the Gram's mean diagonal."""
-
-LEAST_GAIN = 1e-6
-"""Share of the error on held-out rows by which a fit must be better: more than rounding."""
-
-HOPELESS = 1.25
-"""A ridge whose error on the parts so far is so many times the best one's is tried on no more of them."""
 
 SMALL = 64
 """Columns up to which the systems of all groups are solved at once: below, the calls for each would take the time."""
@@ -121,21 +110,31 @@ class Sums:
 
 @dataclass(eq=False)
 class Held:
-    """Rows that only judge, as they are, in float32: where there are fewer of them than columns, their error on a weight is had sooner.
+    """Rows as they are, in float32: where there are fewer of them than columns, their error on a weight is had sooner, and so is a fit.
 
-    count  rows      power  [groups, out] Σ y²      parts  (x [groups, n, k], y [groups, n, out]) as they came
+    count  rows      x, y, power  as of Sums      parts  (x [groups, n, k], y [groups, n, out]) as they came
     """
 
     count: int = 0
+    x: Any = 0.0
+    y: Any = 0.0
     power: Any = 0.0
     parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """As `Sums.add`."""
         _check_finite(x, y)
-        self.count += x.shape[1]
-        self.power = self.power + (y**2).sum(1)
+        self._take(x.shape[1], x.sum(1), y.sum(1), (y**2).sum(1))
         self.parts.append((x.astype(np.float32), y.astype(np.float32)))
+
+    def absorb(self, other: Held) -> None:
+        """Take other rows in."""
+        self._take(other.count, other.x, other.y, other.power)
+        self.parts += other.parts
+
+    def _take(self, count: int, x: np.ndarray, y: np.ndarray, power: np.ndarray) -> None:
+        self.count += count
+        self.x, self.y, self.power = self.x + x, self.y + y, self.power + power
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
         """As `Sums.error`, within 1e-6 of the power of y."""
@@ -146,97 +145,6 @@ class Held:
             lack -= bias.astype(np.float32)[:, None]
             total += float(np.einsum("gno,gno->", lack, lack, dtype=np.float64))
         return total
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """New weight [groups, out, k] and bias [groups, out], the ridge that did best, and SQNR on held-out rows before and after."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-    ridge: float
-    before_db: float
-    after_db: float
-
-
-def solve(
-    rest: Sums,
-    judges: Sequence[Sums],
-    weight: np.ndarray,
-    bias: np.ndarray,
-    *,
-    fixed_bias: bool = False,
-    towards: np.ndarray | None = None,
-) -> Fit | None:
-    """The ridge that `judges` choose, each left out of its fit in turn, then fitted on all (`rest` takes them in).
-
-    rest     rows that judge nothing, may be empty
-    weight   [groups, out, k] present          bias  [groups, out] present, given for good where fixed_bias
-    towards  [groups, out, k] W₀, where it is not the present weight
-    None where the ridge does not beat the present weights on the rows of `judges`.
-    """
-    start = weight if towards is None else towards
-    present = sum(judge.error(weight, bias) for judge in judges)
-    for judge in judges:
-        rest.absorb(judge)
-    errors = _cross_validated(rest, judges, start, bias, fixed_bias)
-    chosen = largest_of_best(errors)
-    ridge, error = RIDGES[chosen], float(errors[:, chosen].sum())
-    if not error < present * (1 - LEAST_GAIN):
-        return None
-    found = regressed(rest, start, bias, ridge, fixed_bias=fixed_bias)
-    signal = sum(float(judge.power.sum()) for judge in judges)
-    return None if found is None else Fit(*found, ridge, in_db(signal, present), in_db(signal, error))
-
-
-def shifted(rest: Sums, judges: Sequence[Sums], weight: np.ndarray, bias: np.ndarray) -> Fit | None:
-    """The bias that is best for a weight that stays; arguments as for `solve`. None where it does no better on held-out rows."""
-    present = sum(judge.error(weight, bias) for judge in judges)
-    for judge in judges:
-        rest.absorb(judge)
-    error = 0.0
-    for judge in judges:
-        others = rest.count - judge.count
-        if not others:
-            return None
-        lack = (rest.y - judge.y) - (weight @ (rest.x - judge.x)[:, :, None])[:, :, 0]
-        error += judge.error(weight, lack / others)
-    if not error < present * (1 - LEAST_GAIN):
-        return None
-    signal = sum(float(judge.power.sum()) for judge in judges)
-    best = (rest.y - (weight @ rest.x[:, :, None])[:, :, 0]) / rest.count
-    return Fit(weight, best, 0.0, in_db(signal, present), in_db(signal, error))
-
-
-def _cross_validated(
-    total: Sums, judges: Sequence[Sums], start: np.ndarray, bias: np.ndarray, fixed_bias: bool
-) -> np.ndarray:
-    """Error of each ridge on each of `judges`, with what all rows but its own give; infinite where hopeless. [judges, ridges]"""
-    errors = np.zeros((len(judges), len(RIDGES)))
-    for number, judge in enumerate(judges):
-        so_far = errors[:number].sum(0)
-        alive = np.isfinite(so_far) & (so_far <= HOPELESS * so_far.min())
-        errors[number, ~alive] = np.inf
-        total.release(judge)
-        found = ridges(total, start, bias, [RIDGES[at] for at in np.flatnonzero(alive)], fixed_bias=fixed_bias)
-        errors[number, alive] = [np.inf if each is None else judge.error(*each) for each in found]
-        total.absorb(judge)
-    return errors
-
-
-def largest_of_best(errors: np.ndarray) -> int:
-    """Of ascending ridges, the last one whose error is within one standard error of the least; [judges, ridges] of errors.
-
-    The standard error is that of the difference to the best ridge, over the judges; none with a single one.
-    """
-    total = errors.sum(0)
-    best = int(np.argmin(total))
-    if len(errors) == 1 or not np.isfinite(total[best]):
-        return best
-    possible = np.flatnonzero(np.isfinite(total))
-    behind = errors[:, possible] - errors[:, [best]]
-    margin = np.sqrt(len(errors)) * behind.std(0, ddof=1)
-    return int(possible[behind.sum(0) <= margin][-1])
 
 
 def regressed(
@@ -263,7 +171,7 @@ def ridges(
     lack = cross - weight @ gram
     level = np.einsum("gkk->g", gram) / gram.shape[-1]
     for share in shares:
-        step = _solved(gram, share * level + 1e-12, lack)
+        step = divided(gram, share * level + 1e-12, lack)
         if step is None:
             yield None
             continue
@@ -271,7 +179,7 @@ def ridges(
         yield new, bias if fixed_bias else (sums.y - (new @ sums.x[:, :, None])[:, :, 0]) / sums.count
 
 
-def _solved(gram: np.ndarray, level: np.ndarray, lack: np.ndarray) -> np.ndarray | None:
+def divided(gram: np.ndarray, level: np.ndarray, lack: np.ndarray) -> np.ndarray | None:
     """lack (gram + level)⁻¹, group by group; None where that is not positive definite. [groups, out, k]"""
     size = gram.shape[-1]
     if size <= SMALL:

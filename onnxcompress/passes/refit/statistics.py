@@ -16,7 +16,8 @@ import numpy as np
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of
 from onnxcompress.operators.layer import Layer
-from onnxcompress.passes.refit.solver import LEAST_GAIN, Sums, in_db
+from onnxcompress.passes.refit.solver import Sums, in_db
+from onnxcompress.passes.refit.validated import LEAST_GAIN
 
 NOTHING = 1e-12
 """A channel whose variance is smaller than this share of the largest does not vary."""
