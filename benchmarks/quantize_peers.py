@@ -176,7 +176,7 @@ def written(calibration: str) -> Work:
         return ""
 
     def carried_out(model: str, feeds: Feeds) -> Any:
-        original = current = model_of.load(model)
+        original = current = run.read(model)
         data, how = run.opened(original, feeds, run.How()), run.How()
         quantizer = passes.Quantize(calibration=calibration, rounding="nearest", measure=False)
         for each in (passes.Fold(), quantizer):

@@ -16,7 +16,7 @@ from onnxcompress.data import Data, ImageSettings, open_data
 from onnxcompress.evidence.gather import PROVIDERS, Sources, first_shapes, gather
 from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence
-from onnxcompress.model import Loadable, Model, load
+from onnxcompress.model import Loadable, Model, guard, load
 from onnxcompress.model.save import finished
 from onnxcompress.operators.cost import Cost, cost
 from onnxcompress.passes.protocol import Pass
@@ -77,7 +77,7 @@ def run(
     gates.validate(wanted)
     clock = Clock()
     with clock("load"):
-        original = load(model)
+        original = read(model)
         feed = opened(original, data, how)
     current, made = original, []
     for number, each in enumerate(passes):
@@ -98,6 +98,15 @@ def run(
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
     verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
     return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
+
+
+def read(model: Loadable) -> Model:
+    """`load`, after which the door's second process ends: it would hold tens of megabytes for as long as the run takes."""
+    if isinstance(model, Model):
+        return model
+    loaded = load(model)
+    guard.forget()
+    return loaded
 
 
 def opened(model: Model, data: Any, how: How) -> Data:

@@ -1,7 +1,8 @@
 """What holds for every test: hypothesis never judges by the clock. CI draws the same examples on every run, so that a red
 run can be repeated; elsewhere hypothesis goes on searching. A module's generator RNG starts anew for every test: which tests
 ran before in the same worker changes nothing. Linear algebra has one thread: two workers with two threads each
-on two cores wait for one another, and a fit takes twenty times as long."""
+on two cores wait for one another, and a fit takes twenty times as long. onnxsim is there before any process is forked that needs
+it: each would import it anew."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import copy
 import os
 from typing import Any
 
+import onnxsim  # noqa: F401
 import pytest
 from hypothesis import settings
 

@@ -1,8 +1,8 @@
 """A second process for code that may end the one it runs in: ONNX's and onnxsim's C++ aborts on some damaged graphs.
 
-It is forked at the first call, answers one call after another, and is forked again where it died. Only Linux forks here:
-Windows cannot, and macOS's libraries do not survive it. There calls run in this process, and only those crashes are
-refused that `CRASHES` in normalise.py knows.
+It is forked at the first call, answers one call after another until it is told to go (`forget`: it holds tens of megabytes for itself),
+and is forked again where it died or went. Only Linux forks here: Windows cannot, and macOS's libraries do not survive it. There
+calls run in this process, and only those crashes are refused that `CRASHES` in normalise.py knows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -54,7 +55,7 @@ def guarded(work: Callable[..., Any], failures: Failures, *arguments: object) ->
 
 
 class Worker:
-    """A forked copy of this process that answers calls until its pipe ends."""
+    """A forked copy of this process that answers calls; it ends with this object, and nothing is left of it."""
 
     def __init__(self) -> None:
         self._pipe, other = Pipe()
@@ -67,9 +68,7 @@ class Worker:
             finally:
                 os._exit(0)  # nothing of the parent's may run here: no exception handler, no exit hook, no flush
         other.close()
-
-    def __del__(self) -> None:
-        self._pipe.close()  # its end, if it has not ended; what it does at the moment is finished first
+        self._end = weakref.finalize(self, _ended, self._pipe, self._pid)
 
     def idle(self) -> bool:
         """It lives and has nothing to say."""
@@ -87,10 +86,23 @@ class Worker:
         return kind, value
 
     def _status(self) -> int:
+        self._end.detach()
+        self._pipe.close()
         try:
             return os.waitpid(self._pid, 0)[1]
         except ChildProcessError:  # the system or somebody else has taken note of its end
             return 0
+
+
+def _ended(pipe: Connection, pid: int) -> None:
+    """End a worker and take note of it: one that nobody waits for stays in the system's table. Nobody wants what it still does."""
+    pipe.close()
+    with contextlib.suppress(
+        ChildProcessError
+    ):  # in a fork of this process it is nobody's child; or it has been taken note of
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 class _State:
@@ -101,12 +113,18 @@ class _State:
 
 
 def forget() -> None:
-    """Let the worker end; the next call makes another."""
-    _State.worker, _State.lock = None, threading.Lock()
+    """End the worker, after what another thread may have asked of it; the next call makes another."""
+    with _State.lock:
+        _State.worker = None
+
+
+def _in_a_fork() -> None:
+    """The worker answers the process that made it, not its other children; a thread that held the lock is not in this one."""
+    _State.lock, _State.worker = threading.Lock(), None
 
 
 if FORKS:
-    os.register_at_fork(after_in_child=forget)  # the worker answers the process that made it, not its other children
+    os.register_at_fork(after_in_child=_in_a_fork)
 
 
 def _serve(pipe: Connection) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.model import load
 from onnxcompress.model.guard import FORKS, Crash, forget, guarded
 from onnxcompress.model.spec import violations
+from onnxcompress.run import read
 
 pytestmark = pytest.mark.skipif(not FORKS, reason="a gap of this platform: see onnxcompress/model/guard.py")
 
@@ -40,6 +42,11 @@ def dies(tell: Callable[[str], None], number: int) -> None:
     """A step that ends its process."""
     tell("the last step")
     os.kill(os.getpid(), number)
+
+
+def children() -> set[int]:
+    """Processes that this one has started and not taken note of the end of."""
+    return {int(pid) for listed in Path("/proc/self/task").glob("*/children") for pid in listed.read_text().split()}
 
 
 def identity(tell: Callable[[str], None], pid: int) -> bool:
@@ -93,3 +100,22 @@ def test_a_forked_child_gets_a_worker_of_its_own() -> None:
             os._exit(status)
     load(ZOO["conv_chain"]())
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_nothing_is_left_of_a_worker_that_was_told_to_go_or_died() -> None:
+    forget()
+    before = children()
+    load(ZOO["conv_chain"]())
+    assert len(children() - before) == 1
+    forget()
+    assert not children() - before
+    with pytest.raises(Crash):
+        guarded(dies, (), signal.SIGKILL)
+    assert not children() - before
+
+
+def test_a_run_keeps_no_second_process() -> None:
+    forget()
+    before = children()
+    read(onnx.parser.parse_model(KERNEL_ABOVE_INPUT.replace("Conv (x, w)", "Relu (x)")))
+    assert not children() - before
