@@ -6,11 +6,11 @@ Costs come from counts of a piece in the middle; nothing is coded to be thrown a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxcompress.weights import books, codecs, gaps, scales, streams
+from onnxcompress.weights import books, codecs, gaps, scales, streams, whole
 from onnxcompress.weights.codecs import Fitted, Spec
 from onnxcompress.weights.kinds import divided
 from onnxcompress.weights.plain import table
@@ -29,37 +29,51 @@ LEAST_COMMON = 0.3
 """Share of one element from which gaps are tried."""
 
 
-def fit(
-    values: np.ndarray, dims: tuple[int, ...], floats: bool, entropy: str, words: Dictionary | None = None
-) -> Fitted:
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What the nodes of a model say of a tensor of bytes.
+
+    words    that it is numbers of                          counts  of the symbols whose Huffman codes it is
+    planes   bytes and bits of each plane, where it is the planes of symbols, one after another
+    shape    of what its symbols become; () where that is not known
+    """
+
+    words: Dictionary | None = None
+    counts: np.ndarray | None = None
+    planes: tuple[tuple[int, int], ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+def fit(values: np.ndarray, dims: tuple[int, ...], floats: bool, entropy: str, made: Made | None = None) -> Fitted:
     """The form, gaps and kinds of slices that take the fewest bytes.
 
     values   flat, unsigned     dims  of the tensor, for what differs between its slices; () where they are not known
-    words    that the values are numbers of, as the nodes of a model say
     """
+    made = made or Made()
     priced = [
         each
-        for fitted in _candidates(values, dims, floats, entropy, words)
+        for fitted in _candidates(values, dims, floats, entropy, made)
         for each in (fitted, *_with_gaps(*fitted, entropy))
     ]
     best = min(priced, key=lambda each: each[0])
     whole = [each for each in priced if not each[1].spec.gaps]
     cheapest = min(whole, key=lambda each: each[0])
     for price, fitted in whole:
-        if fitted is cheapest[1] or fitted.spec.form == codecs.WORDS:  # numbers of words say little of their kind
-            apart = divided(fitted, dims, entropy)
+        if fitted is cheapest[1] or fitted.spec.form in codecs.OF_SYMBOLS:  # numbers of words say little of their kind
+            own = made.shape if fitted.spec.form in (codecs.DIGITS, *codecs.OF_SYMBOLS) else dims
+            apart = divided(fitted, own, entropy)
             if apart is not None and price - apart[0] < best[0]:
                 best = price - apart[0], apart[1]
     return best[1]
 
 
 def _candidates(
-    values: np.ndarray, dims: tuple[int, ...], floats: bool, entropy: str, words: Dictionary | None
+    values: np.ndarray, dims: tuple[int, ...], floats: bool, entropy: str, made: Made
 ) -> Iterator[tuple[float, Fitted]]:
     spec = Spec(codecs.PLAIN, values.itemsize, int(floats and values.itemsize > 1), values.nbytes)
     plain = Fitted(spec, values)
     if spec.width == 1:
-        yield from ((cost(each, entropy), each) for each in (plain, *_of_bytes(plain, entropy, words)))
+        yield from ((cost(each, entropy), each) for each in (plain, *_of_bytes(plain, entropy, made)))
         return
     found = books.per_tensor(values, floats)
     if found is None or len(found[0]) > FEW:
@@ -96,7 +110,7 @@ def _renumbered(slices: np.ndarray, place: np.ndarray) -> None:
         slices[:, start : start + step] = own.reshape(-1).take(slices[:, start : start + step] + begins)
 
 
-def _of_bytes(plain: Fitted, entropy: str, words: Dictionary | None) -> Iterator[Fitted]:
+def _of_bytes(plain: Fitted, entropy: str, made: Made) -> Iterator[Fitted]:
     """Bytes as the digits that they may be, of the base that fits best; as words of symbols where they are these."""
     values = plain.elements
     counts = streams.counted(values)
@@ -109,22 +123,35 @@ def _of_bytes(plain: Fitted, entropy: str, words: Dictionary | None) -> Iterator
     if costs and (base := min(costs, key=lambda each: costs[each])):
         elements = table(base).take(values, axis=0).reshape(-1)
         yield Fitted(replace(plain.spec, form=codecs.DIGITS, entries=base), elements)
-    if words is not None and largest < len(words.lengths):
+    yield from _of_symbols(plain, made)
+
+
+def _of_symbols(plain: Fitted, made: Made) -> Iterator[Fitted]:
+    """The symbols that the bytes were made of, where they are made of them again."""
+    values, spec, words = plain.elements, plain.spec, made.words
+    if words is not None and int(values.max(initial=0)) < len(words.lengths):
         lengths = words.lengths[values].astype(np.int64)
         steps = np.repeat(words.starts[values] - np.cumsum(lengths) + lengths, lengths)
         symbols = words.symbols.take(steps + np.arange(len(steps)))
         if np.array_equal(encode(symbols, words), values):
-            own = replace(
-                plain.spec, form=codecs.WORDS, entries=words.kinds, count=len(words.lengths), symbols=len(symbols)
-            )
+            own = replace(spec, form=codecs.WORDS, entries=words.kinds, count=len(words.lengths), symbols=len(symbols))
             yield Fitted(own, symbols, (words.lengths,))
+    if made.planes:
+        bits = sum(each for _, each in made.planes)
+        parts = whole.of_planes(values, [size for size, _ in made.planes], bits)
+        if parts is not None:
+            yield Fitted(replace(spec, form=codecs.PLANES, entries=bits, symbols=len(parts)), parts)
+    found = None if made.counts is None else whole.of_levels(values, made.counts)
+    if found is not None:
+        own = replace(spec, form=codecs.LEVELS, entries=len(found[1]), symbols=len(found[0]))
+        yield Fitted(own, found[0], (found[1],))
 
 
 def _with_gaps(price: float, fitted: Fitted, entropy: str) -> Iterator[tuple[float, Fitted]]:
     """The same with the most common element left out, where there is one."""
     spec = fitted.spec
     sample = fitted.elements[:: max(1, len(fitted.elements) // books.SAMPLE)]
-    if not len(sample) or spec.form in (codecs.DIGITS, codecs.WORDS):
+    if not len(sample) or spec.form in (codecs.DIGITS, *codecs.OF_SYMBOLS):
         return
     found, counts = np.unique(sample, return_counts=True)
     if counts.max() < LEAST_COMMON * len(sample):

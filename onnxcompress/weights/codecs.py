@@ -1,6 +1,7 @@
 """How the bytes of one tensor become streams of byte symbols, and come back: a row of FORMS a way.
 
-bytes -> values (unsigned, as wide as the type) -> elements (form: themselves, symbols of a book, digits, symbols of Tunstall words)
+bytes -> values (unsigned, as wide as the type) -> elements (form: themselves, symbols of a book, digits, symbols of Tunstall words,
+         of planes of bits, of Huffman's codes)
       -> by kinds of slices, each apart -> optionally gaps and the elements that are left -> one stream for each byte of an element
 """
 
@@ -11,12 +12,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcompress.weights import gaps, scales, streams, tunstall
+from onnxcompress.weights import gaps, scales, streams, tunstall, whole
+from onnxcompress.weights.plain import planes as bits_of_planes
+from onnxcompress.weights.whole import Gathered
 
 BLOCK = 1 << 18
 """Elements that are coded together: each block has frequencies and coders of its own."""
 
-PLAIN, BOOK, SLICES, DIGITS, WORDS, SCALED = range(6)
+PLAIN, BOOK, SLICES, DIGITS, WORDS, SCALED, PLANES, LEVELS = range(8)
+
+OF_SYMBOLS = (WORDS, PLANES, LEVELS)
+"""Forms whose elements are not as many as their bytes."""
 
 MOST_ENTRIES = 1 << 22
 """Of all books of a tensor together, and slices that have a kind: what is decoded before the first block."""
@@ -33,9 +39,9 @@ class Spec:
     rotate   1: floats, whose sign goes to the lowest bit, so that the highest byte is all exponent
     gaps     bits of a gap, 0: none             common  the element that gaps leave out
     stride, count   of slices (SLICES, SCALED); count: words (WORDS)
-    entries  of each book (BOOK, SLICES, SCALED), of a digit (DIGITS), kinds of symbols (WORDS)
+    entries  of each book (BOOK, SLICES, SCALED), of a digit (DIGITS), kinds of symbols (WORDS, LEVELS), bits (PLANES)
     kinds    of slices, each with streams of its own: element i is in slice (i // run) % runs
-    symbols  elements (WORDS)                   size    in bytes
+    symbols  elements (of OF_SYMBOLS)           size    in bytes
     """
 
     form: int
@@ -60,7 +66,7 @@ class Spec:
     @property
     def elements(self) -> int:
         """In all blocks."""
-        return self.symbols if self.form == WORDS else self.size // self.width * self.digits
+        return self.symbols if self.form in OF_SYMBOLS else self.size // self.width * self.digits
 
     @property
     def element_width(self) -> int:
@@ -85,6 +91,8 @@ class Spec:
             own = [(self.width, self.count * self.entries)]
         elif self.form == WORDS:
             own = [(1, self.count)]
+        elif self.form == LEVELS:
+            own = [(1, self.entries)]
         return [*own, *([(1, self.runs)] if self.kinds > 1 else [])]
 
     @property
@@ -102,7 +110,7 @@ class Spec:
         fits = (
             self.form in FORMS and self.width in (1, 2, 4, 8) and self.rotate in (0, 1) and self.size % self.width == 0
         )
-        if not fits or self.gaps not in (0, *gaps.BITS) or (self.form in (DIGITS, WORDS) and self.width > 1):
+        if not fits or self.gaps not in (0, *gaps.BITS) or (self.form in (DIGITS, *OF_SYMBOLS) and self.width > 1):
             raise ValueError("a form that is not known")
         if self.form == SCALED and self.width != 4:
             raise ValueError("a form that is not known")
@@ -115,6 +123,18 @@ class Spec:
             raise ValueError("more kinds than there can be")
         if self.form == WORDS and not (self.count <= tunstall.WORDS and self.size <= self.symbols <= 255 * self.size):
             raise ValueError("more symbols than words hold")
+        if self.form in (PLANES, LEVELS):
+            self._check_whole()
+
+    def _check_whole(self) -> None:
+        most = whole.MOST if self.form == PLANES else min(whole.MOST, 8 * self.size)
+        if not self.symbols <= most or (
+            self.form == PLANES
+            and not (
+                bits_of_planes(2**self.entries)[1:] and whole.size_of_planes(self.symbols, self.entries) == self.size
+            )
+        ):
+            raise ValueError("more symbols than bits hold")
 
     def length(self, block: int) -> int:
         """Elements of a block."""
@@ -135,35 +155,51 @@ class Fitted:
         return split(self.spec, self.sides, self.elements[start : start + self.spec.block], start)
 
 
+@dataclass(eq=False)
+class Words:
+    """Tunstall's words, and the symbols of a word that goes on in the next block."""
+
+    words: tunstall.Dictionary
+    left: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+
+Table = np.ndarray | Words | Gathered
+"""What `unfolded` makes of the sides."""
+
+NOTHING = np.zeros(0, np.uint8)
+
+
 @dataclass(frozen=True)
 class Form:
     """restore(spec, table of `unfolded`, elements [n], number of the first) -> values."""
 
     name: str
-    restore: Callable[[Spec, np.ndarray | Words, np.ndarray, int], np.ndarray]
+    restore: Callable[[Spec, Table, np.ndarray, int], np.ndarray]
 
 
-def _plain(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+def _plain(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
     return elements
 
 
-def _book(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+def _book(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
     assert isinstance(table, np.ndarray)
     if elements.max(initial=0) >= len(table):
         raise ValueError("a symbol beyond its book")
     return table.take(elements)
 
 
-def unfolded(spec: Spec, sides: Sequence[np.ndarray]) -> np.ndarray | Words:
+def unfolded(spec: Spec, sides: Sequence[np.ndarray]) -> Table:
     """All books, one after another; or the words."""
     if spec.form == SCALED:
         return scales.books_of(*sides[:3]).reshape(-1)
     if spec.form == WORDS:
         return Words(tunstall.words_of(sides[0], spec.entries))
+    if spec.form in (PLANES, LEVELS):
+        return Gathered(np.empty(spec.symbols, np.uint8), sides[0] if spec.form == LEVELS else NOTHING)
     return sides[0] if spec.form in (BOOK, SLICES) else np.zeros(0, typed(spec.width))
 
 
-def _slices(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+def _slices(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
     assert isinstance(table, np.ndarray)
     if elements.max(initial=0) >= spec.entries:
         raise ValueError("a symbol beyond its book")
@@ -184,7 +220,7 @@ def spread(start: int, length: int, run: int, runs: int) -> np.ndarray:
     return np.repeat(slices, counts) if run > 1 else slices
 
 
-def _joined(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+def _joined(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
     parts = elements.reshape(-1, spec.digits)
     if elements.max(initial=0) >= spec.entries:
         raise ValueError("a digit that is too large")
@@ -195,15 +231,7 @@ def _joined(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: 
     return whole
 
 
-@dataclass(eq=False)
-class Words:
-    """Tunstall's words, and the symbols of a word that goes on in the next block."""
-
-    words: tunstall.Dictionary
-    left: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
-
-
-def _worded(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: int) -> np.ndarray:
+def _worded(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
     assert isinstance(table, Words)
     if elements.max(initial=0) >= spec.entries:
         raise ValueError("a symbol beyond its words")
@@ -218,6 +246,18 @@ def _worded(spec: Spec, table: np.ndarray | Words, elements: np.ndarray, start: 
     return codes
 
 
+def _of_planes(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
+    assert isinstance(table, Gathered)
+    if int(elements.max(initial=0)) >> spec.entries:
+        raise ValueError("a symbol of more bits than its planes")
+    return whole.to_planes(table.symbols, spec.entries) if table.add(elements, start) else NOTHING
+
+
+def _of_levels(spec: Spec, table: Table, elements: np.ndarray, start: int) -> np.ndarray:
+    assert isinstance(table, Gathered)
+    return whole.to_levels(table.symbols, table.lengths) if table.add(elements, start) else NOTHING
+
+
 FORMS = {
     PLAIN: Form("plain", _plain),
     BOOK: Form("book", _book),
@@ -225,9 +265,14 @@ FORMS = {
     SCALED: Form("book, scale a slice", _slices),
     DIGITS: Form("digits of bytes", _joined),
     WORDS: Form("words of symbols", _worded),
+    PLANES: Form("planes of symbols", _of_planes),
+    LEVELS: Form("codes of symbols", _of_levels),
 }
 
-ENTRIES = {PLAIN: (0, 0), BOOK: (1, 256), SLICES: (1, 256), SCALED: (1, 256), DIGITS: (2, 16), WORDS: (2, 128)}
+ENTRIES = {
+    **{PLAIN: (0, 0), BOOK: (1, 256), SLICES: (1, 256), SCALED: (1, 256)},
+    **{DIGITS: (2, 16), WORDS: (2, 128), PLANES: (3, 7), LEVELS: (2, 256)},
+}
 """Least and most that `Spec.entries` may be."""
 
 
@@ -260,9 +305,7 @@ def kinds_of(spec: Spec, own: np.ndarray, start: int, length: int) -> np.ndarray
     return own.take(spread(start, length, spec.run, spec.runs))
 
 
-def join(
-    spec: Spec, sides: Sequence[np.ndarray], table: np.ndarray | Words, parts: Sequence[np.ndarray], block: int
-) -> np.ndarray:
+def join(spec: Spec, sides: Sequence[np.ndarray], table: Table, parts: Sequence[np.ndarray], block: int) -> np.ndarray:
     """Values of one block from its streams; ValueError where they do not fit each other."""
     start, length = block * spec.block, spec.length(block)
     each = len(parts) // spec.kinds

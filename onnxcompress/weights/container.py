@@ -23,7 +23,9 @@ from onnxcompress.weights.codecs import Fitted
 from onnxcompress.weights.table import COUNTS, Member, Segment, Table
 
 MAGIC, END = b"\x89ONNXZ\r\n", b"\x1aZXNNO\r\n"
-VERSION = 2
+VERSION = 3
+READ = (2, VERSION)
+"""Version 2 has fewer forms."""
 HEAD = struct.Struct("<8sHHI")
 TRAILER = struct.Struct("<IIIQ4x8s")
 LARGEST_TABLE = 1 << 26
@@ -209,7 +211,7 @@ class Container:
         if self.size < HEAD.size or self.read(0, len(MAGIC)) != MAGIC:
             raise ModelError(f"{self.name}: not a packed model; make one with onnxcompress pack")
         _, version, flags, _ = HEAD.unpack(self.read(0, HEAD.size))
-        if version != VERSION or flags:
+        if version not in READ or flags:
             raise ModelError(
                 f"{self.name}: packed in version {version}, and this onnxcompress reads {VERSION}; update it"
             )
@@ -243,6 +245,8 @@ class Pieces:
             if segment not in self._open:
                 self._open[segment] = _Cursor(self._container.blocks(own), own.spec.size)
             yield segment, False, self._open[segment].take(length)
+            if self._open[segment].done:
+                del self._open[segment]
 
 
 class _Cursor:
@@ -250,6 +254,11 @@ class _Cursor:
 
     def __init__(self, blocks: Iterator[np.ndarray], size: int) -> None:
         self._blocks, self._piece, self._unread = blocks, np.zeros(0, np.uint8), size
+
+    @property
+    def done(self) -> bool:
+        """Has all been read?"""
+        return not self._unread
 
     def take(self, length: int) -> Iterator[np.ndarray]:
         while length:

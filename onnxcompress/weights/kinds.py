@@ -25,6 +25,9 @@ TURNS, SLICES = 4, 1 << 9
 RUN = 512
 """Elements of a slice where a tensor has one axis, or its shape is not known."""
 
+BEHIND = 254
+"""Symbols that may stand behind those of the tensor: what fills a byte, or the last word."""
+
 FLOOR = 0.05
 """Added to each count, so that a symbol may come where it has not been seen."""
 
@@ -39,7 +42,7 @@ def divided(fitted: Fitted, dims: tuple[int, ...], entropy: str) -> tuple[float,
     if size < LEAST or entries < 2:
         return None
     best, whole = (np.inf, fitted), 0.0
-    for run, runs in slices(dims if spec.form not in (codecs.DIGITS, codecs.WORDS) else (), size):
+    for run, runs in slices(dims, size):
         if runs * entries > codecs.MOST_ENTRIES:
             continue
         counts = _counts(fitted.elements, run, runs, entries)
@@ -57,7 +60,7 @@ def divided(fitted: Fitted, dims: tuple[int, ...], entropy: str) -> tuple[float,
 
 def slices(dims: tuple[int, ...], size: int) -> Iterator[tuple[int, int]]:
     """(run, runs) of slices along the first axis, along the second, or of neighbours."""
-    if prod(dims) != size or max(dims, default=0) == size:
+    if not size - BEHIND <= prod(dims) <= size or max(dims, default=0) == prod(dims):
         yield min(RUN, size), -(-size // RUN)
         return
     for axis in (0, 1):

@@ -34,9 +34,16 @@ class Code:
 
 def code_of(counts: np.ndarray) -> Code | None:
     """The best code for symbols that occur so often [K]; None where fewer than two do."""
-    if np.count_nonzero(counts) < 2:
-        return None
-    lengths = lengths_of(np.pad(counts, (0, 256 - len(counts))), LONGEST)
+    return None if np.count_nonzero(counts) < 2 else code_for(lengths_for(counts))
+
+
+def lengths_for(counts: np.ndarray) -> np.ndarray:
+    """uint8 [256]: bits of each symbol's code, 0 where it does not occur."""
+    return lengths_of(np.pad(counts, (0, 256 - len(counts))), LONGEST)
+
+
+def code_for(lengths: np.ndarray) -> Code:
+    """The code of such lengths [K], which are those of a code."""
     bits, leaves = np.full((int(lengths.max()), 256), 2, np.uint8), []
     open_: list[tuple[int, ...]] = [()]
     for level in range(len(bits)):
@@ -59,6 +66,22 @@ def encode(symbols: np.ndarray, code: Code) -> list[np.ndarray]:
         divided = np.concatenate([active[own == 0], active[own == 1][::-1]])
         active = divided[: len(divided) - int(np.isin(divided, ending).sum())]
     return found
+
+
+def decode(bits: np.ndarray, code: Code, counts: np.ndarray) -> np.ndarray:
+    """Symbols again from the bits of all levels, one after another, where they occur so often [256]."""
+    parts, place, left = [], 0, int(counts.sum())
+    for ending in code.leaves:
+        parts.append(bits[place : place + left])
+        place, left = place + left, left - int(counts[list(ending)].sum())
+    below = np.zeros(0, np.uint8)
+    for part, ending in zip(reversed(parts), reversed(code.leaves), strict=True):
+        leaves = np.array(ending, np.uint8)
+        divided = np.concatenate([below, np.repeat(leaves, counts[leaves])])
+        below, zeros = np.empty(len(part), np.uint8), part == 0
+        count = int(np.count_nonzero(zeros))
+        below[zeros], below[~zeros] = divided[:count], divided[count:][::-1]
+    return below
 
 
 def size(coded: Coded) -> float | None:

@@ -18,13 +18,12 @@ import numpy as np
 from onnxcompress.errors import ModelError
 from onnxcompress.files import inside
 from onnxcompress.weights import codecs, wire
-from onnxcompress.weights.choice import fit
+from onnxcompress.weights.choice import Made, fit
 from onnxcompress.weights.codecs import Fitted
 from onnxcompress.weights.container import Container, Member, Pieces, Writer
 from onnxcompress.weights.streams import zipped
-from onnxcompress.weights.tunstall import Dictionary
+from onnxcompress.weights.told import Told, told
 from onnxcompress.weights.wire import Stored
-from onnxcompress.weights.worded import words_in
 
 WIDTHS = {
     **{1: 4, 6: 4, 12: 4, 14: 4},  # FLOAT, INT32, UINT32, COMPLEX64
@@ -34,6 +33,9 @@ WIDTHS = {
 """TensorProto.DataType -> bytes of a value; all others are taken by the byte."""
 
 FLOATS = {1, 10, 11, 14, 15, 16}
+
+NARROWER = {21, 22, 25, 26}
+"""UINT4, INT4, UINT2, INT2: several a byte, in the shape of the tensor."""
 
 SMALL = 2048
 """Bytes below which a tensor has no segment of its own."""
@@ -107,17 +109,18 @@ class Packer:
         self._done = self._total = 0
         self._twins: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         self._pools: dict[tuple[int, bool], _Pool] = {}
-        self._words: dict[str, Dictionary] = {}
+        self._told = Told()
+        self._planes: dict[int, int] = {}
         self.report: list[Packed] = []
         self.repeated = 0
 
     def pieces(self, model: Path | bytes) -> Iterator[bytes]:
         """The container of a file, or of its bytes. ModelError where it is no ONNX model, or its external data is missing."""
         data = mapped(model) if isinstance(model, Path) else model
-        files = _layout(
-            data, str(model) if isinstance(model, Path) else "bytes", model.parent if isinstance(model, Path) else None
-        )
-        self._words = words_in(data, files[0].holes)
+        name, folder = (str(model), model.parent) if isinstance(model, Path) else ("bytes", None)
+        found = wire.stored(data, name)
+        files = _layout(data, name, folder, found)
+        self._told = told(data, found)
         yield self._writer.begin()
         yield from self._files(files)
 
@@ -145,6 +148,12 @@ class Packer:
 
     def _tensor(self, data: wire.Buffer, hole: Stored) -> Generator[bytes, None, Run]:
         """The pieces of a tensor's segment; returns the run that stands for it."""
+        inside = hole.whole != Stored.whole  # in the model's own file
+        if inside and hole.start in self._told.planes and hole.start not in self._planes:
+            yield from self._of_planes(data, self._told.planes[hole.start])
+        if inside and hole.start in self._planes:
+            self._tick(hole.size)
+            return self._planes[hole.start], hole.size
         width, floats = WIDTHS.get(hole.dtype, 1), hole.dtype in FLOATS
         width = width if hole.size % width == 0 else 1
         octets = np.frombuffer(data, np.uint8, hole.size, hole.start)
@@ -160,11 +169,30 @@ class Packer:
             return number, hole.size
         values = octets.view(codecs.typed(width))
         dims = hole.dims if int(np.prod(hole.dims, dtype=object)) * width == hole.size else ()
-        fitted = fit(values, dims, floats, self._writer.entropy, self._words.get(hole.name))
+        shape = hole.dims if hole.dtype in NARROWER else self._told.shapes.get(hole.name, ())
+        made = Made(self._told.words.get(hole.name), self._told.counts.get(hole.name), (), shape)
+        fitted = fit(values, dims, floats, self._writer.entropy, made if width == 1 else None)
         yield from self._add(fitted, octets, crc, Packed(hole.name, hole.dtype, hole.dims, 1, width, hole.size, 0, ""))
         self._twins[hole.size, crc] = len(self._writer.segments) - 1, octets
         _forget(data, hole)
         return len(self._writer.segments) - 1, hole.size
+
+    def _of_planes(self, data: wire.Buffer, planes: tuple[tuple[Stored, int], ...]) -> Iterator[bytes]:
+        """The segment of all planes of a tensor's symbols, where they are in order and large enough, and it is smaller so."""
+        holes = [hole for hole, _ in planes]
+        starts = [hole.start for hole in holes]
+        sizes = [hole.size for hole in holes]
+        if starts != sorted(set(starts)) or min(sizes) < SMALLEST or sum(sizes) < SMALL or {*starts} & {*self._planes}:
+            return
+        octets = np.concatenate([np.frombuffer(data, np.uint8, hole.size, hole.start) for hole in holes])
+        each = tuple((hole.size, bits) for hole, bits in planes)
+        made = Made(planes=each, shape=self._told.shapes.get(holes[0].name, ()))
+        fitted = fit(octets, (), False, self._writer.entropy, made)
+        if fitted.spec.form != codecs.PLANES:
+            return
+        line = Packed(holes[0].name, holes[0].dtype, (len(octets),), len(holes), 1, len(octets), 0, "")
+        yield from self._add(fitted, octets, zlib.crc32(octets.data), line)
+        self._planes |= dict.fromkeys(starts, len(self._writer.segments) - 1)
 
     def _pool(self, pool: _Pool, name: str) -> Iterator[bytes]:
         octets = np.concatenate(pool.parts) if pool.parts else np.zeros(0, np.uint8)
@@ -233,9 +261,8 @@ def _forget(data: wire.Buffer, hole: Stored) -> None:
             data.madvise(mmap.MADV_DONTNEED, first, length)
 
 
-def _layout(data: wire.Buffer, name: str, folder: Path | None) -> list[_File]:
-    """The model and the files of its external data, with the tensors in each."""
-    found = wire.stored(data, name)
+def _layout(data: wire.Buffer, name: str, folder: Path | None, found: list[Stored]) -> list[_File]:
+    """The model and the files of its external data, with the tensors that were found in each."""
     if not any(
         field_ == wire.GRAPH_FIELD and kind == wire.LENGTH for field_, kind, *_ in wire.fields(data, 0, len(data))
     ):

@@ -90,7 +90,7 @@ def test_every_form_gives_the_bits_back(
     patterns = rng.integers(0, 256, (distinct, np.dtype(kind).itemsize)).astype(np.uint8).view(kind).reshape(-1)
     values = patterns[rng.integers(0, distinct, (first, second, third)) * (rng.random((first, second, third)) < 0.6)]
     bits = values.reshape(-1).view(codecs.typed(values.itemsize))
-    for priced in choice._candidates(bits, values.shape, np.dtype(kind).kind == "f", "ans", None):
+    for priced in choice._candidates(bits, values.shape, np.dtype(kind).kind == "f", "ans", choice.Made()):
         for _, each in (priced, *choice._with_gaps(*priced, "ans")):
             assert np.array_equal(restored(each), bits)
             own = replace(each.spec, kinds=3, run=third, runs=second)
@@ -165,6 +165,8 @@ def test_books_that_are_no_multiples_are_left() -> None:
         dict(form=1, entries=300), dict(stride=0), dict(stride=9), dict(count=0), dict(form=2, entries=256, count=1 << 30),
         dict(form=5, width=8, size=8, entries=1), dict(form=3), dict(form=3, width=1, entries=17), dict(form=0, entries=1),
         dict(form=4, width=1, entries=2, count=257, symbols=9), dict(form=4, width=1, entries=2, symbols=8 * 255 + 1),
+        dict(form=6, width=1, entries=4, symbols=8), dict(form=6, width=1, entries=3, symbols=8),
+        dict(form=7, width=1, entries=2, symbols=65),
         dict(kinds=0), dict(kinds=9), dict(run=0), dict(kinds=2, runs=0), dict(kinds=2, runs=1 << 23),
     ],
 )  # fmt: skip
@@ -200,7 +202,7 @@ def test_words_come_back_block_by_block(shares: list[float], seed: int, count: i
         patch.setattr(codecs, "BLOCK", 700)
         found = [
             each
-            for _, each in choice._candidates(codes, (count,), False, "ans", words)
+            for _, each in choice._candidates(codes, (count,), False, "ans", choice.Made(words))
             if each.spec.form == codecs.WORDS
         ]
         assert len(found) == 1 and np.array_equal(restored(found[0]), codes)

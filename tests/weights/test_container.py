@@ -240,6 +240,7 @@ def claimed(**facts: int) -> bytes:
         {"kinds": 8, "runs": (1 << 32) - 1}, {"kinds": 2, "runs": 1 << 22, "run": (1 << 64) - 1}, {"kinds": 255, "size": 1 << 20},
         {"form": 3, "entries": 2, "size": 1 << 61}, {"form": 4, "entries": 2, "count": 256, "size": 1 << 50, "symbols": 1 << 57},
         {"form": 4, "entries": 2, "count": 256, "size": 8, "symbols": 1 << 40},
+        {"form": 6, "entries": 3, "size": 3 << 50, "symbols": 1 << 53}, {"form": 7, "entries": 4, "size": 1 << 50, "symbols": 1 << 53},
     ],
 )  # fmt: skip
 def test_exabytes_are_not_believed(facts: dict[str, int]) -> None:
