@@ -6,41 +6,26 @@ FAULTS is the table: a row finds one kind of fault in the file as it stands, or 
 from __future__ import annotations
 
 import dataclasses
-import re
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from onnxcompress.compare import json_safe
-from onnxcompress.data import Data, open_data
 from onnxcompress.difference import sqnr_db
-from onnxcompress.errors import DataError, ModelError
+from onnxcompress.errors import ModelError
 from onnxcompress.evidence.gates import noise_share
-from onnxcompress.model.edit import constant_of
 from onnxcompress.model.load import check_external, read
-from onnxcompress.model.native import first_line
 from onnxcompress.operators.stored import ON_LEVELS, held, table_of
-from onnxcompress.passes.quantize.unfused import REASONS, Executed
+from onnxcompress.passes.quantize.examined import INTEGER, Examined
+from onnxcompress.passes.quantize.unfused import REASONS, Executed, graphs_of
 from onnxcompress.passes.quantize.walked import Simulation, can_saturate, products
-from onnxcompress.runtime.session import open_session
 
 PAIR = {"QuantizeLinear", "DequantizeLinear"}
-
-INTEGER = re.compile(
-    r"\b(QLinear|QGemm|MatMulInteger|ConvInteger|DynamicQuantize|MatMulNBits|QuantizeLinear|DequantizeLinear)"
-)
-"""Operators of quantized files, by their beginnings."""
-
-SAMPLES = 8
-"""On which two CPUs are compared."""
 
 ACTIVATION_ZERO = {
     **dict.fromkeys(("QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm"), 2),
@@ -76,100 +61,6 @@ class Finding:
     def severe(self) -> bool:
         """Is the file unusable, or does its answer depend on the CPU?"""
         return self.grade == "fault"
-
-
-@dataclass(frozen=True, eq=False)
-class Examined:
-    """A file and what onnxruntime makes of it on this CPU."""
-
-    proto: onnx.ModelProto
-    runnable: Path | bytes
-    name: str
-    data: Any = None
-    seed: int = 0
-
-    @cached_property
-    def loaded(self) -> tuple[onnx.ModelProto | None, str]:
-        """The graph that is executed, and no error; or None and the reason."""
-        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
-            target = Path(folder) / "optimised.onnx"
-            try:
-                open_session(self.runnable, name=self.name, optimised_to=target)
-            except ModelError as error:
-                return None, str(error)
-            return onnx.load(target), ""
-
-    @cached_property
-    def graph(self) -> ir.Model:
-        """The file as onnx-ir reads it, every constant of it whole."""
-        try:
-            graph = ir.from_proto(self.proto)
-            if isinstance(self.runnable, Path):
-                ir.external_data.set_base_dir(graph.graph, self.runnable.parent)
-            for each in [graph.graph, *graph.graph.subgraphs()]:
-                for value in each.initializers.values():
-                    constant_of(value)
-        except (ir.serde.SerdeError, ValueError, TypeError) as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise ModelError(f"{self.name}: not a legal ONNX graph: {first_line(cause)}") from error
-        return graph
-
-    @cached_property
-    def feeds(self) -> Data:
-        """What it is run on."""
-        session = open_session(self.runnable, name=self.name)
-        return open_data(
-            self.data, session.inputs, seed=self.seed, samples=SAMPLES, limit=SAMPLES, session=session, images=None
-        )
-
-    @cached_property
-    def stuck(self) -> str:
-        """Why it loads and does not run; empty where it does, or where made-up inputs may be to blame."""
-        if self.loaded[0] is None:
-            return ""
-        try:
-            open_session(self.runnable, name=self.name).run(next(iter(self.feeds.batches(1))))
-        except (DataError, ModelError) as error:
-            if self.data is not None and isinstance(error, DataError):
-                raise
-            return str(error) if self.data is not None or INTEGER.search(str(error)) else ""
-        return ""
-
-    @property
-    def executed(self) -> Iterable[onnx.NodeProto]:
-        """Nodes of the main graph as onnxruntime executes them."""
-        graph = self.loaded[0]
-        return [] if graph is None else graph.graph.node
-
-    @cached_property
-    def constants(self) -> dict[str, onnx.TensorProto]:
-        """Stored tensors of the main graph, by name."""
-        return {tensor.name: tensor for tensor in self.proto.graph.initializer} | {
-            node.output[0]: attribute.t
-            for node in self.proto.graph.node
-            if node.op_type == "Constant"
-            for attribute in node.attribute
-            if attribute.name == "value"
-        }
-
-    @cached_property
-    def opset(self) -> int:
-        """Of the standard operators."""
-        return next((each.version for each in self.proto.opset_import if each.domain in ("", "ai.onnx")), 1)
-
-    def values(self, name: str) -> np.ndarray | None:
-        """A constant's values; None where it is computed or lies in an external file."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            return None
-        try:
-            return onnx.numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(
-                f"{self.name}: tensor {name!r} does not hold what its shape says; export it again"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -230,7 +121,7 @@ def axis_before_13(seen: Examined) -> Iterator[Finding]:
     """Per-channel scales need QuantizeLinear-13."""
     where = [
         node.name or node.output[0]
-        for node in seen.proto.graph.node
+        for node in seen.given
         if node.op_type in PAIR and seen.opset < 13 and _size(seen, node, 1) > 1
     ]
     if where:
@@ -245,7 +136,7 @@ def block_before_21(seen: Examined) -> Iterator[Finding]:
     small = {onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
     where = [
         node.name or node.output[0]
-        for node in seen.proto.graph.node
+        for node in seen.given
         if node.op_type in PAIR
         and seen.opset < 21
         and (
@@ -261,7 +152,7 @@ def block_before_21(seen: Examined) -> Iterator[Finding]:
 def bad_scales(seen: Examined) -> Iterator[Finding]:
     """A scale that is zero, negative, infinite or NaN makes everything behind it so."""
     where: dict[str, None] = {}
-    for node in seen.proto.graph.node:
+    for node in seen.given:
         for name in (node.input[index] for index in ON_LEVELS.get(node.op_type, ()) if index < len(node.input)):
             values = seen.values(name)
             scale = values is not None and values.dtype.kind == "f"  # the others are zeros
@@ -274,7 +165,12 @@ def bad_scales(seen: Examined) -> Iterator[Finding]:
 
 def left_in_float(seen: Examined) -> Iterator[Finding]:
     """Q/DQ pairs that did not fuse: the node runs in float, and its neighbours convert back and forth."""
-    found = Executed(seen.loaded[0].graph).in_float() if seen.loaded[0] is not None else {}
+    found: dict[str, list[onnx.NodeProto]] = {}
+    graphs = graphs_of(seen.loaded[0].graph) if seen.loaded[0] is not None else []
+    outer = {tensor.name: tensor for tensor in graphs[0].initializer} if graphs else {}
+    for graph in graphs:
+        for why, these in Executed(graph, outer).in_float().items():
+            found.setdefault(why, []).extend(these)
     nodes = [node for each in found.values() for node in each]
     if nodes:
         counts = Counter(node.op_type for node in nodes)
@@ -302,7 +198,7 @@ def norms_between(seen: Examined) -> Iterator[Finding]:
 def signed_activations(seen: Examined) -> Iterator[Finding]:
     """onnxruntime's fast x86 kernels multiply uint8 by int8; int8 activations are converted, or run several times slower."""
     where = []
-    for node in seen.proto.graph.node:
+    for node in seen.given:
         index = ACTIVATION_ZERO.get(node.op_type, 0)
         zero = seen.constants.get(node.input[index]) if 0 < index < len(node.input) else None
         if zero is not None and zero.data_type == onnx.TensorProto.INT8 and node.input[0] not in seen.constants:
@@ -375,13 +271,18 @@ def check(model: str | Path | bytes | onnx.ModelProto, *, data: Any = None, seed
     """
     proto, source = read(model)
     check_external(proto, source)
-    named = (text for node in proto.graph.node for text in (node.name, node.op_type, *node.input, *node.output))
+    named = (
+        text
+        for each in graphs_of(proto.graph)
+        for node in each.node
+        for text in (node.name, node.op_type, *node.input, *node.output)
+    )
     if not all(isinstance(text, str) for text in named):
         raise ModelError(f"{source.name}: a name in it is not UTF-8 text: the file is damaged; write it again")
     seen = Examined(proto, source.runnable, source.name, data, seed)
     findings = [finding for row in FAULTS for finding in row(seen)]
     counted = Counter(node.op_type for node in seen.executed)
-    quantized = sum(_is_integer(node) for node in [*seen.proto.graph.node, *seen.executed])
+    quantized = sum(_is_integer(node) for node in [*seen.given, *seen.executed])
     nodes = list(seen.graph.graph.all_nodes())
     stored = sum(held(value) is not None for node in nodes for value in node.outputs)
     stored += sum(table_of(node) is not None for node in nodes if node.op_type.startswith("Gather"))

@@ -23,6 +23,7 @@ from onnxcompress.errors import SettingError
 from onnxcompress.evidence.gather import first_shapes
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Loadable, Model, load
+from onnxcompress.model.edit import walk
 from onnxcompress.operators.cost import macs_by_layer
 from onnxcompress.operators.layer import Shapes, layers
 from onnxcompress.passes.protocol import Pass
@@ -112,7 +113,7 @@ def _problem(loaded: Model, passes: Sequence[Pass], whole: Result, data: Any, ho
 def _work(model: Model, names: Sequence[str], shapes: Shapes) -> dict[str, float]:
     """Multiply-adds of products, entries written by all others, as shares of all."""
     macs = {node: count for (node, _), count in macs_by_layer(model, shapes).items()}
-    nodes = {node.name: node for node in model.ir.graph}
+    nodes = {node.name: node for node in walk(model.ir)}
     amounts = {}
     for name in names:
         shape = shapes.get(nodes[name].outputs[0].name or "", (1,))
@@ -144,7 +145,7 @@ def _kept(problem: Problem, left: Collection[str]) -> frozenset[str]:
     stay = {place for name, touched in found.nodes.items() if name not in gone for place in touched.keeps}
     places = {
         n.name or "": found.places.get(n.inputs[0].name or "")
-        for n in problem.model.ir.graph
+        for n in walk(problem.model.ir)
         if n.inputs and n.inputs[0]
     }
     names = [name for name in nodes_of(problem.plan) if name not in gone]
@@ -153,7 +154,7 @@ def _kept(problem: Problem, left: Collection[str]) -> frozenset[str]:
 
 def _one_product(problem: Problem) -> frozenset[str]:
     """The product that brings least alone; what is worth nothing without others goes."""
-    nodes = {node.name or "": node for node in problem.model.ir.graph}
+    nodes = {node.name or "": node for node in walk(problem.model.ir)}
     products = [name for name in problem.found.nodes if row_of(nodes[name]).form == "product"]
     return _kept(problem, set(problem.found.nodes) - {min(products, key=problem.found.of)})
 

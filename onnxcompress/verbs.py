@@ -248,8 +248,8 @@ def quantize(
     Where a budget on outputs is not met, the fewest nodes that it asks for stay float (mixed.py).
     """
     from onnxcompress.mixed import mixed_precision
+    from onnxcompress.passes.quantize.ends import integer_ends
     from onnxcompress.passes.quantize.quantize import SLOWER
-    from onnxcompress.passes.quantize.write import integer_ends
 
     if mode not in MODES:
         raise SettingError(f"mode is {mode!r}; give one of {', '.join(MODES)}")

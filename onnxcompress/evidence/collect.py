@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxcompress.data.store import Data, Feed
 from onnxcompress.errors import DataError, SettingError, nearest
+from onnxcompress.evidence.branches import hand_out
 from onnxcompress.evidence.expose import answer, exposed, hidden, run_shapes
 from onnxcompress.evidence.inside import INSIDE, Taps
 from onnxcompress.evidence.kinds import KINDS
@@ -99,7 +100,8 @@ def collect(
     threads        of the runtime; one gives the same bits on every run
     shapes         of all values on the first sample, where they are known
 
-    Needs about values inside If, Loop and Scan bodies and about constants are left out, see `Collected`. ModelError for
+    Needs about values inside Loop and Scan bodies and about constants are left out, see `Collected`; those about a branch of an If
+    that no sample takes are met by nothing. ModelError for
     values that do not exist, SettingError for an unknown kind, an axis that a value does not have, or results that do
     not fit the limit; DataError, with the value's name, for NaN and infinity, and for channels whose number changes.
     """
@@ -179,6 +181,8 @@ class Meter:
         """Add one batch of one whole value."""
         if array.dtype.kind not in "fiub":
             raise DataError(f"{each.value!r} holds {array.dtype}, not numbers; nothing can be measured of it")
+        if each.inside and not array.size:  # another branch was taken
+            return
         for kind, axis in each.whole:
             row, key = KINDS[kind], (each.value, kind, axis)
             moved = np.moveaxis(array, axis, -1) if row.per_channel else by_sample(array, each.shape, samples)
@@ -220,6 +224,7 @@ class Probe:
     def of(cls, model: Model, wave: Sequence[Observed], threads: int) -> Probe:
         """The graph with taps, its weights shared with the model."""
         taps, outputs = Taps(model.ir.clone()), []
+        hand_out(taps.graph, [each.value for each in wave])
         parts: list[tuple[Observed, Mark | None, int]] = []
         values = {value.name or "": value for node in taps.graph.graph for value in node.outputs}
         for each in wave:

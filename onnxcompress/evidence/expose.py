@@ -1,6 +1,6 @@
 """Seeing inside a graph: a clone whose outputs are intermediate values, and the shapes of all values in one run.
 
-Values of the main graph only: what If, Loop and Scan bodies compute leaves them only through their outputs.
+Values of the main graph and of branches of If (branches.py): what Loop and Scan bodies compute leaves them only through their outputs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxcompress.errors import ModelError, nearest
+from onnxcompress.evidence.branches import hand_out, inside
 from onnxcompress.model import Model
 from onnxcompress.model.edit import bodies_of, walk
 from onnxcompress.runtime.loose import Loose, loose
@@ -42,18 +43,19 @@ def exposed(model: Model, values: Sequence[str]) -> Exposed:
     Its inputs are all those of the model. ModelError, with the nearest name, for a value that is nowhere in the model.
     """
     graph = model.ir.clone()
+    hand_out(graph, values)
     found, left_out = _sorted_out(graph, values)
     answer(graph, found)
     return Exposed(loose(graph), tuple(value.name or "" for value in found), left_out)
 
 
 def hidden(model: Model, values: Sequence[str]) -> dict[str, str]:
-    """Those of the values that no run over data shows, and why: in bodies, constants, no numbers. Inputs are seen.
+    """Those of the values that no run over data shows, and why: in bodies of loops, constants, no numbers. Inputs are seen.
 
     ModelError, with the nearest name, for a value that is nowhere in the model.
     """
-    inputs = {value.name for value in model.ir.graph.inputs}
-    return _sorted_out(model.ir, [name for name in values if name not in inputs])[1]
+    seen = {value.name for value in model.ir.graph.inputs} | inside(model.ir).keys()
+    return _sorted_out(model.ir, [name for name in values if name not in seen])[1]
 
 
 def run_shapes(
@@ -62,7 +64,8 @@ def run_shapes(
     """The shape of every value of the main graph (or of those named) in one run, inputs and constants too.
 
     Each value gets a Shape node, so activations are freed as the run goes on and only shapes come out. Missing are
-    sequences and other values that are no tensors, outputs that nothing reads, values in If, Loop and Scan bodies.
+    sequences and other values that are no tensors, outputs that nothing reads, values in Loop and Scan bodies; those in branches
+    of If are there where they are named, without entries where another branch was taken.
     """
     wanted = None if values is None else set(values)
     shapes = {name: np.shape(array) for name, array in feeds.items()}
@@ -70,6 +73,7 @@ def run_shapes(
         if value.const_value is not None:
             shapes[name] = tuple(value.const_value.shape.numpy())
     graph = model.ir.clone()
+    hand_out(graph, wanted or ())
     kept = _with_shape_nodes(graph, wanted)
     if kept:
         # Not optimised: it loads faster, and folding constants would run once more what is run only once.
@@ -116,8 +120,8 @@ def _computed(graph: ir.Model) -> list[ir.Value]:
 def _sorted_out(graph: ir.Model, values: Sequence[str]) -> tuple[list[ir.Value], dict[str, str]]:
     """Those that can be outputs, and the reason for each of the others."""
     computed = {value.name or "": value for value in _computed(graph)}
-    inside = "it lies in the body of an If, Loop or Scan"
-    reasons = {value.name or "": inside for node in walk(graph) for value in (*node.outputs, *_body_inputs(node))}
+    within = "it lies in the body of a Loop or Scan"
+    reasons = {value.name or "": within for node in walk(graph) for value in (*node.outputs, *_body_inputs(node))}
     reasons |= {value.name or "": "it is not a tensor" for node in graph.graph for value in node.outputs}
     reasons |= {value.name or "": "it is an input: the feed holds it" for value in graph.graph.inputs}
     reasons |= {name: "it is a constant" for name in graph.graph.initializers}

@@ -14,6 +14,7 @@ from onnxcompress.evidence.inside import INSIDE
 from onnxcompress.evidence.kinds import BLOCK, KINDS
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
+from onnxcompress.model.edit import walk
 
 WORKING = 3  # times a result: one batch's, a block of rows and a block's product, held while a value is updated
 
@@ -33,6 +34,7 @@ class Observed:
     marks    the needs of each (kind, axis)           results  bytes of the result of each mark
     width    bytes of an entry
     floats   the run can measure it where it stands      exposed  False for an input, which is in memory anyway
+    inside   it lies in a branch of an If, and is empty where another is taken
     """
 
     value: str
@@ -41,6 +43,7 @@ class Observed:
     width: int
     floats: bool
     exposed: bool
+    inside: bool = False
     marks: dict[Mark, list[Need]] = field(default_factory=dict)
 
     @property
@@ -72,7 +75,9 @@ class Observed:
 
     def channels(self, mark: Mark) -> int:
         """Length of its axis; kinds of the whole tensor have axis 0 of length 1."""
-        return self.shape[mark[1]] if KINDS[mark[0]].per_channel else 1
+        if not KINDS[mark[0]].per_channel:
+            return 1
+        return self.shape[mark[1]] if prod(self.shape) else 0
 
 
 @dataclass(frozen=True)
@@ -122,15 +127,20 @@ def _observed(
 ) -> list[Observed]:
     """What is wanted of each value, in graph order, equal needs once."""
     values = {value.name or "": value for value in model.ir.graph.inputs}
-    values |= {value.name or "": value for node in model.ir.graph for value in node.outputs}
+    values |= {value.name or "": value for node in walk(model.ir) for value in node.outputs}
+    main = {value.name for node in model.ir.graph for value in node.outputs}
     place = {name: number for number, name in enumerate(values)}
     found: dict[str, Observed] = {}
     for need in sorted(needs, key=lambda each: (place[each.value], each)):
         name, shape, dtype = need.value, shapes[need.value], values[need.value].dtype
         width = 4 if dtype is None else dtype.itemsize
-        floats = dtype == ir.DataType.FLOAT and prod(shape) > 0
-        fresh = Observed(name, shape, batch, int(width), floats, name not in feed)
-        found.setdefault(name, fresh).marks.setdefault(_mark(need, shape), []).append(need)
+        within = name not in feed and name not in main
+        floats = dtype == ir.DataType.FLOAT and prod(shape) > 0 and not within
+        fresh = Observed(name, shape, batch, int(width), floats, name not in feed, within)
+        mark = (
+            (need.kind, need.axis) if within and not prod(shape) else _mark(need, shape)
+        )  # its axes may be unknown yet
+        found.setdefault(name, fresh).marks.setdefault(mark, []).append(need)
     return list(found.values())
 
 

@@ -32,6 +32,19 @@ def bodies_of(attribute: ir.Attr) -> list[ir.Graph]:
     return []
 
 
+def branches(model: ir.Model) -> dict[ir.Graph, ir.Node]:
+    """The bodies that run at most once in a run of the model, each with the If that holds it: branches, and branches in these."""
+    found: dict[ir.Graph, ir.Node] = {}
+    todo: list[ir.Graph] = [model.graph]
+    while todo:
+        for node in todo.pop():
+            if node.op_type == "If" and not node.domain:
+                bodies = [body for attribute in node.attributes.values() for body in bodies_of(attribute)]
+                found |= dict.fromkeys(bodies, node)
+                todo += bodies
+    return found
+
+
 def constant_of(value: ir.Value | None) -> np.ndarray | None:
     """The values of a constant tensor, None for one that is computed or fed."""
     if value is None or value.const_value is None:

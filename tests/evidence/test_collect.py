@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from zoo import ZOO
 
 from onnxcompress.data import Data, open_data
 from onnxcompress.errors import DataError, ModelError, SettingError
+from onnxcompress.evidence.branches import straight
 from onnxcompress.evidence.collect import by_sample, collect, sampled_rows
 from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model, load
+from onnxcompress.model.edit import walk
 from onnxcompress.runtime.session import open_session
 
 SAMPLES = 13  # not a multiple of any batch here
@@ -212,20 +215,60 @@ def test_sizes_that_differ_from_sample_to_sample() -> None:
         collect(model, [Need("moments", value, 1)], data)
 
 
-def test_values_in_bodies_are_left_out_and_said_so() -> None:
-    model, data = opened("if_branches")
+def test_values_in_loops_are_left_out_and_said_so() -> None:
+    model, data = opened("scan_outer_weight")
     inner = next(
         value.name or ""
         for node in model.ir.graph
-        if node.op_type == "If"
-        for body in [node.attributes["then_branch"].as_graph()]
+        if node.op_type == "Scan"
+        for body in [node.attributes["body"].as_graph()]
         for each in body
         for value in each.outputs
     )
     outer = Need("gram", observed(model)[0])
     found = collect(model, [Need("gram", inner), outer, Need("gram", "w1")], data)
     assert list(found) == [outer]
-    assert "body of an If" in found.left_out[inner] and "constant" in found.left_out["w1"]
+    assert "body of a Loop" in found.left_out[inner] and "constant" in found.left_out["w1"]
+
+
+NESTED = """agraph (float[2,3] x, bool c, bool d) => (float[2,3] y) {
+    y = If (c) <then_branch = t () => (float[2,3] p) {
+        p = If (d) <then_branch = tt () => (float[2,3] pp) { a = Neg(x)  pp = Relu(a) },
+                    else_branch = te () => (float[2,3] pe) { pe = Exp(x) }> },
+      else_branch = e () => (float[2,3] q) { q = Abs(x) }> }"""
+
+
+def nested(ways: Sequence[tuple[bool, bool]]) -> tuple[Model, list[dict[str, np.ndarray]]]:
+    """A branch in a branch, and a sample that takes each of the ways."""
+    rng = np.random.default_rng(0)
+    model = load(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {NESTED}'))
+    x = rng.standard_normal((len(ways), 2, 3)).astype(np.float32)
+    return model, [{"x": each, "c": np.array(c), "d": np.array(d)} for each, (c, d) in zip(x, ways, strict=True)]
+
+
+def test_values_in_branches_are_seen_where_samples_take_them() -> None:
+    """An inner branch counts only what went through it, whichever way the first sample went."""
+    model, feeds = nested([(False, True), (True, True), (True, False), (True, True)])
+    data = open_data(feeds, open_session(model.serialized).inputs)
+    ends, mean, outer = Need("range", "a", 0), Need("mean", "a", 1), Need("histogram", "q", 0)
+    found = collect(model, [ends, mean, outer], data)
+    taken = np.stack([-feeds[1]["x"], -feeds[3]["x"]])
+    assert (found[ends].minimum, found[ends].maximum) == (taken.min(), taken.max())
+    np.testing.assert_allclose(found[mean].mean, taken.mean((0, 1)), rtol=1e-5)
+    assert found[outer].count == 6
+    untaken = collect(model, [ends, outer], open_data(feeds[:1], open_session(model.serialized).inputs))
+    assert list(untaken) == [outer]
+
+
+def test_a_model_goes_straight_where_all_samples_take_one_branch() -> None:
+    model, feeds = nested([(True, True), (True, True), (False, False)])
+    names = {node.op_type: node.name or "" for node in walk(model.ir)}
+    one, both = straight(model, [names["Neg"]], feeds[:2]), straight(model, names.values(), feeds[1:])
+    kinds = [[node.op_type for node in each.ir.graph if node.op_type != "Identity"] for each in (one, both)]
+    assert kinds == [["Neg", "Relu"], ["If"]]
+    for feed in feeds[:2]:
+        answers = [open_session(each.serialized).run(feed)["y"] for each in (model, one, both)]
+        assert all(np.array_equal(answers[0], each) for each in answers)
 
 
 @pytest.mark.parametrize("kind", ["moments", "mean", "reach", "range", "histogram"])

@@ -6,23 +6,28 @@ from collections.abc import Collection, Iterable, Mapping
 
 import onnx_ir as ir
 
+from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, input_of, walk
+from onnxcompress.model.edit import branches, constant_of, input_of, walk
 from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import Grid
-from onnxcompress.passes.quantize.rows import IN_BODY, bias_adds, data_of, refusal, result_of, row_of
+from onnxcompress.passes.quantize.rows import IN_BODY, NOT_TAKEN, bias_adds, data_of, refusal, result_of, row_of
+from onnxcompress.passes.quantize.shares import shares
+
+RANGES = ("histogram", "range")
+"""Kinds of evidence that tell a range."""
 
 
 def candidates(model: Model, kept: Collection[str]) -> tuple[dict[str, ir.Node], dict[str, str]]:
-    """Nodes of the main graph that can run on static grids, by name; and why each other one with a row or a weight cannot.
+    """Nodes of the main graph and of branches that can run on static grids, by name; and why each other one with a weight cannot.
 
     kept  names of nodes that stay float because somebody said so
     """
     found, refused = {}, {}
-    weighted = by_node(model)
+    weighted, graphs = by_node(model), {model.ir.graph, *branches(model.ir)}
     for node in walk(model.ir):
         name = node.name or ""
-        why = "it was to be kept" if name in kept else refusal(node, model.ir.graph)
+        why = "it was to be kept" if name in kept else refusal(node, graphs)
         if not why:
             found[name] = node
         elif name in weighted:
@@ -31,11 +36,35 @@ def candidates(model: Model, kept: Collection[str]) -> tuple[dict[str, ir.Node],
 
 
 def in_bodies(refused: Mapping[str, str]) -> list[str]:
-    """A sentence for the report where `refused` names layers of bodies; else nothing."""
-    count = sum(why == IN_BODY for why in refused.values())
-    layers = "1 layer lies" if count == 1 else f"{count} layers lie"
-    told = f"{layers} in bodies of If or Loop, where nobody sees ranges: activations stay float there, weights do not"
-    return [told] if count else []
+    """A sentence for the report where `refused` names layers of loops, and one for those of branches that were not taken."""
+    told = []
+    for why, where in (
+        (IN_BODY, "bodies of Loop or Scan"),
+        (NOT_TAKEN, "branches of If that no calibration sample takes"),
+    ):
+        count = sum(each == why for each in refused.values())
+        layers = "1 layer lies" if count == 1 else f"{count} layers lie"
+        if count:
+            told.append(f"{layers} in {where}, where nobody sees ranges: activations stay float there, weights do not")
+    return told
+
+
+def unseen(model: Model, names: Collection[str], evidence: Evidence) -> frozenset[str]:
+    """Those of the nodes in branches that read or write a value of which the evidence has no range: no sample came by."""
+    missing = {
+        value
+        for share in shares(model, names)
+        if share.fixed is None and not any(Need(k, v, 0) in evidence for k in RANGES for v in share.ranges)
+        for value in share.values
+    }
+    held, weighted = branches(model.ir), by_node(model)
+    return frozenset(
+        node.name or ""
+        for node in walk(model.ir)
+        if node.name in names
+        and node.graph in held
+        and any(v.name in missing for v in (*data_of(node), result_of(node, weighted.get(node.name or ""))))
+    )
 
 
 def connected(model: Model, names: Iterable[str]) -> frozenset[str]:
@@ -46,7 +75,7 @@ def connected(model: Model, names: Iterable[str]) -> frozenset[str]:
     """
     wanted = set(names)
     weighted = by_node(model)
-    nodes = {node.name or "": node for node in model.ir.graph if node.name in wanted}
+    nodes = {node.name or "": node for node in walk(model.ir) if node.name in wanted}
     while True:
         absorbed = {node.name for node in bias_adds(nodes.values(), weighted)}
         out = [name for name, node in nodes.items() if name not in absorbed and not _pays(node, nodes, weighted)]
@@ -81,7 +110,7 @@ def classes(model: Model, nodes: Collection[str]) -> dict[str, list[str]]:
     """Like nodes under one name, for the clock: operators, and convolutions by what makes their kernels differ."""
     weighted = by_node(model)
     found: dict[str, list[str]] = {}
-    for node in model.ir.graph:
+    for node in walk(model.ir):
         name = node.name or ""
         if name in nodes and row_of(node).form in ("product", "computes", "ramp"):
             found.setdefault(_kind(node, weighted.get(name), model), []).append(name)
@@ -109,7 +138,7 @@ def needless(model: Model, nodes: Collection[str], *, ends: bool = False) -> set
     ends  also of products that write outputs of the model
     """
     weighted, found = by_node(model), set()
-    for node in model.ir.graph:
+    for node in walk(model.ir):
         if node.name in nodes and row_of(node).float_output:
             result = result_of(node, weighted.get(node.name or ""))
             read = any(reader.name in nodes and _reads(reader, result) for reader, _ in result.uses())

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.evidence.branches import straight
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant, walk
@@ -62,9 +63,10 @@ def compensated(
 
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
     nodes   that run on integers      grids  of the values that are rounded
+    Where samples always take the same branches of Ifs, the walk goes through these.
     Weights of which no rows can be gathered (`fits`) stay as in `start`.
     """
-    model = model.as_original()
+    model = straight(model.as_original(), nodes, paired.batches())
     todo = {layer.name: layer for layer in layers(model) if layer.name in nodes and layer.weight in start}
     places = {node.name or "": node for node in walk(model.ir)}
     todo = {name: layer for name, layer in todo.items() if fits(model, layer, places[name])}
@@ -91,10 +93,10 @@ def as_rounded(
             set_constant(pen.graph, layer.weight, each.grid.values(each.levels))
             if each.bias is not None and layer.bias is not None:
                 set_constant(pen.graph, layer.bias, each.bias)
-    places = roundings(pen.graph.graph, nodes, grids, pen.layers)
+    places = roundings(pen.graph, nodes, grids, pen.layers)
     for value, readers in places.read.items():
         for node, index in readers:
-            node.replace_input_with(index, pen.float_of(value, readers[0][0]))
+            node.replace_input_with(index, pen.float_of(value, node))
     for value in places.written:
         pen.put(value, grids[value.name or ""])
     return model.edited(pen.graph)

@@ -27,7 +27,7 @@ from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.pen import Decided, Pen
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, row_of
 from onnxcompress.passes.quantize.shares import follows, roundings, shares
-from onnxcompress.passes.quantize.write import DTYPES
+from onnxcompress.passes.quantize.write import DTYPES, written_to
 
 BINS = 64
 """Of the histogram that a report shows."""
@@ -172,7 +172,8 @@ class _Gates(Pen):
         if producer is None:
             self.graph.graph.insert_before(self.graph.graph[0], new)
         else:
-            self.graph.graph.insert_after(producer, new)
+            assert isinstance(producer.graph, ir.Graph)
+            producer.graph.insert_after(producer, new)
         for node, index in readers:
             node.replace_input_with(index, blended)
         return blended
@@ -194,7 +195,7 @@ def gated(model: Model, decided: Decided) -> Found:
     """The float graph with a gate at every place that is rounded: graph, place -> gates, what nodes touch, value -> place."""
     pen, nodes, grids = _Gates(model.ir.clone()), decided.nodes, decided.grids
     weighted = by_node(model)
-    rounded = roundings(pen.graph.graph, nodes, grids, weighted)
+    rounded = roundings(pen.graph, nodes, grids, weighted)
     places = {
         value: f"value/{share.values[0]}"
         for share in shares(model, nodes)
@@ -273,7 +274,7 @@ def _after(pen: _Gates, value: ir.Value, grid: Grid, place: str) -> None:
     value.name = f"{name}.exact"
     blended = pen.blend(value, pen.difference(value, grid), place, readers)
     blended.name, blended.type = name, value.type
-    outputs = pen.graph.graph.outputs
+    outputs = written_to(value)
     for index, output in enumerate(outputs):
         if output is value:
             outputs[index] = blended

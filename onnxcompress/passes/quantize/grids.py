@@ -9,8 +9,9 @@ from typing import Any
 from onnxcompress.evidence.kinds import KINDS, Histogram, Range
 from onnxcompress.evidence.need import Evidence, Need
 from onnxcompress.model import Model
+from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import by_node
-from onnxcompress.passes.quantize.chosen import needless
+from onnxcompress.passes.quantize.chosen import RANGES, needless
 from onnxcompress.passes.quantize.grid import Grid, grid_of
 from onnxcompress.passes.quantize.ranges import calibrate, holding, reaching, read_energy, within
 from onnxcompress.passes.quantize.shares import NEAR, Share, activation, derived, shares
@@ -37,7 +38,7 @@ def grids_of(
         grid = None if gone.issuperset(share.values) else _grid(model, share, evidence, method, percentile, symmetric)
         if grid is not None:
             grids |= dict.fromkeys(share.values, grid)
-    makers = {node.name: node for node in model.ir.graph}
+    makers = {node.name: node for node in walk(model.ir)}
     for share in found:
         source = activation(makers[share.of]) if share.of else ""
         grid = derived(makers[share.of], grids[source]) if source in grids else None
@@ -63,7 +64,7 @@ def _grid(
 
 def _seen(share: Share, evidence: Evidence) -> Histogram | Range | None:
     """What was seen of all values that share a grid: the histograms, or where only ranges were asked for, these."""
-    for kind in ("histogram", "range"):
+    for kind in RANGES:
         found: Any = None
         for value in share.ranges:
             each = evidence.get(Need(kind, value, 0))

@@ -93,10 +93,11 @@ def instead(old: ir.Value, new: ir.Value) -> None:
 
 
 def tidy(graph: ir.Model) -> None:
-    """Take out what nobody reads: pairs, and constants that stood in floats. The main graph only: nothing else gets leftovers."""
-    for node in reversed(list(graph.graph)):
-        if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-            graph.graph.remove(node, safe=True)
+    """Take out what nobody reads, in bodies too: pairs, and constants that stood in floats."""
+    for node in reversed(list(walk(graph))):
+        owner = node.graph
+        if isinstance(owner, ir.Graph) and not any(each.uses() or each.is_graph_output() for each in node.outputs):
+            owner.remove(node, safe=True)
     for name, value in list(graph.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.graph.initializers[name]

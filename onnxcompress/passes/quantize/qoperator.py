@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model import Model
-from onnxcompress.model.edit import constant_of, input_of
+from onnxcompress.model.edit import constant_of, input_of, walk
 from onnxcompress.passes.quantize.pen import MICROSOFT, Pen, instead, tidy
 
 Inputs = list[ir.Value | None]
@@ -80,7 +80,7 @@ def as_operators(model: Model) -> Model:
     """The same integers with a kernel a node."""
     graph = model.ir.clone()
     pen = Pen(graph)
-    for node in list(graph.graph):
+    for node in list(walk(graph)):
         if node.domain or node.graph is None or not (node.op_type in KERNELS or node.op_type in TO_FLOAT):
             continue
         reads = [_parts(pen, node, index) for index in range(len(node.inputs))]

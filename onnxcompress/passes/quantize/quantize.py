@@ -25,7 +25,7 @@ from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import Layer, all_layers, by_node, layers
 from onnxcompress.operators.stored import KERNELS
 from onnxcompress.passes.protect import protected
-from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed
+from onnxcompress.passes.quantize.chosen import candidates, classes, connected, in_bodies, needed, unseen
 from onnxcompress.passes.quantize.compensate import Compensation, compensated
 from onnxcompress.passes.quantize.explain import Brought, brought, decibel, of_node, of_value
 from onnxcompress.passes.quantize.grid import Grid
@@ -34,7 +34,7 @@ from onnxcompress.passes.quantize.kept_back import kept_back, no_better
 from onnxcompress.passes.quantize.levels import Leveled, leveled
 from onnxcompress.passes.quantize.pen import Decided, Rounded
 from onnxcompress.passes.quantize.qoperator import as_operators
-from onnxcompress.passes.quantize.rows import row_of
+from onnxcompress.passes.quantize.rows import NOT_TAKEN, row_of
 from onnxcompress.passes.quantize.shares import shares
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, Choice, closer, fastest
 from onnxcompress.passes.quantize.write import write
@@ -124,6 +124,9 @@ class Quantize:
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Grids and levels for all nodes that can; then the clock says which of them stay."""
         nodes, refused = self._nodes(model)
+        untaken = unseen(model, nodes, evidence)
+        refused |= {name: NOT_TAKEN for name in _weighted(model, untaken)}
+        nodes = connected(model, nodes - untaken)
         plan = Plan(self.name, {**vars(self), "keep": list(self.keep)}, model.fingerprint)
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
         plan.notes.extend(in_bodies(refused))
@@ -134,7 +137,7 @@ class Quantize:
                 f"{len(held)} nodes compute on integers already and stay as they are; the float model would give more"
             )
             plan.notes.append(told)
-        if not any(row_of(node).form == "product" for node in model.ir.graph if node.name in nodes):
+        if not any(row_of(node).form == "product" for node in walk(model.ir) if node.name in nodes):
             if any(layer.bits for layer in all_layers(model)):
                 raise ModelError(
                     f"{model.source.name}: it is already quantized; give the float model that it was made of"
@@ -162,7 +165,7 @@ class Quantize:
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def _nodes(self, model: Model) -> tuple[frozenset[str], dict[str, str]]:
-        names = [node.name or "" for node in model.ir.graph]
+        names = [node.name or "" for node in walk(model.ir)]
         found, refused = candidates(model, protected(self.keep, names, "node"))
         return connected(model, found), refused
 
@@ -268,7 +271,7 @@ class Quantize:
         read = {layer.weight: layer for layer in _weighted(model, nodes).values()}
         plan.decisions.extend(
             {"node": node.name, "op": node.op_type, "form": row_of(node).form}
-            for node in model.ir.graph
+            for node in walk(model.ir)
             if node.name in nodes
         )
         plan.decisions.extend({"value": value, **_json(grid)} for value, grid in grids.items() if value in used)

@@ -16,7 +16,7 @@ To add an operator, add its row. The weight and the axis of its channels are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -214,7 +214,9 @@ ROWS: Mapping[str, Row] = {
 
 UNKNOWN = Row("float", "no row says how to quantize it")
 
-IN_BODY = "it lies in the body of an If or Loop, whose activations nobody has seen"
+IN_BODY = "it lies in the body of a Loop or Scan, whose activations nobody has seen"
+
+NOT_TAKEN = "it lies in a branch of an If that no calibration sample takes"
 
 
 def row_of(node: ir.Node) -> Row:
@@ -224,12 +226,15 @@ def row_of(node: ir.Node) -> Row:
     return ROWS.get(row.case(node), row)
 
 
-def refusal(node: ir.Node, graph: ir.Graph) -> str:
-    """Why a node cannot run on static grids; empty where it can."""
+def refusal(node: ir.Node, graphs: Collection[ir.Graph]) -> str:
+    """Why a node cannot run on static grids; empty where it can.
+
+    graphs  of which runs over data see values
+    """
     row = row_of(node)
     if row.form == "float":
         return row.why
-    if node.graph is not graph:
+    if node.graph not in graphs:
         return IN_BODY
     why = row.unless(node)
     if why:

@@ -161,10 +161,10 @@ class Roundings:
 
 
 def roundings(
-    graph: ir.Graph, nodes: Collection[str], grids: Mapping[str, Grid], weighted: Mapping[str, Layer]
+    graph: ir.Model, nodes: Collection[str], grids: Mapping[str, Grid], weighted: Mapping[str, Layer]
 ) -> Roundings:
     """Of the values in `grids`, where `nodes` of the graph run on integers; `weighted`: layers by node."""
-    chosen = [node for node in graph if node.name in nodes]
+    chosen = [node for node in walk(graph) if node.name in nodes]
     absorbed = bias_adds(chosen, weighted)
     results = {node: result_of(node, weighted.get(node.name or "")) for node in chosen if node not in absorbed}
     made = {value for node, result in results.items() for value in (result, *node.outputs)}

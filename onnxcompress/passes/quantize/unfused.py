@@ -6,8 +6,8 @@ its kernel has these types. REASONS is what is missing where it does not, and wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -34,11 +34,25 @@ HANDED, TAKEN, CHANNELS, MIXED, TYPES = REASONS = {
 }
 
 
+def graphs_of(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """A graph and every body in it, each behind the one that holds it."""
+    found = [graph]
+    for node in graph.node:
+        for attribute in node.attribute:
+            bodies = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+            found += [each for body in bodies for each in graphs_of(body)]
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Executed:
-    """The main graph as onnxruntime executes it."""
+    """One graph as onnxruntime executes it: the main one, or a body.
+
+    around  constants that it sees beside its own
+    """
 
     graph: onnx.GraphProto
+    around: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
 
     def in_float(self) -> dict[str, list[onnx.NodeProto]]:
         """Key of REASONS -> nodes that read levels and run in float; those where floats begin are none."""
@@ -68,7 +82,7 @@ class Executed:
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:
-        return {tensor.name: tensor for tensor in self.graph.initializer}
+        return {**self.around, **{tensor.name: tensor for tensor in self.graph.initializer}}
 
     def _behind(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         return (each for name in node.output for each in self._readers.get(name, []))

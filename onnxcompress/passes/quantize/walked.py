@@ -2,12 +2,13 @@
 
 Nodes whose pairs of products can leave 16 bits (portable.py) are computed by simulate.py; all others run in onnxruntime, without
 its graph optimisations, so that QDQ pairs are computed in float and nothing saturates there. A model of portable weights
-therefore is one session. Nodes in the bodies of If and Loop, and DynamicQuantizeLSTM, are run and not simulated.
+therefore is one session. An If with such nodes is simulated as the branch that is taken; nodes in the bodies of Loop and Scan, and
+DynamicQuantizeLSTM, are run and not simulated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from onnx import helper
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from onnxcompress.model.edit import bodies_of, constant_of, input_of
+from onnxcompress.model.edit import bodies_of, branches, constant_of, input_of
 from onnxcompress.passes.quantize.grid import LEVELS, Grid
 from onnxcompress.passes.quantize.portable import fits, pairing
 from onnxcompress.passes.quantize.simulate import Attributes, Operand, finished, sums_of
@@ -134,9 +135,9 @@ FORMS: dict[str, Callable[[ir.Node], Product | None]] = {
 
 
 def products(model: ir.Model) -> list[Product]:
-    """The nodes of the main graph that onnxruntime sums in integers, in order of execution."""
+    """The nodes of the main graph, and then of branches, that onnxruntime sums in integers, in order of execution."""
     found = []
-    for node in model.graph:
+    for node in (node for graph in (model.graph, *branches(model)) for node in graph):
         op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         read = FORMS[op](node) if op in FORMS else None
         if read is not None:
@@ -187,6 +188,14 @@ class Stretch:
     session: Session | None = None
 
 
+@dataclass(eq=False)
+class Fork:
+    """An If with nodes that are computed here, and what was made of the branches that were taken so far."""
+
+    node: ir.Node
+    ways: dict[bool, Simulation] = field(default_factory=dict)
+
+
 class Simulation:
     """A model cut at the nodes that are computed here; sessions are made when they are first needed.
 
@@ -195,7 +204,7 @@ class Simulation:
     """
 
     def __init__(self, model: ir.Model, *, saturate: bool = True, every: bool = False) -> None:
-        self.model, self.saturate = model.clone(), saturate
+        self.model, self.saturate, self.every = model.clone(), saturate, every
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(self.model)
         wanted = [item for item in products(self.model) if every or (saturate and can_saturate(item))]
         self.simulated = {item.node: item for item in wanted}
@@ -213,17 +222,25 @@ class Simulation:
         for step in self._steps:
             if isinstance(step, Stretch):
                 known.update(self._run(step, known))
+            elif isinstance(step, Fork):
+                known.update(self._take(step, known, seen))
             else:
                 known[step.node.outputs[0].name or ""] = self._compute(step, known, seen)
         names = [value.name or "" for value in self.model.graph.outputs]
         return Simulated({name: self._value(name, known) for name in names}, seen)
 
-    def _cut(self) -> list[Stretch | Product]:
+    def _cut(self) -> list[Stretch | Fork | Product]:
         """Runs of nodes between those that are computed here."""
-        steps: list[Stretch | Product] = []
+        steps: list[Stretch | Fork | Product] = []
+        held = branches(self.model)
+        forks = {held[each.graph] for each in self.simulated if each.graph in held}  # type: ignore[index]
+        while further := {held[each.graph] for each in forks if each.graph in held} - forks:  # type: ignore[index]
+            forks |= further
         for node in self.model.graph:
             if node in self.simulated:
                 steps.append(self.simulated[node])
+            elif node in forks:
+                steps.append(Fork(node))
             else:
                 if not steps or not isinstance(steps[-1], Stretch):
                     steps.append(Stretch())
@@ -236,6 +253,8 @@ class Simulation:
                 step.gives = sorted(made & wanted)
                 step.needs = sorted(name for name in read - made if name not in self._constants)
                 wanted |= set(step.needs)
+            elif isinstance(step, Fork):
+                wanted |= set(_read(step.node)) - self._constants.keys()
             else:
                 wanted |= {value.name or "" for value in step.reads}
         return steps
@@ -245,20 +264,44 @@ class Simulation:
             return {}
         feeds = {name: known[name] for name in step.needs}
         if step.session is None:
-            step.session = open_session(self._model_of(step, feeds).SerializeToString(), optimise=False, name="a part")
+            part = self._model_of(step.nodes, step.gives, feeds)
+            step.session = open_session(part.SerializeToString(), optimise=False, name="a part")
         return step.session.run(feeds)
 
-    def _model_of(self, step: Stretch, feeds: Arrays) -> onnx.ModelProto:
-        read = {name for node in step.nodes for name in _read(node)}
+    def _take(self, step: Fork, known: Arrays, seen: list[Saturation]) -> Arrays:
+        """The branch that is taken, a model of its own that is fed what it reads from around it."""
+        condition = step.node.inputs[0]
+        assert condition is not None
+        way = bool(self._value(condition.name or "", known))
+        body = step.node.attributes["then_branch" if way else "else_branch"].as_graph()
+        names = [value.name or "" for value in body.outputs]
+        read = {name for node in body for name in _read(node)} | set(names)
+        feeds = {name: known[name] for name in sorted(read & known.keys())}
+        if way not in step.ways:
+            part = self._model_of(list(body), names, feeds, list(body.initializers.values()))
+            step.ways[way] = Simulation(ir.from_proto(part), saturate=self.saturate, every=self.every)
+        told = step.ways[way].run(feeds)
+        seen.extend(told.saturation)
+        return {out.name or "": told.outputs[name] for out, name in zip(step.node.outputs, names, strict=True)}
+
+    def _model_of(
+        self, part: list[ir.Node], gives: list[str], feeds: Arrays, own: Sequence[ir.Value] = ()
+    ) -> onnx.ModelProto:
+        """Some nodes as a model; own: constants beside those of the main graph."""
+        read = {name for node in part for name in _read(node)}
         held = [ir.serde.serialize_tensor(self._constants[name]) for name in sorted(read & self._constants.keys())]
         for tensor, name in zip(held, sorted(read & self._constants.keys()), strict=True):
             tensor.name = name
+        for value in own:
+            assert value.const_value is not None
+            held.append(ir.serde.serialize_tensor(value.const_value))
+            held[-1].name = value.name or ""
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
             for name, array in feeds.items()
         ]
-        outputs = [onnx.ValueInfoProto(name=name) for name in step.gives]
-        nodes = [ir.serde.serialize_node(node) for node in step.nodes]
+        outputs = [onnx.ValueInfoProto(name=name) for name in gives]
+        nodes = [ir.serde.serialize_node(node) for node in part]
         graph = helper.make_graph(nodes, "part", inputs, outputs, held)
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.model.opset_imports.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=self.model.ir_version)

@@ -14,7 +14,7 @@ the levels between them: such a neighbour then stays in float.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableSequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
-from onnxcompress.model.edit import LIKE, constant_of, input_of
+from onnxcompress.model.edit import LIKE, constant_of, input_of, walk
 from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
@@ -38,7 +38,7 @@ def write(
 ) -> Model:
     """The model with `nodes` on static integer grids.
 
-    nodes    names of nodes of the main graph for which `rows.refusal` says nothing
+    nodes    names of nodes, of the main graph or of branches, for which `rows.refusal` says nothing
     grids    of every value that they read or write; values of one `rows.Share` on the same one. A constant operand that has
              none is put on the grid that spans it. A product with float_output may go without one for its output
     weights  initializer name -> its levels, for every weight of those nodes
@@ -47,7 +47,7 @@ def write(
     """
     graph = model.ir.clone()
     pen = Pairs(graph, grids, weights, by_node(model))
-    chosen = [node for node in graph.graph if node.name in nodes]
+    chosen = [node for node in walk(graph) if node.name in nodes]
     absorbed = bias_adds(chosen, pen.layers)
     for node in chosen:
         if node not in absorbed:
@@ -59,15 +59,26 @@ def write(
 # -- Q and DQ ------------------------------------------------------------------------------------------------------
 
 
+Place = tuple[ir.Value, ir.Graph | None]
+
+
+def _seen_from(table: Mapping[Place, ir.Value], value: ir.Value, node: ir.Node) -> ir.Value | None:
+    """The form of a value that a node can read: bodies see what is made around them, and not what others hold."""
+    return table.get((value, None)) or table.get((value, node.graph))  # type: ignore[arg-type]
+
+
 @dataclass
 class Pairs(Pen):
-    """What was decided about a graph, and which of its values exist in which form so far."""
+    """What was decided about a graph, and which of its values exist in which form so far.
+
+    levels, floats  by value, and by the graph in which that form was made for a reader; None: where the value itself stands
+    """
 
     grids: Mapping[str, Grid]
     weights: Mapping[str, Rounded]
     layers: Mapping[str, Layer]
-    levels: dict[ir.Value, ir.Value] = field(default_factory=dict)
-    floats: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    levels: dict[Place, ir.Value] = field(default_factory=dict)
+    floats: dict[Place, ir.Value] = field(default_factory=dict)
 
     def grid(self, value: ir.Value, node: ir.Node) -> Grid:
         """The grid decided for a value."""
@@ -93,23 +104,28 @@ class Pairs(Pen):
 
     def levels_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """The levels of a value, made where it is first asked for."""
-        if value not in self.levels:
-            name = f"{value.name}.levels"
-            if constant_of(value) is not None:
-                grid = self.constant_grid(value)
-                stored = grid.levels(constant_of(value)).astype(grid.kind)  # type: ignore[arg-type]
-                self.levels[value] = self.constant(name, stored)
-            else:
-                self.levels[value] = self.quantize(value, name, self.grid(value, before), before)
-        return self.levels[value]
+        found = _seen_from(self.levels, value, before)
+        if found is not None:
+            return found
+        name = f"{value.name}.levels"
+        if constant_of(value) is not None:
+            grid = self.constant_grid(value)
+            stored = grid.levels(constant_of(value)).astype(grid.kind)  # type: ignore[arg-type]
+            self.levels[value, None] = self.constant(name, stored)
+            return self.levels[value, None]
+        made = self.quantize(value, self.free(name), self.grid(value, before), before)
+        self.levels[value, before.graph] = made  # type: ignore[index]
+        return made
 
     def float_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """The value as its levels say it, in float."""
-        if value not in self.floats:
+        found = _seen_from(self.floats, value, before)
+        if found is None:
             grid = self.constant_grid(value) if constant_of(value) is not None else self.grid(value, before)
             levels = self.levels_of(value, before)
-            self.floats[value] = self.dequantize(levels, f"{value.name}.rounded", grid, before)
-        return self.floats[value]
+            found = self.dequantize(levels, self.free(f"{value.name}.rounded"), grid, before)
+            self.floats[value, before.graph] = found  # type: ignore[index]
+        return found
 
     def constant_grid(self, value: ir.Value) -> Grid:
         """The grid of a constant operand: the one given, or the one that spans it."""
@@ -142,12 +158,12 @@ class Pairs(Pen):
         _behind(levels, value)
         for node, index in readers:
             node.replace_input_with(index, value)
-        outputs = self.graph.graph.outputs
+        outputs = written_to(old)
         for index, output in enumerate(outputs):
             if output is old:
                 value.shape = old.shape
                 outputs[index] = value
-        self.levels[value], self.floats[value] = levels, value
+        self.levels[value, None], self.floats[value, None] = levels, value
 
 
 DTYPES = {
@@ -157,6 +173,13 @@ DTYPES = {
     "int16": ir.DataType.INT16,
     "int32": ir.DataType.INT32,
 }
+
+
+def written_to(value: ir.Value) -> MutableSequence[ir.Value]:
+    """The outputs of the graph in which a value is computed."""
+    made = value.producer()
+    assert made is not None and isinstance(made.graph, ir.Graph)
+    return made.graph.outputs
 
 
 def _behind(value: ir.Value, made: ir.Value) -> None:
@@ -199,13 +222,12 @@ def _weight(pen: Pairs, layer: Layer, source: Grid, node: ir.Node) -> Grid:
     if wider is not stored:
         stored, name = wider, f"{layer.weight}.{layer.name}"
     value = pen.graph.graph.initializers[layer.weight]
-    if wider is not pen.weights[layer.weight] or value not in pen.floats:
+    rounded = _seen_from(pen.floats, value, node)
+    if wider is not pen.weights[layer.weight] or rounded is None:
         levels = pen.constant(f"{name}.levels", stored.levels.astype(stored.grid.kind))
-        rounded = pen.dequantize(levels, f"{name}.rounded", stored.grid, node)
+        rounded = pen.dequantize(levels, pen.free(f"{name}.rounded"), stored.grid, node)
         if name == layer.weight:
-            pen.floats[value] = rounded
-    else:
-        rounded = pen.floats[value]
+            pen.floats[value, node.graph] = rounded  # type: ignore[index]
     node.replace_input_with(list(node.inputs).index(value), rounded)
     return stored.grid
 
@@ -350,49 +372,3 @@ WRITERS: Mapping[str, Callable[[Pairs, ir.Node], None]] = {
     "ramp": _ramp,
     "affine": _affine,
 }
-
-
-# -- ends ----------------------------------------------------------------------------------------------------------
-
-
-def integer_ends(model: Model) -> tuple[Model, tuple[str, ...]]:
-    """Levels at the model's own inputs and outputs: the first QuantizeLinear and the last DequantizeLinear are left out.
-
-    The second: what a caller must now do himself, or why a float stays one, a sentence an input or output.
-    """
-    graph, told = model.ir.clone(), []
-    for value in graph.graph.inputs:
-        readers = [node for node, _ in value.uses()]
-        if [node.op_type for node in readers] == ["QuantizeLinear"]:
-            (quantize,) = readers
-            told.append(f"feed {value.name!r} as {_step(quantize)}")
-            value.type = quantize.outputs[0].type
-            quantize.outputs[0].replace_all_uses_with(value)
-            graph.graph.remove(quantize, safe=True)
-        elif readers and value.dtype == ir.DataType.FLOAT:
-            who = ", ".join(dict.fromkeys(f"{node.op_type} {node.name}" for node in readers))
-            told.append(f"{value.name!r} stays float: {who} reads it so")
-    for index, value in enumerate(graph.graph.outputs):
-        made = value.producer()
-        levels, name = (made.inputs[0], value.name) if made is not None and made.inputs else (None, value.name)
-        if made is not None and made.op_type == "DequantizeLinear" and _alone(levels):
-            assert levels is not None
-            told.append(f"read {name!r} as {_step(made)}")
-            value.name, levels.name, levels.shape = f"{name}.rounded", name, value.shape
-            graph.graph.outputs[index] = levels
-        elif made is not None and value.dtype == ir.DataType.FLOAT:
-            told.append(f"{name!r} stays float: {made.op_type} {made.name} writes it so")
-    tidy(graph)
-    return model.edited(graph), tuple(told)
-
-
-def _alone(levels: ir.Value | None) -> bool:
-    """Can levels take the place of an output?"""
-    return levels is not None and levels.producer() is not None and not levels.is_graph_output()
-
-
-def _step(node: ir.Node) -> str:
-    """The grid of a QuantizeLinear or DequantizeLinear, for people."""
-    scale, zero = constant_of(node.inputs[1]), constant_of(node.inputs[2])
-    assert scale is not None and zero is not None
-    return f"(level - {int(zero)}) * {float(scale):.8g}, {zero.dtype}"

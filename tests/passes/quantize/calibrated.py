@@ -62,8 +62,7 @@ def rounded_weights(model: Model, names: set[str]) -> dict[str, Rounded]:
 
 def static(model: Model) -> set[str]:
     """Every node that can be."""
-    graph = model.ir.graph
-    return {node.name or "" for node in graph if not refusal(node, graph)}
+    return {node.name or "" for node in model.ir.graph if not refusal(node, {model.ir.graph})}
 
 
 def decided(
@@ -96,7 +95,7 @@ def _seen(model: Model, feeds: list[Arrays], names: list[str]) -> dict[str, tupl
         shown = exposed(model, inner)
         answers = open_session(shown.model, optimise=False, outputs=shown.outputs).run(feed)
         for name, values in answers.items():
-            seen.setdefault(name, []).append(values)
+            seen.setdefault(name, []).extend([values] if values.size else [])
     return {name: (float(min(v.min() for v in each)), float(max(v.max() for v in each))) for name, each in seen.items()}
 
 

@@ -38,7 +38,7 @@ FAR = {"batched_experts": 0.3, "lstm_last": 0.5}
 """Random weights that nearly cancel: a small output hangs on large numbers."""
 
 
-REFUSED = {"matmul_weight_left", "if_whole_net", "no_weights", "float16", "double"}
+REFUSED = {"matmul_weight_left", "no_weights", "float16", "double"}
 """No product of theirs has a kernel that reads grids found beforehand."""
 
 HALFWAY = {"transpose_depthwise": 0.02, "softmax_channels": 0.02, "softmax_spatial": 0.02}

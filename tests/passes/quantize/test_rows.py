@@ -25,7 +25,7 @@ def ones(*shape: int) -> np.ndarray:
 
 def all_shares(model: Model) -> list[Share]:
     graph = model.ir.graph
-    return shares(model, {node.name or "" for node in graph if not refusal(node, graph)})
+    return shares(model, {node.name or "" for node in graph if not refusal(node, {graph})})
 
 
 def test_every_form_has_a_writer_and_every_row_a_reason() -> None:
@@ -154,7 +154,7 @@ REFUSED = {
 def test_refusals_say_why(name: str) -> None:
     text, constants, words = REFUSED[name]
     model = model_of(text, constants)
-    assert any(words in refusal(node, model.ir.graph) for node in model.ir.graph)
+    assert any(words in refusal(node, {model.ir.graph}) for node in model.ir.graph)
 
 
 @pytest.mark.parametrize(

@@ -177,16 +177,27 @@ def test_weights_in_bodies_and_behind_reshapes() -> None:
     ("mode", "kernels"), [("static", set()), ("weights", {"MatMulNBits"}), ("dynamic", {"MatMulInteger"})]
 )
 def test_every_mode_reaches_into_bodies(mode: str, kernels: set[str]) -> None:
-    """In static, activations there stay float, in one line of the report, and the weights are integers in the file."""
+    """In static, activations there get grids, since samples take both branches."""
     float_ = model(BODY, w=normal(64, 48), v=normal(64, 48), k=np.array([0]))
     data = [{"c": np.array(bool(number % 2)), "x": normal(3, 64)} for number in range(4)]
     result = quantize(to_bytes(float_.ir), data=data, mode=mode, measure=False, smallest=0)
     inside = {node.op_type for node in walk(result.model.ir) if node.graph is not result.model.ir.graph}
     assert inside & {"MatMulNBits", "MatMulInteger"} == kernels
     assert result.after.bytes < 0.45 * result.before.bytes
-    told = [note for note in result.report.notes if "in bodies of If or Loop" in note]
-    assert len(told) == (mode == "static")
+    assert ("QuantizeLinear" in inside) == (mode == "static")
+    assert not any("stay float there" in note for note in result.report.notes)
     assert result.comparison is not None and result.comparison.sqnr_db > 30  # type: ignore[operator]
+
+
+def test_a_branch_that_no_sample_takes_stays_float_and_says_so() -> None:
+    float_ = model(BODY, w=normal(64, 48), v=normal(64, 48), k=np.array([0]))
+    data = [{"c": np.array(True), "x": normal(3, 64)} for _ in range(4)]
+    result = quantize(to_bytes(float_.ir), data=data, measure=False, smallest=0)
+    (told,) = (note for note in result.report.notes if "stay float there" in note)
+    assert told.startswith("1 layer lies in branches of If that no calibration sample takes")
+    (node,) = (node for node in result.model.ir.graph if node.op_type == "If")
+    inside = {way: {each.op_type for each in node.attributes[way].as_graph()} for way in node.attributes}
+    assert ["QuantizeLinear" in kinds for kinds in inside.values()] == [way == "then_branch" for way in inside]
 
 
 def test_a_weight_with_another_reader_is_rebuilt_once() -> None:

@@ -14,11 +14,14 @@ from onnxcompress.model.edit import walk
 from onnxcompress.model.load import load
 from onnxcompress.model.save import to_bytes
 from onnxcompress.model.spec import violations
+from onnxcompress.passes.quantize.chosen import candidates
+from onnxcompress.passes.quantize.ends import integer_ends
 from onnxcompress.passes.quantize.folding import folded
 from onnxcompress.passes.quantize.grid import grid_of
 from onnxcompress.passes.quantize.pen import Rounded
-from onnxcompress.passes.quantize.rows import ROWS, refusal
-from onnxcompress.passes.quantize.write import integer_ends, write
+from onnxcompress.passes.quantize.rows import IN_BODY, ROWS
+from onnxcompress.passes.quantize.walked import Simulation
+from onnxcompress.passes.quantize.write import write
 
 from .calibrated import Arrays, db, decided, executed, fake, feeds_of, model_of, run, static
 
@@ -311,16 +314,34 @@ def test_what_is_missing_is_said() -> None:
         write(model, nodes, other, weights)
 
 
-def test_bodies_stay_float() -> None:
+def test_loops_stay_float() -> None:
+    model = model_of(
+        "agraph (float[2,4] x) => (float[2,4] y) { y = Loop(n, go, x) <body = b (int64 i, bool k, float[2,4] s)"
+        " => (bool l, float[2,4] t) { l = Identity(k)  t = MatMul(s, w) }> }",
+        {"w": np.ones((4, 4), np.float32), "n": np.array(3), "go": np.array(True)},
+    )
+    (inner,) = (node for node in walk(model.ir) if node.op_type == "MatMul")
+    assert candidates(model, ())[1] == {inner.name: IN_BODY}
+
+
+def test_branches_that_read_one_value_and_one_weight() -> None:
+    """Each gets pairs of its own: neither sees what the other makes."""
     model = model_of(
         "agraph (bool c, float[2,8,6,6] x) => (float[2,6,4,4] y)"
         " { y = If (c) <then_branch = t () => (float[2,6,4,4] p) { p = Conv(x, w, b) },"
-        " else_branch = e () => (float[2,6,4,4] q) { q = Conv(x, w) }> }",
+        " else_branch = e () => (float[2,6,4,4] q) { a = Conv(x, w)  q = Relu(a) }> }",
         CONV,
     )
-    inner = [node for node in walk(model.ir) if node.op_type == "Conv"]
-    assert len(inner) == 2
-    assert all("body" in refusal(node, model.ir.graph) for node in inner)
+    nodes = set(candidates(model, ())[0])
+    feeds = [{**feed, "c": np.array(bool(number % 2))} for number, feed in enumerate(feeds_of(model))]
+    _, grids, weights = decided(model, feeds, nodes)
+    written = write(model, nodes, grids, weights)
+    inside = [node.op_type for node in walk(written.ir) if node.graph is not written.ir.graph]
+    assert inside.count("QuantizeLinear") == 4 and "Relu" not in inside
+    for feed in feeds:
+        exact = Simulation(written.ir, saturate=False, every=True).run(feed).outputs["y"]
+        assert np.abs(exact - run(written, feed, optimise=False)["y"]).max() <= 2 * float(grids["p"].scale)
+        assert db(run(model, feed)["y"], run(written, feed)["y"]) > 25
 
 
 def test_int8_activations_fuse_between_pairs() -> None:

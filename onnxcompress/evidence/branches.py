@@ -1,0 +1,134 @@
+"""Looking into branches of If: their values handed out, and the model as it is where samples always take the same ones.
+
+A value is another output of its If, empty wherever the other branch is taken. What a Loop or Scan computes differs from turn to
+turn and stays inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.model import Model
+from onnxcompress.model.edit import bodies_of, branches, constant_of
+from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.session import Feeds, open_session
+
+
+def inside(graph: ir.Model) -> dict[str, ir.Value]:
+    """The values that can be handed out, by name: those of known type that nodes in branches compute."""
+    held = branches(graph)
+    return {
+        value.name: value
+        for body in held
+        for node in body
+        for value in node.outputs
+        if value.name and isinstance(value.type, ir.TensorType)
+    }
+
+
+def hand_out(graph: ir.Model, names: Iterable[str]) -> None:
+    """Make those of the names that lie in branches values of the main graph, without entries where their branch is not taken.
+
+    The value inside gets another name. As many axes as before where that is known, else one.
+    """
+    held, places = branches(graph), inside(graph)
+    for name in dict.fromkeys(names):
+        value = places.get(name)
+        if value is None:
+            continue
+        while (made := value.producer()) is not None and made.graph in held:
+            value.name = f"{value.name}.inside"
+            value = _through(held[made.graph], made.graph, value)  # type: ignore[index, arg-type]
+        value.name = name
+
+
+def _through(node: ir.Node, taken: ir.Graph, value: ir.Value) -> ir.Value:
+    """One If further out."""
+    for attribute in node.attributes.values():
+        for body in bodies_of(attribute):
+            made = (
+                ir.node("Identity", [value]) if body is taken else ir.node("Constant", [], {"value": _nothing(value)})
+            )
+            shown = made.outputs[0]
+            shown.name, shown.type = f"{value.name}.{body.name}", value.type
+            body.append(made)
+            body.outputs.append(shown)
+    node.resize_outputs(len(node.outputs) + 1)
+    out = node.outputs[-1]
+    out.name, out.type = f"{value.name}.out", value.type
+    return out
+
+
+def _nothing(value: ir.Value) -> ir.Tensor:
+    rank = 1 if value.shape is None else len(value.shape)
+    return ir.Tensor(np.zeros((0,) * max(rank, 1), value.dtype.numpy()))  # type: ignore[union-attr]
+
+
+def straight(model: Model, names: Collection[str], feeds: Iterable[Feeds]) -> Model:
+    """The model as all of these samples run it: Ifs that hold nodes of these names give way to the branch that is taken.
+
+    Not those of which the samples take both. Other Ifs, and the names of nodes and values, stay.
+    """
+    inner = {node.name for body in branches(model.ir) for node in body}
+    if not inner & set(names):
+        return model
+    graph, feeds, left = model.ir.clone(), list(feeds), False
+    while True:
+        held = [
+            node for node in graph.graph if node.op_type == "If" and any(each.name in names for each in _within(node))
+        ]
+        ways = _ways(graph, held, feeds)
+        if not ways:
+            return model.edited(graph) if left else model
+        for node, way in ways.items():
+            _unfold(graph, node, node.attributes["then_branch" if way else "else_branch"].as_graph())
+        left = True
+
+
+def _within(node: ir.Node) -> Iterator[ir.Node]:
+    """Every node of its bodies."""
+    for attribute in node.attributes.values():
+        for body in bodies_of(attribute):
+            for each in body:
+                yield each
+                yield from _within(each)
+
+
+def _ways(graph: ir.Model, nodes: Sequence[ir.Node], feeds: Sequence[Feeds]) -> dict[ir.Node, bool]:
+    """Which way samples take at these Ifs of the main graph, where that is always the same."""
+    seen: dict[ir.Node, set[bool]] = {}
+    computed = [node for node in nodes if node.inputs[0] is not None and node.inputs[0].producer() is not None]
+    for node in nodes:
+        known = constant_of(node.inputs[0])
+        if known is not None:
+            seen[node] = {bool(known)}
+        elif node not in computed:
+            seen[node] = {bool(feed[node.inputs[0].name or ""]) for feed in feeds}  # type: ignore[union-attr]
+    if computed:
+        names = list(dict.fromkeys(node.inputs[0].name or "" for node in computed))  # type: ignore[union-attr]
+        told = graph.clone()
+        places = {value.name: value for node in told.graph for value in node.outputs}
+        told.graph.outputs[:] = [places[name] for name in names]
+        session = open_session(loose(told), name="the conditions")
+        answers = [session.run(feed) for feed in feeds]
+        seen |= {node: {bool(a[node.inputs[0].name or ""]) for a in answers} for node in computed}  # type: ignore[union-attr]
+    return {node: way.pop() for node, way in seen.items() if len(way) == 1}
+
+
+def _unfold(graph: ir.Model, node: ir.Node, body: ir.Graph) -> None:
+    """What a body holds, where its If stood."""
+    made, results = list(body), list(body.outputs)
+    body.outputs.clear()
+    body.remove(made)
+    graph.graph.insert_before(node, made)
+    for old, new in zip(node.outputs, results, strict=True):
+        name, last = old.name, ir.node("Identity", [new], name=f"{node.name}.{old.name}")
+        graph.graph.insert_before(node, last)
+        shown = last.outputs[0]
+        shown.type, shown.shape = old.type, old.shape
+        old.replace_all_uses_with(shown, replace_graph_outputs=True)
+        old.name, shown.name = None, name
+    graph.graph.remove(node)
