@@ -29,7 +29,7 @@ from benchmarks import quantize
 from benchmarks.quantize import Case
 from benchmarks.quantize_peers import one_line, read_feeds
 from benchmarks.written import RESULTS, table, write
-from onnxcompress.errors import OnnxCompressError
+from onnxcompress.errors import OnnxCompressError, UnmetError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.files import cache_folder
 from onnxcompress.model import Model, load, save
@@ -41,18 +41,27 @@ from onnxcompress.passes.factorize.forms import FORMS, Form
 from onnxcompress.passes.factorize.forms.form import proportional
 from onnxcompress.passes.factorize.metric import Metric
 from onnxcompress.passes.factorize.sites import Site, sites
+from onnxcompress.runtime.clock import measure
 from onnxcompress.runtime.worker import peak_bytes
 
-MODELS = ("ddddocr", "ppocr-rec", "open-nsfw", "efficientnet-lite0", "ppocr-cls", "resnet50")
+MODELS = (
+    "ddddocr", "ppocr-rec", "open-nsfw", "efficientnet-lite0", "ppocr-cls", "ppocr-det", "minilm", "ddddocr-det", "resnet50",
+)  # fmt: skip
 HELD_OUT = {
     "ddddocr": 100,
     "ppocr-rec": 200,
     "open-nsfw": 40,
     "efficientnet-lite0": 60,
     "ppocr-cls": 200,
+    "ppocr-det": 32,
+    "minilm": 420,
+    "ddddocr-det": 16,
     "resnet50": 4,
 }
 """Samples to judge on. resnet50 has random weights: its row tells time and memory only."""
+MUCH, MARGIN = 0.97, 0.02
+"""Least share of multiply-adds that is still worth a file; what is asked for above the least, as two measurements of it differ."""
+
 Row = dict[str, Any]
 
 
@@ -114,7 +123,7 @@ def _file(row: Row) -> Path:
 def clocked(case: Case, row: Row, seconds: float) -> Row:
     """The row with new times; as it is where there is no file."""
     out = _file(row)
-    return {**row, **quantize.timed(case, out, seconds)} if "share" in row and out.exists() else row
+    return {**row, **timed(case, out, seconds)} if "share" in row and out.exists() else row
 
 
 def made(case: Case, row: Row, seconds: float) -> Row:
@@ -131,7 +140,17 @@ def made(case: Case, row: Row, seconds: float) -> Row:
         return row
     row["share_of_layers"] = 1 - (1 - found["share"]) * whole / mine
     judged = {} if case.name == "resnet50" else quantize.judged(case, out)
-    return {**row, **judged, **quantize.timed(case, out, seconds)}
+    return {**row, **judged, **timed(case, out, seconds)}
+
+
+def timed(case: Case, out: Path, seconds: float) -> Row:
+    """One thread, one sample a run; the original, the same after merging alone, and the file, in turn."""
+    merged = case.feeds.with_name("merged.onnx")
+    if not merged.exists():
+        save(_merged(case)[0], merged)
+    files = {"fp32": str(case.given), "merged": str(merged), "file": str(out)}
+    one, two, three = measure(files, next(iter(case.held.batches(1))), seconds=seconds, memory=False)
+    return {"speed": three.ratio, "merged_speed": two.ratio, "fp32_ms": one.median_ms, "ms": three.median_ms}
 
 
 def run(job: Job) -> Row:
@@ -155,20 +174,27 @@ def _rewritable(found: Sequence[Site]) -> int:
 
 
 def ours(**ways: Any) -> Callable[[Job], Row]:
-    """The verb."""
+    """The verb; where the target is out of reach, the least that is not."""
 
     def tool(job: Job) -> Row:
         feeds = read_feeds(Path(job.feeds))
         arrays = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         data = None if ways.get("fit") == "weights" else arrays
-        result = onnxcompress.factorize(job.given, data=data, target_macs=job.macs, **ways)
+        target, behind = job.macs, ""
+        try:
+            result = onnxcompress.factorize(job.given, data=data, target_macs=target, **ways)
+        except UnmetError as error:
+            if error.least >= MUCH:
+                raise
+            target, behind = error.least + MARGIN, f"; of {job.macs:.2f} asked this CPU rewards {error.least:.2f}"
+            result = onnxcompress.factorize(job.given, data=data, target_macs=target, **ways)
         result.save(Path(job.out))
         plan = next(plan for plan in result.plans if plan.method == "factorize")
         forms = [each["form"] for each in plan.decisions]
         counted = ", ".join(f"{forms.count(form)} {form}" for form in dict.fromkeys(forms))
         declined = sum(refusal.why.startswith("not made: ") for refusal in plan.refusals)
         told = f"{counted}; {declined} declined by the clock" if declined else counted
-        return {"share": (result.after.macs or 0) / (result.before.macs or 1), "forms": told}
+        return {"share": (result.after.macs or 0) / (result.before.macs or 1), "forms": told + behind}
 
     return tool
 
@@ -241,7 +267,8 @@ HEADS = (
 ABOUT = (
     "*MACs left*: of the whole model, and of the layers that can be rewritten (asked: one half of these). *SQNR*, *logits*: dB at the "
     "worst output, probabilities as logits in the second. *agree*: same decision; *task*: score before → after. *time*: of one sample "
-    "beside the original's, one thread; *shown*: of the saved multiply-adds, the share that the clock shows. *CPU s*, *MB*: of the whole "
+    "beside the original's, one thread; *shown*: of the saved multiply-adds, the share that the clock shows, beside the model with norms "
+    "merged, since that alone takes 0.70 of ppocr-cls's time. *CPU s*, *MB*: of the whole "
     "tool in a process of its own, memory above the imports; ours with the comparison that it makes by itself. resnet50 has random "
     "weights: its rows tell time and memory only."
 )
@@ -275,7 +302,8 @@ def _cells(row: Row) -> list[str]:
     ]
     clock = ["-", "-"]
     if "speed" in row:
-        clock = [f"{1 / row['speed']:.2f}", f"{(1 - 1 / row['speed']) / (1 - row['share']):.2f}"]
+        merged = 1 / row.get("merged_speed", 1.0)
+        clock = [f"{1 / row['speed']:.2f}", f"{(1 - 1 / row['speed'] / merged) / (1 - row['share']):.2f}"]
     told = row.get("note", row.get("forms", ""))
     cost = [number("cpu_s", 0), number("peak_mb", 0)]
     return [row["model"], row["tool"], *numbers, number("agreement", 3), task, *clock, *cost, told]

@@ -4,6 +4,7 @@
     ├── ModelError      the model is damaged, unsupported, or not the one that a plan was made for
     ├── DataError       calibration or held-out data that does not fit the model
     ├── SettingError    a setting out of range, or a wish that matches nothing
+    │   ├── UnmetError      a target that is out of reach; it knows the least that is not
     │   └── DivergedError   a training whose loss or gradients are no finite numbers any more: mostly a rate too high
     └── BudgetError     a gate on the comparison was not met (outputs are still written)
 
@@ -30,6 +31,14 @@ class DataError(OnnxCompressError):
 
 class SettingError(OnnxCompressError):
     """A setting out of range, or a name pattern that matches nothing."""
+
+
+class UnmetError(SettingError):
+    """A target that is out of reach; `least`: the nearest value that is not, in the target's own unit or share."""
+
+    def __init__(self, message: str, least: float) -> None:
+        super().__init__(message)
+        self.least = least
 
 
 class DivergedError(SettingError):

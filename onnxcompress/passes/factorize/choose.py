@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxcompress.allocate import Candidate, allocate
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import UnmetError
 from onnxcompress.passes.factorize.candidates import Choice
 from onnxcompress.passes.factorize.sites import Site
 from onnxcompress.passes.factorize.timing import Stopwatch
@@ -70,7 +70,7 @@ def chosen(
     """Node -> its option, and why layers stay as they are.
 
     options  of each node, the layer as it is among them       pays  see Factorize.pays; 0: the clock is not asked
-    raises   SettingError where the budget cannot be met
+    raises   UnmetError where the budget cannot be met, with the least share that can
     """
     clocked = pays > 0 or budget.kind == "latency"
     left, declined = {}, {}
@@ -86,7 +86,7 @@ def chosen(
         budget = replace(budget, bound=budget.bound * own, whole=own, rest=0.0)
     least = sum(min(c.cost for c in candidates if c.layer == name) for name in left) + budget.rest
     if least > budget.bound:
-        raise SettingError(_unmet(budget, least, declined, left))
+        raise UnmetError(_unmet(budget, least, declined, left), least / max(budget.whole, 1e-300))
     best = allocate(candidates, budget.bound - budget.rest)
     found = {name: left[name][candidate.setting] for name, candidate in best.items()}  # type: ignore[call-overload]
     return found, [_refusal(option, declined[name]) for name, option in found.items() if not option.choice.form]

@@ -1,13 +1,15 @@
 """How long a chain takes beside the layer that it stands for, by onnxruntime on this CPU: what is not rewarded is not made.
 
 Both are run in turn on noise of the shape that the layer is fed. Multiply-adds tell little: depthwise and thin layers reach a fraction
-of the speed of dense ones. A layer that a model has many times is measured once in a process; nothing is kept on the disk, since what
-a busy machine once measured would be believed for ever.
+of the speed of dense ones. A call of a session and onnxruntime's change to blocked channels and back would count for layer and chain
+alike, which within a model neither pays: so each also runs as COPIES of it on one input, summed up, and its time is what a copy more
+takes. A layer that a model has many times is measured once in a process; nothing is kept on the disk, since what a busy machine once
+measured would be believed for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +25,13 @@ from onnxcompress.runtime.loose import loose
 
 SECONDS = 0.05
 """For each chain beside its layer; each runs five times at least."""
+
+COPIES, COPIED_BYTES = 3, 64 << 20
+"""How often a layer stands in the graph that is timed beside the one with the layer alone, and weights above which there is none: what
+a call costs is little there."""
+
+LEAST = 0.02
+"""Share of a layer's own time below which no chain is believed to be."""
 
 
 @dataclass(eq=False)
@@ -42,11 +51,22 @@ class Stopwatch:
         unknown = [each for each in dict.fromkeys(choices) if each.form and (key, each) not in self.shares]
         if unknown:
             graph, feed = single(site)
-            models = {"": loose(graph)} | {str(each): loose(_chained(site, graph, each)) for each in unknown}
-            times = clock.paired_ms(models, [feed], threads=self.threads, seconds=self.seconds * len(models))
+            graphs = {"": graph} | {str(each): _chained(site, graph, each) for each in unknown}
+            times = self._times(site, graphs, feed)
             self.own[key] = times[""]
-            self.shares |= {(key, each): times[str(each)] / times[""] for each in unknown}
+            self.shares |= {(key, each): max(times[str(each)] / times[""], LEAST) for each in unknown}
         return {each: self.shares[key, each] if each.form else 1.0 for each in choices}
+
+    def _times(self, site: Site, graphs: Mapping[str, ir.Model], feed: dict[str, np.ndarray]) -> dict[str, float]:
+        """Milliseconds of each graph: what one more of it takes, or all of it where that cannot be told."""
+        models = {name: loose(graph) for name, graph in graphs.items()}
+        many = {}
+        if site.layer.op not in RECURRENT and 4 * COPIES * site.shape.size <= COPIED_BYTES:
+            many = {f"{name} again": loose(repeated(graph, COPIES)) for name, graph in graphs.items()}
+        seconds = self.seconds * len(models)
+        times = clock.paired_ms(models | many, [feed], threads=self.threads, seconds=seconds)
+        more = {name: (times[f"{name} again"] - times[name]) / (COPIES - 1) for name in graphs} if many else times
+        return more if more[""] > LEAST * times[""] else {name: times[name] for name in graphs}
 
     def milliseconds(self, site: Site) -> float | None:
         """Of the layer as it is, once it was measured beside a chain."""
@@ -96,4 +116,33 @@ def _chained(site: Site, graph: ir.Model, choice: Choice) -> ir.Model:
         for part in parts
     ]
     write(made, site.layer, site.shape, choice.form, parts, weights)
+    return made
+
+
+def repeated(graph: ir.Model, copies: int) -> ir.Model:
+    """A graph of one input and one output, so often on the same input, outputs summed up; weights of their own, lest they be merged."""
+    made = graph.clone()
+    (fed,), (total,) = made.graph.inputs, made.graph.outputs
+    for number in range(1, copies):
+        other = graph.clone().graph
+        ir.convenience.replace_all_uses_with(other.inputs[0], fed)
+        (out,) = other.outputs
+        other.outputs.clear()
+        for name, value in list(other.initializers.items()):
+            del other.initializers[name]
+            value.name = f"{name}.{number}"
+            if value.dtype == ir.DataType.FLOAT:
+                value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(1 + number), name=value.name)  # type: ignore[union-attr]
+            made.graph.register_initializer(value)
+        nodes = list(other)
+        other.remove(nodes)
+        for node in nodes:
+            node.name = f"{node.name}.{number}"
+            for value in node.outputs:
+                value.name = f"{value.name}.{number}"
+        both = ir.node("Add", [total, out], name=f"sum.{number}")
+        both.outputs[0].name, both.outputs[0].type, both.outputs[0].shape = f"sum.{number}.out", total.type, total.shape
+        made.graph.extend([*nodes, both])
+        total = both.outputs[0]
+    made.graph.outputs[0] = total
     return made

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 import onnxcompress
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import SettingError, UnmetError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.model import load
 from onnxcompress.passes import Cluster, Factorize, Merge, Prune, Refit
 from onnxcompress.passes.factorize.candidates import Choice
 from onnxcompress.passes.factorize.forms import FORMS
 from onnxcompress.passes.factorize.sites import sites
-from onnxcompress.passes.factorize.timing import Stopwatch
+from onnxcompress.passes.factorize.timing import Stopwatch, repeated, single
 from onnxcompress.run import How, run
+from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.session import open_session
 from onnxcompress.verbs import save_plans
 
 FOLDER = Path(onnxcompress.__file__).parents[1] / "sample_models"
@@ -114,8 +116,9 @@ def test_what_the_clock_does_not_reward_is_not_made():
     assert not plan.decisions
     assert any("would take 1.10 of the time" in each.why for each in plan.refusals)
     told = r"try --pays 0, or leave the model as it is \(.*: .* would take 1.10 of the time for 0\.\d+ of the mult.*layers more"
-    with pytest.raises(SettingError, match=told):
+    with pytest.raises(UnmetError, match=told) as caught:
         _plan(Slow("none"), 0.7)
+    assert caught.value.least == pytest.approx(1.0)
 
 
 def _plan(clock, target):
@@ -156,3 +159,12 @@ def test_the_clock_runs_every_form_beside_its_layer():
     assert len(times) > 5
     assert all(each is not None and each > 0 for each in times.values())
     assert stopwatch.milliseconds(site) > 0
+
+
+def test_a_layer_repeated_is_so_many_layers():
+    model = load(MODEL)
+    feed = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    site = next(each for each in sites(model, [], run_shapes(model, feed))[0] if each.layer.name == "/residual1")
+    graph, fed = single(site)
+    (one,), (many,) = (open_session(loose(each)).run(fed).values() for each in (graph, repeated(graph, 3)))
+    np.testing.assert_allclose(many, 6 * one, rtol=1e-4, atol=1e-3)  # weights times 1, 2 and 3
