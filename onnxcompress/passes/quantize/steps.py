@@ -157,24 +157,37 @@ def _tried(
     ends = box(low, high, pairs)
     trial = _Trial(rows, *ends, pairs if limited else None, importance) if even(pairs) else None
     best, least = np.zeros(len(rows), int), np.full(len(rows), np.inf)
+    together = max(1, BLOCK // max(rows.size, 1))
 
     def attempt(index: np.ndarray) -> None:
+        """Shares [some, out] by number; of equal ones the larger wins."""
+        nonlocal best, least
         scale = _step(full, shares[index])
-        lost = _rounded(rows, scale, low, high, pairs, importance)[1] if trial is None else trial.lost(scale)
-        better = (lost < least) | ((lost == least) & (index > best))
-        best[better], least[better] = index[better], lost[better]
+        lost = (
+            np.stack([_rounded(rows, each, low, high, pairs, importance)[1] for each in scale])
+            if trial is None
+            else trial.lost(scale)
+        )
+        lost, index = np.vstack([least, lost]), np.vstack([best, index])
+        least = lost.min(axis=0)
+        best = np.where(lost == least, index, -1).max(axis=0)
 
     smooth = rows.shape[1] >= SMOOTH
-    for index in sorted({*range(0, len(shares), COARSE if smooth else 1), len(shares) - 1}):
-        attempt(np.full(len(rows), index))
+    first = sorted({*range(0, len(shares), COARSE if smooth else 1), len(shares) - 1})
+    for start in range(0, len(first), together):
+        some = np.array(first[start : start + together])
+        attempt(np.broadcast_to(some[:, None], (len(some), len(rows))))
     coarse = best.copy()
     for step in (1, -1, 2, -2) if smooth else ():
-        attempt(np.clip(coarse + step, 0, len(shares) - 1))
+        attempt(np.clip(coarse + step, 0, len(shares) - 1)[None])
     return best
 
 
 class _Trial:
-    """What scales lose, in float32 and in place: the same as `_lost` where all pairs have one limit, ten times as fast."""
+    """What scales lose, in float32 and in place: the same as `_rounded` where all pairs have one limit, ten times as fast.
+
+    Many scales at once: of a short weight, calls of numpy took longer than what they compute.
+    """
 
     def __init__(
         self, rows: np.ndarray, low: int, high: int, pairs: Pairing | None, importance: np.ndarray | None
@@ -189,20 +202,23 @@ class _Trial:
         self.rows = rows[:, order].astype(np.float32)
         if importance is not None:
             self.root = np.sqrt(importance[..., order]).astype(np.float32)
-        self.real, self.levels = np.empty_like(self.rows), np.empty_like(self.rows)
+        self.room = np.empty((2, 0, *self.rows.shape), np.float32)
 
     def lost(self, scale: np.ndarray) -> np.ndarray:
-        """[out] Σ importance · (error)²."""
-        real, levels = self.real, self.levels
-        np.divide(self.rows, scale.astype(np.float32)[:, None], out=real)
+        """[some, out] Σ importance · (error)² of scales [some, out]."""
+        if self.room.shape[1] < len(scale):
+            self.room = np.empty((2, len(scale), *self.rows.shape), np.float32)
+        real, levels = self.room[:, : len(scale)]
+        np.divide(self.rows, scale.astype(np.float32)[..., None], out=real)
         np.rint(real, out=levels)
         np.clip(levels, self.low, self.high, out=levels)
         if self.pairs:
-            self._pull_in(real, levels)
+            flat = (len(scale) * len(self.rows), self.rows.shape[1])
+            self._pull_in(real.reshape(flat), levels.reshape(flat))
         real -= levels
         if self.root is not None:
             real *= self.root
-        return np.einsum("ok,ok->o", real, real).astype(np.float64) * scale**2
+        return np.einsum("sok,sok->so", real, real).astype(np.float64) * scale**2
 
     def _pull_in(self, real: np.ndarray, levels: np.ndarray) -> None:
         """Pairs that overflow come to stand on the limit, as near as can be (`_on_the_line`)."""
