@@ -55,8 +55,9 @@ class Trial:
 
         feeds  batches to run; by default those of the first SAMPLES
         """
-        runnable, name = self.original.source.runnable, self.original.source.name
-        session = open_session(runnable, threads=self.threads, lean=True, name=name)
+        # its weights are in memory already: the file would be read, and copied, beside them
+        original, name = loose(self.original.ir), self.original.source.name
+        session = open_session(original, threads=self.threads, lean=True, as_given=True, name=name)
         ports = session.outputs
         feeds = feeds or list(islice(self.data.batches(self.batch), max(1, SAMPLES // self.batch)))
         wanted = [session.run(feed) for feed in feeds]

@@ -13,7 +13,7 @@ the burden between tensor and weights, and of ALPHAS each place takes the one of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain
 from typing import Annotated, Any, ClassVar
 
@@ -92,10 +92,7 @@ class Equalize:
             tensor, _, along = key.rpartition("|")
             changed[tensor].append((int(along), each))
         for tensor, parts in changed.items():
-            values = model.array(tensor).astype(np.float64)
-            for axis, factors in parts:
-                values *= factors.reshape([-1 if each == axis else 1 for each in range(values.ndim)])
-            set_constant(graph, tensor, values)
+            set_constant(graph, tensor, _multiplied(model.array(tensor), parts))
         return model.edited(graph)
 
     def _choose(self, place: Place, found: Scaling, factors: np.ndarray, plan: Plan) -> None:
@@ -164,7 +161,7 @@ class Reader:
     """A constant that reads the channels of a place.
 
     energy  [channels] sum of squares of what reads each              square  [channels] mean square of what is read
-    rows    [out, channels] largest magnitude of the weight over its kernel; None where each channel has a row of its own
+    rows    [out, channels] the weights, of a kernel the one of largest magnitude; None where each channel has a row of its own
     kernel  weights to an output and channel
     """
 
@@ -176,7 +173,9 @@ class Reader:
     @property
     def widest(self) -> np.ndarray:
         """[channels]"""
-        return np.sqrt(self.energy) if self.rows is None else self.rows.max(axis=0)
+        if self.rows is None:
+            return np.sqrt(self.energy)
+        return np.max([np.abs(self.rows[part]).max(axis=0) for part in strips(self.rows.shape)], axis=0)
 
 
 @plain(frozen=True, eq=False)
@@ -218,8 +217,23 @@ class Place:
 
 
 def _largest(rows: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """[out] largest of rows [out, channels] / t; a few rows at a time, since one place may read a hundred million weights."""
-    return np.concatenate([(rows[part] / t).max(axis=1) for part in strips(rows.shape)])
+    """[out] largest magnitude of rows [out, channels] / t; a few rows at a time, since one place may read a hundred million weights."""
+    return np.concatenate([np.abs(rows[part] / t).max(axis=1) for part in strips(rows.shape)])
+
+
+def _multiplied(stored: np.ndarray, parts: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+    """The weights times vectors along their axes, each product in float64; a strip at a time, not all of it at that width."""
+    made = np.empty_like(stored)
+    shaped = [
+        np.broadcast_to(f.reshape([-1 if n == axis else 1 for n in range(stored.ndim)]), stored.shape)
+        for axis, f in parts
+    ]
+    for strip in strips((len(stored), stored.size // max(len(stored), 1))):
+        values = stored[strip].astype(np.float64)
+        for factors in shaped:
+            values *= factors[strip]
+        made[strip] = values
+    return made
 
 
 def _within(place: Place, t: np.ndarray, limit: np.ndarray) -> np.ndarray:
@@ -289,16 +303,34 @@ def _readers(
         met, at = values[read]
         square, energy = np.zeros(len(own)), np.zeros(len(own))
         square[at[at >= 0]] = met.mean_square[at >= 0]
-        array = np.moveaxis(model.array(edit.tensor), edit.axis, 0)
-        flat = array.reshape(len(array), -1)
-        np.add.at(energy, where[where >= 0], np.einsum("ck,ck->c", flat, flat, dtype=np.float64)[where >= 0])
+        np.add.at(energy, where[where >= 0], _energies(model.array(edit.tensor), edit.axis)[where >= 0])
         rows, kernel = None, 1
         if layer is not None and layer.groups == 1 and layer.ins == 1 and edit.axis == layer.order[layer.outs]:
-            matrix = np.abs(layer.matrix(model.array(edit.tensor)))
-            matrix = matrix.reshape(*matrix.shape[:2], -1)
-            rows, kernel = np.zeros((len(matrix), len(own)), np.float32), matrix.shape[2]
-            _keep_largest(rows.T, where, matrix.max(axis=2).T)
+            matrix = layer.matrix(model.array(edit.tensor))
+            kernel = int(np.prod(matrix.shape[2:]))
+            rows = _rows(matrix, where, len(own))
         yield Reader(energy, square, rows, kernel)
+
+
+def _energies(stored: np.ndarray, axis: int) -> np.ndarray:
+    """[length of the axis] sums of squares, in float64."""
+    moved = np.moveaxis(stored, axis, 0)
+    found = np.empty(len(moved))
+    for part in strips((len(moved), moved.size // max(len(moved), 1))):
+        flat = moved[part].reshape(-1, moved.size // len(moved))
+        found[part] = np.einsum("ck,ck->c", flat, flat, dtype=np.float64)
+    return found
+
+
+def _rows(matrix: np.ndarray, where: np.ndarray, channels: int) -> np.ndarray:
+    """Reader.rows of a weight [out, in, *kernel]: itself, not a copy, where it has no kernel and reads each channel once."""
+    if matrix[0, 0].size == 1 and np.array_equal(where, np.arange(channels)):
+        return matrix.reshape(matrix.shape[:2])
+    rows = np.zeros((len(matrix), channels), np.float32)
+    for part in strips((len(matrix), matrix[0].size)):
+        whole = np.abs(matrix[part]).reshape(-1, matrix.shape[1], matrix[0, 0].size)
+        _keep_largest(rows[part].T, where, whole.max(axis=2).T)
+    return rows
 
 
 def _keep_largest(into: np.ndarray, where: np.ndarray, values: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def made(
         power += float((exact**2).sum())
     kept = scale.astype(np.float32) if axis is not None else np.asarray(scale[0], np.float32)
     grid = symmetric_grid(kept, axis)
-    whole = layer.stored(levels.reshape(matrix.shape), stored).astype(np.int8)
+    whole = layer.stored(levels.reshape(matrix.shape), stored).astype(np.int8, copy=False)
     return Leveled(whole, grid, bias, sqnr_db(power, error), cost_db)
 
 

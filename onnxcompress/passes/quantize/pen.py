@@ -44,8 +44,8 @@ class Pen:
         self.taken = {node.name or "" for node in walk(self.graph)}
 
     def constant(self, name: str, values: np.ndarray) -> ir.Value:
-        """A new initializer: each reader has its own, equal ones are merged when the file is saved."""
-        return new_constant(self.graph, name, np.array(values, order="C"))
+        """A new initializer: each reader has its own, equal ones are merged when the file is saved. Large ones are no copies."""
+        return new_constant(self.graph, name, np.asarray(values, order="C"))
 
     def node(
         self,

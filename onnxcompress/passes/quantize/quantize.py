@@ -289,7 +289,9 @@ class Quantize:
                     "high": each.grid.high,
                 }
             )
-            plan.arrays.update({f"levels/{name}": each.levels.astype(np.int8), f"scale/{name}": each.grid.scale})
+            plan.arrays.update(
+                {f"levels/{name}": each.levels.astype(np.int8, copy=False), f"scale/{name}": each.grid.scale}
+            )
             if each.bias is not None and layer.bias is not None:
                 plan.arrays[f"bias/{layer.bias}"] = each.bias
 

@@ -224,7 +224,7 @@ def _weight(pen: Pairs, layer: Layer, source: Grid, node: ir.Node) -> Grid:
     value = pen.graph.graph.initializers[layer.weight]
     rounded = _seen_from(pen.floats, value, node)
     if wider is not pen.weights[layer.weight] or rounded is None:
-        levels = pen.constant(f"{name}.levels", stored.levels.astype(stored.grid.kind))
+        levels = pen.constant(f"{name}.levels", stored.levels.astype(stored.grid.kind, copy=False))
         rounded = pen.dequantize(levels, pen.free(f"{name}.rounded"), stored.grid, node)
         if name == layer.weight:
             pen.floats[value, node.graph] = rounded  # type: ignore[index]
