@@ -108,7 +108,7 @@ def ours() -> Callable[[str, float], Finish]:
 
     def run(path: str, amount: float) -> Finish:
         model = load(path)
-        each = Prune(amount=amount, round_to=1)
+        each = Prune(criterion="l2", amount=amount, round_to=1)
         result = each.apply(model, each.plan(model, {}))
 
         def finish(out: str) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def methods(torch_python: str | None) -> dict[str, Make]:
         "backward + refit": lambda case, target: ours(
             case, target, [Prune(criterion="backward", target_macs=target), Refit()]
         ),
+        "auto + refit": lambda case, target: ours(case, target, [Prune(criterion="auto", target_macs=target), Refit()]),
     }
 
 
@@ -209,7 +210,8 @@ def judged(case: Case, target: float, method: str, make: Make) -> Row:
 def ours(case: Case, target: float, passes: Sequence[Any]) -> tuple[bytes, str]:
     """The one loop, on the calibration samples."""
     result = run(case.content, passes, case.data)
-    return to_bytes(finished(result.model)), ""
+    told = [note for note in result.plan.notes if note.startswith("units are ranked")]
+    return to_bytes(finished(result.model)), "".join(told)
 
 
 def onnxsim(case: Case, target: float) -> tuple[bytes, str]:

@@ -61,7 +61,7 @@ def pruned(name: str, feed: Mapping[str, np.ndarray], target: float) -> tuple[di
     before = cost(original, shapes).macs or 0
     results: dict[str, bytes | str] = {"original": str(fetch(name))}
     macs = {}
-    for each in (Prune(target_macs=target, round_to=multiple) for multiple in MULTIPLES):
+    for each in (Prune(criterion="l2", target_macs=target, round_to=multiple) for multiple in MULTIPLES):
         result = each.apply(original, each.plan(original, {SHAPES: shapes}))
         label = f"round_to {each.round_to or 'by width'}"
         results[label] = to_bytes(finished(result))

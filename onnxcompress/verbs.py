@@ -21,6 +21,8 @@ from onnxcompress.settings import check_names, made, names_of
 
 CLOSER = "--min-sqnr 20 leaves in float what costs most of the accuracy, and --explain shows what does"
 
+BLIND = "units are ranked by l2: no data was given; with --data taylor or backward, whichever answers better"
+
 SEQUENCE = "sequence"
 """Method of a plan that holds the plans of several passes, one a decision."""
 
@@ -63,6 +65,9 @@ def prune(
             "refit needs data of your own: synthetic inputs say nothing about it; give data, or refit=False"
         )
     cutter = made(passes.Prune, {**cutting, "amount": amount, "seed": how.seed})
+    blind = data is None and cutter.criterion == "auto"
+    if blind:  # nothing is looked at that would not choose
+        cutter = dataclasses.replace(cutter, criterion="l2")
     # weights that a round before has fitted know the rows that judge: the ridge pulls towards the original's instead
     fitting = {"seed": how.seed, "towards": "present" if rounds == 1 else "original"}
     repair = [made(passes.Refit, fitting)] if refit or (refit is None and data is not None) else []
@@ -71,9 +76,15 @@ def prune(
             "the largest cut is searched by whole runs of one round; leave out --rounds, --epochs, --slim and --dry-run"
         )
     if largest:
-        return largest_cut(model, cutter, data, budgets=wanted, then=repair, how=how)
+        result = largest_cut(model, cutter, data, budgets=wanted, then=repair, how=how)
+        return _with_note(result, BLIND) if blind else result
     steps = [each for share in _share_of(cutter, rounds) for each in (made(passes.Prune, share), *repair, *after)]
-    return _run(model, steps[:1] if dry else [*before, *steps], data, wanted, how, dry=dry)
+    result = _run(model, steps[:1] if dry else [*before, *steps], data, wanted, how, dry=dry)
+    return _with_note(result, BLIND) if blind else result
+
+
+def _with_note(result: Result, note: str) -> Result:
+    return dataclasses.replace(result, notes=(*result.notes, note))
 
 
 def _training(
@@ -93,7 +104,7 @@ def _training(
     if slim is None:
         return [], after, rest
     by_scales = {"criterion": "bn_scale", "ranking": "global", "normalise": "none"}
-    if rest.get("criterion", "l2") not in ("l2", "bn_scale"):
+    if rest.get("criterion", "auto") not in ("auto", "l2", "bn_scale"):
         raise SettingError(f"slim cuts by the scales that it trained; leave out criterion {rest['criterion']!r}")
     return [made(methods.Slim, {**own, "epochs": epochs, "slim": slim})], after, {**rest, **by_scales}
 
@@ -279,7 +290,7 @@ def quantize(
         result = _run(model, steps, data, wanted, how, plans=plans)
     result = dataclasses.replace(result, seconds={**clock.seconds, **result.seconds})
     if result.comparison is not None and not result.comparison.same and not plans:
-        result = dataclasses.replace(result, notes=(*result.notes, CLOSER))
+        result = _with_note(result, CLOSER)
     mine = [plan for plan in result.plans if plan.method in (quantizer.name, weights.name)]
     if not any(plan.decisions or any(each.why == SLOWER for each in plan.refusals) for plan in mine):
         why = "; ".join(note for plan in result.plans for note in plan.notes)

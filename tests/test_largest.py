@@ -22,7 +22,9 @@ def test_the_budget_is_met_and_a_looser_one_allows_more(monkeypatch: pytest.Monk
     monkeypatch.setattr(largest, "evidence_for", lambda *given: gathered.append(given) or evidence_for(*given))
     left = []
     for decibel in (20.0, 10.0):
-        result = largest_cut(DIGITS, Prune(), DATA, budgets={"min_sqnr": decibel}, then=[Refit()], how=FEW, trials=3)
+        result = largest_cut(
+            DIGITS, Prune(criterion="l2"), DATA, budgets={"min_sqnr": decibel}, then=[Refit()], how=FEW, trials=3
+        )
         assert result.met and result.comparison is not None and result.comparison.sqnr_db >= decibel  # type: ignore[operator]
         left.append(result.after.parameters / result.before.parameters)
     assert 1 > left[0] > left[1]
@@ -36,7 +38,9 @@ def test_amounts_differ_between_groups() -> None:
 
 
 def test_a_budget_out_of_reach_is_not_met() -> None:
-    result = largest_cut(DIGITS, Prune(round_to=1), DATA, budgets={"max_params": 0.001}, how=FEW, trials=2)
+    result = largest_cut(
+        DIGITS, Prune(criterion="l2", round_to=1), DATA, budgets={"max_params": 0.001}, how=FEW, trials=2
+    )
     assert not result.met
 
 

@@ -27,5 +27,11 @@ SHAPES = Need("shapes", "")
 SOURCES = Need("sources", "")
 """The sources themselves (`gather.Sources`), for a pass that trains."""
 
+IF_ANY = "gradient if any"
+"""Kind of a need for a gradient that is met as "gradient" where one can be had, and by NO_GRADIENT where not."""
+
+NO_GRADIENT = Need("no gradient", "")
+"""Why there is none: a sentence."""
+
 Evidence = Mapping[Need, Any]
 """Need -> what its kind gives, e.g. Moments or a Gram matrix. A need about a value that no run reaches is missing."""

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.evidence.gather import Provider, Sources
-from onnxcompress.evidence.need import Need
+from onnxcompress.errors import OnnxCompressError
+from onnxcompress.evidence.gather import Provider, Sources, first_shapes
+from onnxcompress.evidence.need import IF_ANY, NO_GRADIENT, Need
+from onnxcompress.operators.cost import cost
 from onnxcompress.runtime.session import Session
 from onnxcompress.training.graph import GATE, GRADIENT, Criterion, settings_in, step_graph, told_apart
 from onnxcompress.training.losses import LOSSES, Of
@@ -33,6 +35,12 @@ PROBE = "probe/"
 
 DRAWS = 96
 """Backward passes: each sample has as many draws as make this many, and no more samples than this are read."""
+
+LEAST_DRAWS = 16
+"""Backward passes where they are cut short: the mean square of a gradient is then off by a third."""
+
+WORK = 1 << 37
+"""Multiply-adds of all forward passes together, beyond which draws are cut short where nobody asked for gradients by name."""
 
 GRAPHS = 4
 """Step graphs that are kept, one for each set of input shapes."""
@@ -75,7 +83,7 @@ def _signs(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     return 2.0 * rng.integers(0, 2, shape) - 1.0
 
 
-def gradients_of_gates(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+def gradients_of_gates(sources: Sources, needs: Sequence[Need], draws: int = DRAWS) -> Mapping[Need, Any]:
     """[draws, channels] float64 for each need: the gradient by a factor 1 on each channel of its value.
 
     Values that are not in the main graph, or not floats, are missing. ModelError for an operator without a derivative.
@@ -86,10 +94,23 @@ def gradients_of_gates(sources: Sources, needs: Sequence[Need]) -> Mapping[Need,
     if not axes:
         return {}
     rows: dict[str, list[np.ndarray]] = {name: [] for name in axes}
-    for given in _draws(_Steps(sources, gates=axes)):
+    for given in _draws(_Steps(sources, gates=axes), draws):
         for name in axes:
             rows[name].append(given[f"{GRADIENT}{GATE}{name}"].astype(np.float64))
     return {need: np.stack(rows[need.value]) for need in needs if need.value in axes}
+
+
+def gradients_if_any(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
+    """As `gradients_of_gates`, with fewer draws of a large model; NO_GRADIENT says why where there are none."""
+    if sources.data.synthetic:
+        return {NO_GRADIENT: "the inputs are made up"}
+    macs = cost(sources.current, first_shapes(sources.current, sources.data, sources.original)).macs or 0
+    draws = max(LEAST_DRAWS, min(DRAWS, WORK // max(macs, 1)))
+    try:
+        found = gradients_of_gates(sources, [replace(need, kind="gradient") for need in needs], draws)
+    except OnnxCompressError as error:
+        return {NO_GRADIENT: str(error)}
+    return found or {NO_GRADIENT: "no value that its weights read holds floats in the main graph"}
 
 
 def curvature_of_weights(sources: Sources, needs: Sequence[Need]) -> Mapping[Need, Any]:
@@ -112,6 +133,7 @@ def curvature_of_weights(sources: Sources, needs: Sequence[Need]) -> Mapping[Nee
 
 GRADIENTS: dict[str, Provider] = {
     "gradient": gradients_of_gates,
+    IF_ANY: gradients_if_any,
     "hessian": curvature_of_weights,
 }
 """Kinds of evidence that take a backward pass, for `gather`."""
@@ -159,7 +181,7 @@ def weighed(targets: Sequence[Target]) -> Criterion:
     return terms
 
 
-def _draws(steps: _Steps) -> Iterator[dict[str, np.ndarray]]:
+def _draws(steps: _Steps, draws: int = DRAWS) -> Iterator[dict[str, np.ndarray]]:
     """The outputs of each backward pass."""
     sources = steps.sources
     model = sources.current
@@ -167,8 +189,8 @@ def _draws(steps: _Steps) -> Iterator[dict[str, np.ndarray]]:
     answers = Teacher.of(model, [target.student for target in targets], threads=sources.threads)
     held = {name: model.array(name) for name in steps.parameters}
     chosen = sources.data.shuffled(0)
-    chosen = replace(chosen, indices=chosen.indices[:DRAWS])
-    each, rng = ceil(DRAWS / chosen.samples), np.random.default_rng(sources.seed)
+    chosen = replace(chosen, indices=chosen.indices[:draws])
+    each, rng = ceil(draws / chosen.samples), np.random.default_rng(sources.seed)
     for done, feed in enumerate(chosen.batches(1)):
         values = answers.session.run(feed)
         session = steps.session(feed, targets)

@@ -173,7 +173,7 @@ def test_as_a_command() -> None:
 def test_python_takes_bytes_and_arrays(tmp_path: Path) -> None:
     images = np.load(DATA)["image"][:40]
     result = onnxcompress.prune(
-        Path(MODEL).read_bytes(), data={"image": images}, amount=0.25, refit=False, min_sqnr=0.0
+        Path(MODEL).read_bytes(), data={"image": images}, criterion="l2", amount=0.25, refit=False, min_sqnr=0.0
     )
     assert result.met and result.plan.method == "prune"
     comparison = onnxcompress.compare(MODEL, result.save(tmp_path / "o.onnx").model, data={"image": images})

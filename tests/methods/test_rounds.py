@@ -19,7 +19,7 @@ from tests.cli.conftest import DATA, LABELS, MODEL, Run, cli
 
 __all__ = ["cli"]
 
-CUT = {"data": DATA, "labels": LABELS, "target_macs": 0.15, "limit": 200}
+CUT = {"data": DATA, "criterion": "l2", "labels": LABELS, "target_macs": 0.15, "limit": 200}
 
 
 def agreement(**settings: object) -> float:
@@ -34,7 +34,7 @@ def test_training_after_each_round_beats_the_cut_alone() -> None:
 
 
 def test_each_round_cuts_repairs_and_trains_towards_the_original() -> None:
-    result = onnxcompress.prune(MODEL, **CUT, rounds=2, epochs=1, criterion="taylor")  # type: ignore[arg-type]
+    result = onnxcompress.prune(MODEL, **{**CUT, "criterion": "taylor"}, rounds=2, epochs=1)  # type: ignore[arg-type]
     assert [plan.method for plan in result.plans] == ["prune", "refit", "train"] * 2
     assert result.after.macs is not None and result.before.macs is not None
     assert result.after.macs <= 0.16 * result.before.macs

@@ -58,7 +58,7 @@ def test_targets_are_reached_and_counted_on_the_cut_model(target: dict[str, floa
 
 def test_a_target_out_of_reach_says_what_is_left() -> None:
     with pytest.raises(SettingError, match="cannot be reached"):
-        run(DIGITS, [Prune(target_params=0.0001)], DATA)
+        run(DIGITS, [Prune(criterion="l2", target_params=0.0001)], DATA)
 
 
 def test_keep_protects_and_an_unknown_name_offers_the_nearest() -> None:
@@ -87,11 +87,11 @@ def test_free_cuts_do_not_change_the_output(name: str, kind: str) -> None:
 
 
 def test_a_saved_plan_replays_to_the_same_bytes_and_only_on_its_model(tmp_path: Path) -> None:
-    result = run(DIGITS, [Prune(amount=0.5), Refit(rows=512)], DATA)
+    result = run(DIGITS, [Prune(criterion="l2", amount=0.5), Refit(rows=512)], DATA)
     for plan in result.plans:
         plan.save(tmp_path / f"{plan.method}.json")
     plans = [load_plan(tmp_path / f"{plan.method}.json") for plan in result.plans]
-    again = run(DIGITS, [Prune(amount=0.5), Refit(rows=512)], DATA, plans=plans)
+    again = run(DIGITS, [Prune(criterion="l2", amount=0.5), Refit(rows=512)], DATA, plans=plans)
     assert again.model.serialized == result.model.serialized
     with pytest.raises(ModelError, match="another model"):
         Prune().apply(load(ZOO["conv_chain"]()), plans[0])
@@ -130,15 +130,15 @@ def test_global_ranking_cuts_about_the_share_of_all_units() -> None:
 
 @pytest.mark.parametrize("settings", [{"amount": 0.4}, {"target_error": 0.05}])
 def test_a_dry_run_counts_what_the_plan_would_leave(settings: dict[str, float]) -> None:
-    dry = run(DIGITS, [Prune(**settings)], DATA, dry=True)
-    wet = run(DIGITS, [Prune(**settings)], DATA)
+    dry = run(DIGITS, [Prune(criterion="l2", **settings)], DATA, dry=True)
+    wet = run(DIGITS, [Prune(criterion="l2", **settings)], DATA)
     assert dry.comparison is None and dry.model is dry.original
     assert dry.after == wet.after != dry.before
 
 
 def test_a_larger_error_is_spent_on_a_larger_cut() -> None:
     left = [
-        run(DIGITS, [Prune(target_error=error, round_to=1)], DATA, dry=True).after.parameters
+        run(DIGITS, [Prune(criterion="l2", target_error=error, round_to=1)], DATA, dry=True).after.parameters
         for error in (0.001, 0.03, 1)
     ]
     assert left[0] > left[1] > left[2]

@@ -137,8 +137,8 @@ def test_error_is_the_sum_of_squares() -> None:
 
 
 def test_repair_brings_a_pruned_model_back() -> None:
-    bare = run(DIGITS, [Prune(amount=0.5)], DATA).comparison
-    repaired = run(DIGITS, [Prune(amount=0.5), Refit(rows=2048)], DATA).comparison
+    bare = run(DIGITS, [Prune(criterion="l2", amount=0.5)], DATA).comparison
+    repaired = run(DIGITS, [Prune(criterion="l2", amount=0.5), Refit(rows=2048)], DATA).comparison
     assert bare is not None and repaired is not None
     assert repaired.sqnr_db > bare.sqnr_db + 6  # type: ignore[operator]
 
@@ -192,7 +192,7 @@ def test_the_bias_that_an_add_brings_to_a_product_is_fitted_with_it() -> None:
         values = (rng.standard_normal(shape) + offset).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     data = {"x": rng.standard_normal((400, 16)).astype(np.float32)}
-    result = run(proto, [Prune(amount=0.5), Refit()], data)
+    result = run(proto, [Prune(criterion="l2", amount=0.5), Refit()], data)
     assert result.comparison is not None and result.comparison.sqnr_db > 8  # type: ignore[operator]
     assert {decision["bias"] for decision in result.plans[1].decisions} == {
         "c"
@@ -266,5 +266,5 @@ def test_rounds_leave_as_many_channels_as_one_cut() -> None:
 
 def test_in_several_rounds_the_ridge_pulls_towards_the_original() -> None:
     for rounds, towards in ((1, "present"), (2, "original")):
-        result = onnxcompress.prune(DIGITS, data=DATA, limit=40, rounds=rounds)
+        result = onnxcompress.prune(DIGITS, data=DATA, criterion="l2", limit=40, rounds=rounds)
         assert {plan.settings["towards"] for plan in result.plans if plan.method == "refit"} == {towards}

@@ -53,7 +53,7 @@ def test_zeros_of_single_weights_are_coded_too(sharing: str) -> None:
 
 def test_refitted_weights_are_dense_again_or_as_they_were() -> None:
     model = clustered("tensor")
-    result = onnxcompress.prune(model, data=DATA, amount=0.3)
+    result = onnxcompress.prune(model, data=DATA, criterion="l2", amount=0.3)
     again = load(to_bytes(finished(result.model)))
     for layer in layers(result.model):
         assert np.array_equal(again.array(layer.weight), result.model.array(layer.weight))

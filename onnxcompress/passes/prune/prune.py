@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from onnxcompress.channels import Channels, Group, analyse, cut
 from onnxcompress.channels.footprint import Footprint, footprint
 from onnxcompress.errors import ModelError, SettingError, nearest
-from onnxcompress.evidence.need import SHAPES, Evidence, Need
+from onnxcompress.evidence.need import IF_ANY, SHAPES, Evidence, Need
 from onnxcompress.model import Model
 from onnxcompress.model.edit import set_constant
 from onnxcompress.operators import Settings
@@ -21,6 +22,7 @@ from onnxcompress.operators.cost import macs_by_layer
 from onnxcompress.operators.layer import all_layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.prune.amounts import Budgeted, amounts_for, within_error
+from onnxcompress.passes.prune.auto import AUTO, NEEDS, best_of, known, ways_of
 from onnxcompress.passes.prune.criteria import (
     CRITERIA,
     choose_global,
@@ -76,7 +78,13 @@ class Prune:
     name: ClassVar[str] = "prune"
 
     amount: Annotated[float, Field(ge=0, lt=1, description="share of the channels that goes")] = 0.5
-    criterion: Annotated[str, Field(description=f"how units are ranked: {', '.join([*CRITERIA, *SELECTIONS])}")] = "l2"
+    criterion: Annotated[
+        str,
+        Field(
+            description=f"how units are ranked: {', '.join([*CRITERIA, *SELECTIONS])}; auto: on data taylor or backward, as samples "
+            "kept back prefer after a refit; without data l2"
+        ),
+    ] = AUTO
     ranking: Annotated[
         Literal["local", "global"], Field(description="the share is taken from every group, or from all units together")
     ] = "local"
@@ -126,9 +134,9 @@ class Prune:
     seed: Annotated[int, Field(ge=0, description="for criteria that draw")] = 0
 
     def __post_init__(self) -> None:
-        known = [*CRITERIA, *SELECTIONS]
-        if self.criterion not in known:
-            raise SettingError(f"no criterion is called {self.criterion!r}; {nearest(self.criterion, known)}")
+        names = [AUTO, *CRITERIA, *SELECTIONS]
+        if self.criterion not in names:
+            raise SettingError(f"no criterion is called {self.criterion!r}; {nearest(self.criterion, names)}")
         if sum(getattr(self, name) is not None for name in TARGETS) > 1:
             raise SettingError(f"give one of {', '.join(TARGETS)}, not several")
 
@@ -154,6 +162,9 @@ class Prune:
         """Shapes where multiply-adds count, activations or Gram matrices for the criteria and targets that look at them."""
         groups, channels = self.groups(model), self.channels(model)
         wanted = [SHAPES] if self.target_macs is not None or self._reads_grams else []
+        if self.criterion == AUTO:
+            asked = needs_of(model, channels, groups, CRITERIA["taylor"])
+            wanted += [*NEEDS, *(replace(need, kind=IF_ANY) for need in asked)]
         if self._reads_grams:
             wanted += gram_needs(model, channels, groups)
         if self.criterion in CRITERIA:
@@ -162,10 +173,12 @@ class Prune:
 
     @property
     def _reads_grams(self) -> bool:
-        return self.criterion in SELECTIONS or self.target_error is not None
+        return self.criterion in (AUTO, *SELECTIONS) or self.target_error is not None
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """Free cuts first; then as many units as the amount or target asks for, the least important of each group."""
+        if self.criterion == AUTO:
+            return best_of(ways_of(self, evidence), model, evidence)
         return self.decide(model, self.outlook(model, evidence))
 
     def outlook(self, model: Model, evidence: Evidence) -> Outlook:
@@ -176,13 +189,16 @@ class Prune:
                 f"{model.source.name}: no channel can be removed: {_why_nothing(model, channels)}; see 'onnxcompress inspect'"
             )
         free = {group.name: free_cuts(model, channels, group, exact=not self.inexact) for group in groups}
-        row, aggregate = CRITERIA.get(self.criterion, CRITERIA["l2"]), self.aggregate
+        name = known(evidence) if self.criterion == AUTO else self.criterion
+        row, aggregate = CRITERIA.get(name, CRITERIA["l2"]), self.aggregate
         scores = score_groups(model, channels, groups, row, evidence, aggregate, self.seed)
         for name, cuts in free.items():
             scores[name] = np.where(cuts.all, scores[name].min() - 1 - np.abs(scores[name].min()), scores[name])
-        readers = readers_for(model, channels, groups, evidence) if self._reads_grams else {}
-        curved = self.target_error is not None or (self.criterion in SELECTIONS and self.targeted)
-        curves = curves_of(readers, scores, ranked=self.criterion in CRITERIA) if curved else {}
+        ranked = self.criterion not in SELECTIONS
+        reading = self.criterion in SELECTIONS or self.target_error is not None
+        readers = readers_for(model, channels, groups, evidence) if reading else {}
+        curved = self.target_error is not None or (not ranked and self.targeted)
+        curves = curves_of(readers, scores, ranked=ranked) if curved else {}
         print_ = footprint(model, channels, macs_by_layer(model, evidence.get(SHAPES, {})))
         return Outlook(groups, print_, free, scores, readers, curves)
 

@@ -208,7 +208,7 @@ def test_refit_leaves_codebooks_alone() -> None:
 
 def test_a_model_that_was_cut_in_the_same_run_is_its_own_goal():
     """The walk took the channels that are left of values that had lost them already."""
-    passes = [Prune(amount=0.4), Cluster(bits=6, assign="compensated")]
+    passes = [Prune(criterion="l2", amount=0.4), Cluster(bits=6, assign="compensated")]
     pruned = run(DIGITS, passes[:1], DATA, how=How(limit=48)).comparison.sqnr_db
     both = run(DIGITS, passes, DATA, how=How(limit=48)).comparison.sqnr_db
     assert both > pruned - 3

@@ -130,7 +130,7 @@ def _plan(clock, target):
 
 
 def test_it_chains_with_pruning_and_codebooks():
-    pruned = [Merge(), Prune(amount=0.2), Refit()]
+    pruned = [Merge(), Prune(criterion="l2", amount=0.2), Refit()]
     passes = [
         *pruned,
         Factorize(fit="data", target_macs=0.4, pays=0, forms=("lowrank", "tucker")),
