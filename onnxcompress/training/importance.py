@@ -39,7 +39,7 @@ DRAWS = 96
 LEAST_DRAWS = 16
 """Backward passes where they are cut short: the mean square of a gradient is then off by a third."""
 
-WORK = 1 << 37
+WORK = 1 << 35
 """Multiply-adds of all forward passes together, beyond which draws are cut short where nobody asked for gradients by name."""
 
 GRAPHS = 4
@@ -83,9 +83,10 @@ def _signs(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     return 2.0 * rng.integers(0, 2, shape) - 1.0
 
 
-def gradients_of_gates(sources: Sources, needs: Sequence[Need], draws: int = DRAWS) -> Mapping[Need, Any]:
+def gradients_of_gates(sources: Sources, needs: Sequence[Need], draws: int | None = None) -> Mapping[Need, Any]:
     """[draws, channels] float64 for each need: the gradient by a factor 1 on each channel of its value.
 
+    draws  backward passes, by default DRAWS
     Values that are not in the main graph, or not floats, are missing. ModelError for an operator without a derivative.
     """
     known = {value.name for node in sources.current.ir.graph for value in node.outputs if is_float(value)}
@@ -181,9 +182,9 @@ def weighed(targets: Sequence[Target]) -> Criterion:
     return terms
 
 
-def _draws(steps: _Steps, draws: int = DRAWS) -> Iterator[dict[str, np.ndarray]]:
+def _draws(steps: _Steps, most: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """The outputs of each backward pass."""
-    sources = steps.sources
+    sources, draws = steps.sources, most or DRAWS
     model = sources.current
     targets = list({target.student: target for target in targets_of(model, model)}.values())
     answers = Teacher.of(model, [target.student for target in targets], threads=sources.threads)
