@@ -20,7 +20,7 @@ from onnxcompress.passes.cluster.allocation import SIZES, Choice, best_sharing, 
 from onnxcompress.passes.cluster.choices import ByBooks, ByCommon, ByRate, Starter, by_trellis, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book
 from onnxcompress.passes.cluster.decisions import carry_out, decide
-from onnxcompress.passes.cluster.expected import expected, needs_of, of_rows, with_picked
+from onnxcompress.passes.cluster.expected import expected, needs_of, of_rows, with_brought, with_picked
 from onnxcompress.passes.cluster.fitted import NODES, fitted
 from onnxcompress.passes.cluster.one_price import SIZES as PRICED
 from onnxcompress.passes.cluster.one_price import at_one_price, together
@@ -154,7 +154,7 @@ class Cluster:
         """The paired walk, and for an allocation what layers are fed and how far their errors arrive."""
         if self.assign != "compensated":
             return []
-        found = [Paired.NEED, *([Trial.NEED] if self.tries_both else [])]
+        found = [Paired.NEED, *([Trial.NEED] if self.allocates else [])]
         if self.allocates:
             for each in self.tensors(model)[0]:
                 if each.weight.layer is not None:
@@ -170,6 +170,7 @@ class Cluster:
             plan.notes.append("no weight is left that is worth a codebook")
             return plan
         budget, evidence = self._budget(model, found), with_picked(model, found, evidence)
+        evidence = with_brought(model, found, evidence) if self.allocates else evidence
         if not self.tries_both:
             return self._filled(plan, model, found, evidence, budget)
         plans = [replace(self, rate="none")._filled(_copy(plan), model, found, evidence, budget)]

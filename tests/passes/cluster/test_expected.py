@@ -16,7 +16,7 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import load
 from onnxcompress.passes import Cluster
 from onnxcompress.passes.cluster.allocation import COARSE, REFERENCE, allocated
-from onnxcompress.passes.cluster.expected import alike, expected
+from onnxcompress.passes.cluster.expected import alike, arriving, expected, with_brought
 from onnxcompress.passes.cluster.layout import read
 from onnxcompress.passes.cluster.sharing import SHARINGS
 from onnxcompress.run import How, evidence_for, opened
@@ -112,3 +112,31 @@ def test_logits_show_what_probabilities_hide() -> None:
     assert noise_share(plain, after) < 1e-3
     assert noise_share_of_logits(plain, after) > 1e-2
     assert noise_share_of_logits([{"y": scores}], [{"y": moved}]) == noise_share([{"y": scores}], [{"y": moved}])
+
+
+def test_what_a_tensor_brings_is_measured_where_single_channels_hold_the_power() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.normal(size=(32, 32)).astype(np.float32) for _ in range(2))
+    first[:, 0] *= 100  # a channel that the layer behind does not read
+    second[0] = 0
+    proto = helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("MatMul", ["x", "first"], ["h"], "one"),
+                helper.make_node("MatMul", ["h", "second"], ["y"], "two"),
+            ],
+            "loud",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 32])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 32])],
+            [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    model, cluster = load(proto), Cluster(assign="compensated", smallest=0)
+    data = opened(model, {"x": rng.normal(size=(40, 32)).astype(np.float32)}, How())
+    evidence = evidence_for(cluster, model, model, data, How())
+    found = cluster.tensors(model)[0]
+    blind, told = (arriving(found, each)["first"] for each in (evidence, with_brought(model, found, evidence)))
+    # one book takes the loud channel's errors and others' alike, and only others' arrive
+    assert told > 10 * blind
