@@ -11,7 +11,7 @@ among what these rows judge, so that data does no harm where there is too little
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,6 +31,10 @@ from onnxcompress.passes.refit.solver import in_db
 
 DRAWN = (0.3, 0.03, 0.003)
 """Shares of white noise that are tried in a Gram matrix, of its mean diagonal."""
+
+
+Judged = tuple[Tried, Factors]
+"""Factors, and what rows that are kept back say of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +106,15 @@ def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> M
     if at is None:
         return plain
     form, shape = FORMS[choice.form], site.shape
-    before = at.tried(form.dense(shape, plain.factors).reshape(-1, shape.ins * shape.taps), Values())
-    best, factors = before, plain.factors
-    for each in _tried(at, site, choice):
-        now = at.tried(form.dense(shape, each).reshape(-1, shape.ins * shape.taps), Values())
-        if now.error >= best.error:
-            break
-        best, factors = now, each
-    made = Made(factors, _bias(model, at, best), (at.decibel(before.error), at.decibel(best.error)))
+    flat = (-1, shape.ins * shape.taps)
+
+    def judged(factors: Factors) -> tuple[Tried, Factors]:
+        return at.tried(form.dense(shape, factors).reshape(flat), Values()), factors
+
+    weight = (at.aim() if flat[1] <= WIDEST else at.weight).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
+    before, *begun = judged(plain.factors), *_begun(at, site, choice, weight, judged)
+    best, factors = min((before, *begun), key=lambda each: each[0].error)
+    made = Made(factors, _bias(model, at, best), (at.decibel(before[0].error), at.decibel(best.error)))
     return _behind(how, model, site, choice, pair, made) if how.nonlinear and made.bias is not None else made
 
 
@@ -141,19 +146,26 @@ def _embedded(model: Model, site: Site, choice: Choice, pair: Pair, plain: Made)
     return Made(factors, None, (in_db(power, errors[0]), in_db(power, min(errors))))
 
 
-def _tried(at: Fitting, site: Site, choice: Choice) -> Iterator[Factors]:
-    """From much to little white noise in the Gram matrix."""
+def _begun(
+    at: Fitting, site: Site, choice: Choice, weight: np.ndarray, judged: Callable[[Factors], Judged]
+) -> Iterator[Judged]:
+    """Starts from much to little white noise in the Gram matrix, while they get better, and what the sweeps make of the best of them."""
     form, shape = FORMS[choice.form], site.shape
-    n = shape.ins * shape.taps
-    weight = (at.aim() if n <= WIDEST else at.weight).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
     gram = at.gram()
-    noise = np.einsum("gkk->g", gram) / n
+    noise = np.einsum("gkk->g", gram) / gram.shape[1]
+    best: tuple[Judged, Metric] | None = None
     for share in DRAWN:
         drawn = gram.copy()
         np.einsum("gkk->gk", drawn)[:] += share * noise[:, None]
         metric = Metric(drawn)
-        factors = form.start(shape, weight, choice.ranks, metric)
-        yield factors if form.closed else alternated(form, shape, weight, factors, metric)
+        now = judged(form.start(shape, weight, choice.ranks, metric))
+        if best is not None and now[0].error >= best[0][0].error:
+            break
+        best = now, metric
+    assert best is not None
+    yield best[0]
+    if not form.closed:
+        yield judged(alternated(form, shape, weight, best[0][1], best[1]))
 
 
 def _bias(model: Model, at: Fitting, best: Tried) -> tuple[str, np.ndarray] | None:
