@@ -30,20 +30,21 @@ DAMPING = 1e-8
 """Of normal equations, as a share of their mean diagonal."""
 
 WIDEST = 2400
-"""Columns of a Gram matrix above which only outputs are solved for: a product with it takes half a second there."""
+"""Columns of a Gram matrix, or twice the rows that stand for it, above which only outputs are solved for: a product with it takes half a
+second there."""
 
 
 def alternated(form: Form, shape: Shape, weight: np.ndarray, factors: Factors, metric: Metric) -> Factors:
-    """Factors that make the weight [groups, out, in, taps] more nearly than those given; the metric has a Gram matrix.
+    """Factors that make the weight [groups, out, in, taps] more nearly than those given; the metric has a Gram matrix or rows.
 
     Gradients are followed in float32, in half of the time: the systems that end each sweep are solved in float64.
     """
     found = [factor.copy() for factor in factors]
     places = _writers(form)
     held = {*places, *form.constant}
-    others = [] if shape.ins * shape.taps > WIDEST else [j for j in range(len(found)) if j not in held]
-    assert metric.gram is not None
-    near = Metric((metric.gram / max(metric.scale, 1e-300)).astype(np.float32)) if others else metric
+    width = shape.ins * shape.taps if metric.rows is None else 2 * metric.rows.shape[1]
+    others = [] if width > WIDEST else [j for j in range(len(found)) if j not in held]
+    near = metric.single() if others else metric
     light = weight.astype(np.float32)
     for _ in range(SWEEPS if others else 1):
         for j in others:
@@ -145,8 +146,35 @@ def _normal(
     terms, arrays = [term for term, _ in rest], [array for _, array in rest]
     right = contracted(f"{','.join([output, *terms])}->go{''.join(free)}", gradient, *arrays)
     shaped = [sizes[letter] for letter in columns]
-    assert metric.gram is not None
-    middle, between = "g" + "".join(columns) + doubled("".join(columns)), metric.gram.reshape(-1, *shaped, *shaped)
-    letters = ",".join([middle, *terms, *map(doubled, terms)])
-    out = f"g{each}{''.join(free)}{doubled(''.join(free))}"
-    return contracted(f"{letters}->{out}", between, *arrays, *arrays), right
+    first, second = "".join(free), doubled("".join(free))
+    out = f"g{each}{first}{second}"
+    if metric.gram is not None:
+        middle, between = "g" + "".join(columns) + doubled("".join(columns)), metric.gram.reshape(-1, *shaped, *shaped)
+        found = contracted(f"{','.join([middle, *terms, *map(doubled, terms)])}->{out}", between, *arrays, *arrays)
+    else:
+        assert metric.rows is not None
+        fed = metric.rows.reshape(*metric.rows.shape[:2], *shaped)  # "z" numbers the rows
+        read = contracted(f"{','.join(['gz' + ''.join(columns), *terms])}->g{each}z{first}", fed, *arrays)
+        flat = read.reshape(*read.shape[: 2 + len(each)], -1)
+        found = (flat.swapaxes(-1, -2) @ flat).reshape(*flat.shape[: 1 + len(each)], *read.shape[2 + len(each) :] * 2)
+    if metric.noise is not None:
+        found = np.ascontiguousarray(found)
+        _add_noise(found, out, terms, arrays, columns, metric.noise)
+    return found, right
+
+
+def _add_noise(
+    gram: np.ndarray, letters: str, terms: list[str], arrays: list[np.ndarray], columns: list[str], noise: np.ndarray
+) -> None:
+    """What white noise in the columns adds to a Gram matrix of `_normal`: only where both sides see the same column."""
+
+    def same(term: str) -> str:
+        return "".join(letter.lower() if letter.lower() in columns else letter for letter in term)
+
+    twins = ["".join(letter if letter in "go" else letter.upper() for letter in term) for term in terms]
+    seen = "".join(dict.fromkeys(same(letters)))
+    made = [letter for letter in seen if any(letter in same(term) for term in ["g", *terms, *twins])]
+    operands = ",".join(["g", *terms, *map(same, twins)])
+    added = contracted(f"{operands}->{''.join(made)}", noise, *arrays, *arrays)
+    place = np.einsum(f"{same(letters)}->{seen}", gram)  # a view of where the columns are the same
+    place += added.reshape([size if letter in made else 1 for letter, size in zip(seen, place.shape, strict=True)])

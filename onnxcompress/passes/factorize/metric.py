@@ -19,12 +19,14 @@ class Metric:
 
     gram  [groups, n, n] with n = in · taps, positive     rows  [groups, m, n]     taps  [taps, taps] of each input by itself
     often [groups, n]: the Gram matrix of rows that each look up one column of the weight, which is diagonal
+    noise [groups]: white noise beside gram or rows, added to the diagonal
     """
 
     gram: np.ndarray | None = None
     rows: np.ndarray | None = None
     often: np.ndarray | None = None
     taps: np.ndarray | None = None
+    noise: np.ndarray | None = None
 
     @property
     def plain(self) -> bool:
@@ -33,26 +35,28 @@ class Metric:
 
     def between(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """left G rightᵀ for [groups, a, n] and [groups, b, n] -> [groups, a, b]."""
-        if self.gram is not None:
-            return (left @ self.gram) @ right.transpose(0, 2, 1)
-        if self.rows is not None:
-            return (left @ self.rows.transpose(0, 2, 1)) @ (self.rows @ right.transpose(0, 2, 1))
-        return self.times(left) @ right.transpose(0, 2, 1)
+        if self.rows is None:
+            return self.times(left) @ right.transpose(0, 2, 1)
+        found = (left @ self.rows.transpose(0, 2, 1)) @ (self.rows @ right.transpose(0, 2, 1))
+        return found if self.noise is None else found + self.noise[:, None, None] * (left @ right.transpose(0, 2, 1))
 
     def times(self, left: np.ndarray) -> np.ndarray:
         """left G for [groups, a, n]."""
-        if self.gram is not None:
-            return left @ self.gram
-        if self.rows is not None:
-            return (left @ self.rows.transpose(0, 2, 1)) @ self.rows
         if self.taps is not None:
             return (left.reshape(*left.shape[:2], -1, len(self.taps)) @ self.taps).reshape(left.shape)
-        return left if self.often is None else left * self.often[:, None]
+        if self.gram is None and self.rows is None:
+            return left if self.often is None else left * self.often[:, None]
+        if self.gram is not None:
+            found = left @ self.gram
+        else:
+            assert self.rows is not None
+            found = (left @ self.rows.transpose(0, 2, 1)) @ self.rows
+        return found if self.noise is None else found + self.noise[:, None, None] * left
 
     def error(self, left: np.ndarray) -> float:
         """tr left G leftᵀ for a difference of weights [groups, out, ...]."""
         flat = left.reshape(*left.shape[:2], -1)
-        if self.gram is not None or self.rows is None:
+        if self.rows is None or self.noise is not None:
             return float(max((self.times(flat) * flat).sum(), 0.0))
         return float(np.square(flat @ self.rows.transpose(0, 2, 1)).sum())
 
@@ -67,11 +71,11 @@ class Metric:
         By whichever side is shorter: a classifier of 8,210 characters has a moment matrix of half a gigabyte, and minutes of it.
         """
         flat = weight.reshape(*weight.shape[:2], -1)
-        inner = flat.shape[2] if self.rows is None else min(self.rows.shape[1:])
+        inner = flat.shape[2] if self.rows is None or self.noise is not None else min(self.rows.shape[1:])
         if flat.shape[1] <= inner or self.taps is not None:
             return top(self.outputs(weight), rank)
-        if self.gram is not None:
-            fed = flat @ root(self.gram, 0.0)[0]
+        if self.gram is not None or self.noise is not None:
+            fed = flat @ root(self.of_axes((inner,), (0,)), 0.0)[0]
         elif self.rows is not None:
             count, width = self.rows.shape[1:]
             across = self.rows.transpose(0, 2, 1)
@@ -86,6 +90,15 @@ class Metric:
 
         What counts where a factor reads these axes and is used at all places of the others.
         """
+        found = self._of_axes(sizes, axes)
+        if self.noise is not None:
+            others = np.prod(sizes, dtype=int) // found.shape[1]
+            found = found.copy()
+            np.einsum("gkk->gk", found)[:] += (others * self.noise)[:, None]
+        return found
+
+    def _of_axes(self, sizes: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+        """Without the noise."""
         kept = np.prod([sizes[axis] for axis in axes], dtype=int)
         others = tuple(axis for axis in range(len(sizes)) if axis not in axes)
         if self.gram is not None:
@@ -126,12 +139,23 @@ class Metric:
         found = found.reshape(*[int(np.prod([sizes[axis] for axis in axes if axis], dtype=int))] * 2)
         return np.kron(np.eye(sizes[0]), found) if 0 in axes else found * sizes[0]
 
-    @cached_property
-    def scale(self) -> float:
-        """Mean of the diagonal."""
+    def diagonal(self) -> np.ndarray:
+        """[groups, n] of G, for a gram or rows."""
         if self.gram is not None:
-            return float(np.einsum("gnn->gn", self.gram).mean())
-        return 1.0 if self.rows is None else float(np.square(self.rows).sum(1).mean())
+            own = np.einsum("gnn->gn", self.gram)
+        else:
+            assert self.rows is not None
+            own = np.square(self.rows).sum(1)
+        return own if self.noise is None else own + self.noise[:, None]
+
+    def single(self) -> Metric:
+        """In float32, with a diagonal about 1."""
+        scale = max(float(self.diagonal().mean()), 1e-300)
+        return Metric(
+            gram=None if self.gram is None else (self.gram / scale).astype(np.float32),
+            rows=None if self.rows is None else (self.rows / np.sqrt(scale)).astype(np.float32),
+            noise=None if self.noise is None else (self.noise / scale).astype(np.float32),
+        )
 
 
 def _letters(count: int) -> tuple[list[str], list[str]]:

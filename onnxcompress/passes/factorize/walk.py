@@ -111,8 +111,7 @@ def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> M
     def judged(factors: Factors) -> tuple[Tried, Factors]:
         return at.tried(form.dense(shape, factors).reshape(flat), Values()), factors
 
-    weight = (at.aim() if flat[1] <= WIDEST else at.weight).reshape(shape.groups, shape.outs, shape.ins, shape.taps)
-    before, *begun = judged(plain.factors), *_begun(at, site, choice, weight, judged)
+    before, *begun = judged(plain.factors), *_begun(at, site, choice, judged)
     best, factors = min((before, *begun), key=lambda each: each[0].error)
     made = Made(factors, _bias(model, at, best), (at.decibel(before[0].error), at.decibel(best.error)))
     return _behind(how, model, site, choice, pair, made) if how.nonlinear and made.bias is not None else made
@@ -146,18 +145,17 @@ def _embedded(model: Model, site: Site, choice: Choice, pair: Pair, plain: Made)
     return Made(factors, None, (in_db(power, errors[0]), in_db(power, min(errors))))
 
 
-def _begun(
-    at: Fitting, site: Site, choice: Choice, weight: np.ndarray, judged: Callable[[Factors], Judged]
-) -> Iterator[Judged]:
+def _begun(at: Fitting, site: Site, choice: Choice, judged: Callable[[Factors], Judged]) -> Iterator[Judged]:
     """Starts from much to little white noise in the Gram matrix, while they get better, and what the sweeps make of the best of them."""
     form, shape = FORMS[choice.form], site.shape
-    gram = at.gram()
-    noise = np.einsum("gkk->g", gram) / gram.shape[1]
+    fed = at.rows()
+    weight = at.weight if fed is None and at.weight.shape[2] > WIDEST else at.aim()
+    weight = weight.reshape(shape.groups, shape.outs, shape.ins, shape.taps)
+    known = Metric(at.gram()) if fed is None else Metric(rows=fed)
+    diagonal = known.diagonal()
     best: tuple[Judged, Metric] | None = None
     for share in DRAWN:
-        drawn = gram.copy()
-        np.einsum("gkk->gk", drawn)[:] += share * noise[:, None]
-        metric = Metric(drawn)
+        metric = replace(known, noise=share * diagonal.mean(1))
         now = judged(form.start(shape, weight, choice.ranks, metric))
         if best is not None and now[0].error >= best[0][0].error:
             break

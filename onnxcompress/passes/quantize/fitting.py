@@ -7,6 +7,7 @@ rows that are kept back judge every rounding of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,8 +22,9 @@ from onnxcompress.operators.layer import Layer
 from onnxcompress.passes.quantize.rounding import WIDE
 from onnxcompress.passes.refit.goals import goals
 from onnxcompress.passes.refit.refit import bias_of, unsuited
-from onnxcompress.passes.refit.rows import FOLDS, spread
+from onnxcompress.passes.refit.rows import FOLDS, fewer, spread
 from onnxcompress.passes.refit.solver import Held, Sums, in_db, ridges
+from onnxcompress.passes.refit.validated import Few
 
 RIDGES = (1.0, 1e-1, 1e-2)
 """Tried for the aim until one does no better than the one before, as shares of the Gram's mean diagonal. Rounding errors are
@@ -70,30 +72,47 @@ class Fitting:
     weight: np.ndarray
     offset: np.ndarray
     bias: str | None
-    fit: Sums
+    fit: Sums | Held
     judge: Sums | Held
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Gram [groups, k, k] and cross moments of the rows to fit on, about the means where the bias is fitted."""
+        assert isinstance(self.fit, Sums)
         if self.bias:
             return self.fit.centre()
         return self.fit.gram, self.fit.cross - self.offset[:, :, None] * self.fit.x[:, None, :]
 
     def gram(self) -> np.ndarray:
-        """[groups, k, k] of the rows to fit on, not to be written to."""
-        return self.moments[0]
+        """[groups, k, k] of the rows to fit on, about their mean where the bias is fitted; not to be written to."""
+        rows = self.rows()
+        if rows is None:
+            return self.moments[0]
+        light = rows.astype(np.float32)
+        return np.asarray(light.transpose(0, 2, 1) @ light, np.float64)
+
+    def rows(self) -> np.ndarray | None:
+        """[groups, n, k], whose products are `gram`, where there are fewer rows than columns; None where there are more."""
+        if isinstance(self.fit, Sums):
+            return None
+        rows = np.concatenate([x for x, _ in self.fit.parts], axis=1, dtype=np.float64)
+        return rows - rows.mean(1, keepdims=True) if self.bias else rows
 
     def aim(self) -> np.ndarray:
         """The weights to round: those of the ridge that does best on held-out rows, or the original's where none does better."""
         best, error = self.weight, self.judge.error(self.weight, self._bias_for(self.weight))
-        fixed = self.bias is None
-        for found in ridges(self.fit, self.weight, self.offset, RIDGES, fixed_bias=fixed, moments=self.moments):
+        for found in self._ridges():
             now = np.inf if found is None else self.judge.error(*found)
             if found is None or now >= error:
                 break
             best, error = found[0], now
         return best
+
+    def _ridges(self) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+        fixed = self.bias is None
+        if isinstance(self.fit, Held):
+            return Few(self.fit, (), self.weight, self.offset, fixed).fits(RIDGES)
+        return ridges(self.fit, self.weight, self.offset, RIDGES, fixed_bias=fixed, moments=self.moments)
 
     def present(self, levels: np.ndarray, lattice: L) -> Tried[L]:
         """Levels with the bias as it is."""
@@ -138,7 +157,8 @@ def fitting(model: Model, layer: Layer, node: ir.Node, pair: Pair, rows: int, se
         offset = pair.constant(told.name).astype(np.float64).reshape(-1) + offset
     fed, goal = pair.read(_fed(layer, node, pair)), goals(model, node, told.value, pair)
     wide = weight.shape[2] >= WIDE
-    fit, judge = Sums(single=wide), Held() if wide else Sums()
+    few, goal = fewer(node, layer, len(fed), goal, rows, weight.shape[2])
+    fit, judge = Held() if few and wide else Sums(single=wide), Held() if wide else Sums()
     spread([judge, *[fit] * (FOLDS - 1)], node, layer, fed, goal, rows, seed)
     if not fit.count or not judge.count:
         return None

@@ -55,17 +55,24 @@ def folded(
     Where rows are fewer than columns they are held as they are.
     """
     groups, k = columns
-    first = next(goal)
-    goal = chain([first], goal)
-    places = int(np.prod(FORMS[layer.op][0](node, layer, first).shape[:-1]))
-    if min(places, most // len(fed)) * len(fed) <= k:
-        few, held = Held(), [Held() for _ in range(FOLDS)]
+    few, goal = fewer(node, layer, len(fed), goal, most, k)
+    if few:
+        held = [Held() for _ in range(FOLDS)]
         spread(held, node, layer, fed, goal, most, seed)
-        return few, [judge for judge in held if judge.count]
+        return Held(), [part for part in held if part.count]
     room = max(1, min(FOLDS, FOLD_BYTES // (8 * groups * k * k)))
     rest, judges = Sums(), [Sums() for _ in range(room)]
     spread(judges + [rest] * (FOLDS - room), node, layer, fed, goal, most, seed)
     return rest, [judge for judge in judges if judge.count]
+
+
+def fewer(
+    node: ir.Node, layer: Layer, batches: int, goal: Iterator[np.ndarray], most: int, columns: int
+) -> tuple[bool, Iterator[np.ndarray]]:
+    """Does `spread` give at most as many rows as there are columns? And the goals, of which one was looked at."""
+    first = next(goal)
+    places = int(np.prod(FORMS[layer.op][0](node, layer, first).shape[:-1]))
+    return min(places, most // batches) * batches <= columns, chain([first], goal)
 
 
 def spread(

@@ -168,13 +168,18 @@ class Few:
 
     def fitted(self, share: float) -> Found | None:
         """As of Many."""
-        mixture = next(self._mixtures(self.products, self.lack, [share]))
-        if mixture is None:
-            return None
-        weight = self.start + mixture @ self.rows
+        return next(self.fits([share]))
+
+    def fits(self, shares: Sequence[float]) -> Iterator[Found | None]:
+        """`fitted` for one ridge after another."""
         total = self.total
-        bias = (total.y - (weight @ total.x[:, :, None])[:, :, 0]) / total.count
-        return weight, self.bias if self.fixed_bias else bias
+        for mixture in self._mixtures(self.products, self.lack, shares):
+            if mixture is None:
+                yield None
+                continue
+            weight = self.start + mixture @ self.rows
+            bias = (total.y - (weight @ total.x[:, :, None])[:, :, 0]) / total.count
+            yield weight, self.bias if self.fixed_bias else bias
 
     def _mixtures(self, kernel: np.ndarray, lack: np.ndarray, shares: Sequence[float]) -> Iterator[np.ndarray | None]:
         """Of rows, that are added to W₀ [groups, out, n]: about the means where the bias is free, so that each adds up to zero."""

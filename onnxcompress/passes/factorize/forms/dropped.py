@@ -20,6 +20,7 @@ def kept(rows: np.ndarray, places: np.ndarray, metric: Metric, group: int = 0) -
         return rows[:, places]
     dropped = rows.astype(np.float64)
     dropped[:, places] = 0
+    noise = 0.0 if metric.noise is None else float(metric.noise[group])
     if metric.gram is not None:
         gram = metric.gram[group]
         cross, moments = dropped @ gram[:, places], gram[np.ix_(places, places)]
@@ -28,12 +29,13 @@ def kept(rows: np.ndarray, places: np.ndarray, metric: Metric, group: int = 0) -
         fed = metric.rows[group].astype(np.float64)
         read, missing = fed[:, places], dropped @ fed.T
         if len(read) < len(places):  # (RᵀR + λ)⁻¹ from the side of the rows: M R (RᵀR + λ)⁻¹ = M (R Rᵀ + λ)⁻¹ R
-            damped = _damped(read @ read.T, len(places))
+            damped = _damped(read @ read.T, len(places), noise)
             return np.asarray(rows[:, places] + cho_solve(cho_factor(damped), missing.T).T @ read)
         cross, moments = missing @ read, read.T @ read
-    return np.asarray(rows[:, places] + cho_solve(cho_factor(_damped(moments, len(places))), cross.T).T)
+    return np.asarray(rows[:, places] + cho_solve(cho_factor(_damped(moments, len(places), noise)), cross.T).T)
 
 
-def _damped(moments: np.ndarray, count: int) -> np.ndarray:
-    """With DAMPING of the mean over `count` inputs."""
-    return np.asarray(moments + DAMPING * max(float(np.trace(moments)) / count, 1e-300) * np.eye(len(moments)))
+def _damped(moments: np.ndarray, count: int, noise: float) -> np.ndarray:
+    """With the noise that is there, and DAMPING of the mean over `count` inputs."""
+    mean = float(np.trace(moments)) / count + noise
+    return np.asarray(moments + (noise + DAMPING * max(mean, 1e-300)) * np.eye(len(moments)))

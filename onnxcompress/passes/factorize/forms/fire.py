@@ -153,7 +153,7 @@ def _moments(
     """Of what is squeezed at these taps [groups, n, n], and with what the weight puts out [groups, out, n]; n = s · taps, in order."""
     groups, s, ins = reading.shape
     n, flat = s * len(taps), weight.reshape(groups, shape.outs, -1)
-    if metric.rows is not None:  # in the rows' own precision, which judges well enough
+    if metric.rows is not None and metric.noise is None:  # in the rows' own precision, which judges well enough
         rows = metric.rows
         narrow = rows.reshape(groups, -1, ins, shape.taps)[..., taps]
         moved = np.moveaxis(narrow, 2, 3).reshape(groups, -1, ins) @ reading.astype(rows.dtype).transpose(0, 2, 1)
