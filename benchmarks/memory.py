@@ -1,6 +1,6 @@
-"""What prune with repair (or quantize) takes in memory and time, from the smallest real model to the largest.
+"""What prune with repair (or quantize, or factorize) takes in memory and time, from the smallest real model to the largest.
 
-    python -m benchmarks.memory [--models NAME ...] [--samples 16 64] [--verbs prune quantize] [--keep]
+    python -m benchmarks.memory [--models NAME ...] [--samples 16 64] [--verbs prune quantize factorize factorize-blind] [--keep]
 
 Every run is a process of its own that does what the command line does, from the file to the judged result, with one thread
 for onnxruntime. Peak: largest resident memory of that process, beside what it holds after its imports. Samples are natural
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from benchmarks import classic
 from benchmarks.coverage import RESNET, parameters, peak_memory, resnet
 from benchmarks.written import RESULTS, table, write
 
@@ -67,6 +68,7 @@ def main() -> int:
                 np.savez(data, allow_pickle=False, **_inputs(name, samples))
                 for verb in asked.verbs:
                     row = {"model": name, "samples": samples, "verb": verb, **measured(verb, model, data)}
+                    row |= needed(model, data) if verb.startswith("factorize") else {}
                     print(row, flush=True)
                     rows = [*(one for one in rows if _key(one) != _key(row)), row]
                     _report(rows)
@@ -107,7 +109,26 @@ def quantize(package: Any) -> Callable[[str, str], Any]:
     return lambda model, data: package.quantize(model, data=data)
 
 
-VERBS = {"prune": prune, "quantize": quantize}
+def factorize(package: Any) -> Callable[[str, str], Any]:
+    """REACHED of the multiply-adds, fitted to data, then repair. The clock is not asked: other work on this machine would choose."""
+    from onnxcompress.passes import Factorize, Merge, Refit  # noqa: F401
+
+    return lambda model, data: package.factorize(model, data=data, target_macs=REACHED, pays=0)
+
+
+def factorize_blind(package: Any) -> Callable[[str, str], Any]:
+    """The same from the weights alone; data only judge."""
+    from onnxcompress.passes import Factorize, Merge  # noqa: F401
+
+    return lambda model, data: package.factorize(
+        model, data=data, fit="weights", refit=False, target_macs=REACHED, pays=0
+    )
+
+
+REACHED = 0.7
+"""Of the multiply-adds: all models of the page have chains for that."""
+
+VERBS = {"prune": prune, "quantize": quantize, "factorize": factorize, "factorize-blind": factorize_blind}
 
 
 def measured(verb: str, model: Path, data: Path) -> Row:
@@ -126,11 +147,30 @@ def measured(verb: str, model: Path, data: Path) -> Row:
     return {**facts, **json.loads(done.stdout.splitlines()[-1])}
 
 
+def needed(model: Path, data: Path) -> Row:
+    """Bytes of the largest layer's Gram matrix in float64, of all values that one sample makes, and of the samples themselves."""
+    from onnxcompress.evidence.expose import run_shapes
+    from onnxcompress.model import load
+    from onnxcompress.operators.layer import layers
+
+    loaded = load(model)
+    with np.load(data) as stored:
+        feed = {key: stored[key][:1] for key in stored.files}
+    widths = [
+        layer.groups * int(np.prod(layer.matrix(loaded.array(layer.weight)).shape[1:])) ** 2 for layer in layers(loaded)
+    ]
+    made = {name: shape for name, shape in run_shapes(loaded, feed).items() if name not in loaded.initializers}
+    values = sum(4 * int(np.prod(shape)) for shape in made.values())
+    return {"gram": 8 * max(widths), "values": values}
+
+
 def _path(name: str, folder: Path) -> Path:
     from sample_models.fetch import fetch
 
     if name == RESNET:
         return resnet(folder)
+    if name in classic.NAMES:
+        return classic.classic(name)
     return DIGITS if name == "digits" else fetch(name)
 
 
@@ -140,6 +180,8 @@ def _inputs(name: str, samples: int) -> dict[str, np.ndarray]:
     if name == RESNET:
         noise = np.random.default_rng(0).standard_normal((samples, 3, 224, 224))
         return {"gpu_0/data_0": noise.astype(np.float32)}
+    if name in classic.NAMES:
+        return classic.inputs(name, samples)
     if name == "digits":
         with np.load(DIGITS.with_suffix(".npz")) as stored:
             return {key: stored[key][:samples] for key in stored.files}
@@ -156,10 +198,16 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["parameters"], row["model"], row["verb"], row["samples"]
 
 
-HEADS = ("model", "file MB", "samples", "verb", "s", "of it", "peak MB", "above the imports", "SQNR dB")
+HEADS = (
+    "model", "file MB", "samples", "verb", "s", "of it", "peak MB", "above the imports",
+    "over the file", "largest Gram MB", "values MB", "SQNR dB",
+)  # fmt: skip
 ABOUT = (
     "From the file to the judged result, a fresh process each, one thread; models from smallest to largest. *prune*: half of "
-    "the channels, then repair by least squares; *quantize*: int8. *Peak*: largest resident memory of the process, onnxruntime "
+    "the channels, then repair by least squares; *quantize*: int8; *factorize*: .7 of the multiply-adds, fitted to data, then repair; "
+    "*factorize-blind*: from the weights alone. "
+    "*Over the file*: what is above the imports, in bytes of the file; *largest Gram*: of what one "
+    "layer reads, in float64; *values*: all that one sample makes. *Peak*: largest resident memory of the process, onnxruntime "
     "and activations included. *S*: of the wall clock, so a busy machine shows; *of it*: the slowest steps. "
     "With --keep in the command, other rows are of earlier runs of the same command."
 )
@@ -184,7 +232,9 @@ def _shown(row: Row) -> list[str]:
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in slowest)
     memory = [f"{row['peak'] / 1e6:.0f}", f"{(row['peak'] - row['base']) / 1e6:.0f}"]
     fidelity = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
-    return [*head, f"{row['seconds']:.1f}", steps, *memory, fidelity]
+    above = f"{(row['peak'] - row['base']) / row['bytes']:.1f}"
+    facts = [f"{row[name] / 1e6:.0f}" if name in row else "-" for name in ("gram", "values")]
+    return [*head, f"{row['seconds']:.1f}", steps, *memory, above, *facts, fidelity]
 
 
 if __name__ == "__main__":
