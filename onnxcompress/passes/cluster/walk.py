@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.evidence.paired import Paired
+from onnxcompress.evidence.straight import straight
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
 from onnxcompress.operators.layer import RECURRENT, Layer, layers
@@ -64,16 +65,26 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:
     """Walk the model and code again what is a layer of the main graph with rows along one axis.
 
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
+
+    What branches of an If hold is walked on the samples that take them (straight.py), those of most samples first: what lies in front
+    of an If is fitted to these.
     """
+    found = begun(model, start)
+    for straightened, data in straight(model.as_original(), paired.data, paired.threads):
+        _walk_one(how, straightened, replace(paired, data=data), start, found)
+    return found
+
+
+def _walk_one(how: Walk, model: Model, paired: Paired, start: Start, found: Found) -> None:
+    """Walk a model without Ifs; what `found` has been walked already stays."""
     places = {node.name or "": node for node in walk(model.ir)}
-    model = model.as_original()
     todo: dict[str, list[Layer]] = {}
     for layer in layers(model):
-        if layer.weight in start and not start[layer.weight][0].tied and _walkable(model, layer, places[layer.name]):
+        free = layer.weight in start and not start[layer.weight][0].tied and layer.weight not in found.held_out_db
+        if free and _walkable(model, layer, places[layer.name]):
             todo.setdefault(layer.name, []).append(layer)
     dtypes = {name: model.array(name).dtype for name in start}
-    found = begun(model, start)
-    for pair in replace(paired, original=model, current=_with(model, found.coded)).walk(list(todo)):
+    for pair in replace(paired, original=model, current=_with(model, found)).walk(list(todo)):
         for layer in todo[pair.node]:
             gathered = recurrent.fitting if layer.op in RECURRENT else fitting
             at = gathered(model, layer, places[pair.node], pair, how.rows, how.seed)
@@ -92,7 +103,6 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:
             if at.bias and bias is not None:
                 found.biases[at.bias], found.layer_bias[layer.weight] = bias, at.bias
                 pair.replace(at.bias, bias)
-    return found
 
 
 def _walkable(model: Model, layer: Layer, node: ir.Node) -> bool:
@@ -115,9 +125,9 @@ def _cost(coder: Coder, at: Fitting, tried: Tried) -> float:
     return tried.error + coder.paid(tried.levels) * at.judge.count
 
 
-def _with(model: Model, coded: Mapping[str, Coded]) -> Model:
-    """The model with the decoded weights."""
-    return model.with_constants({name: each.decode() for name, each in coded.items()})
+def _with(model: Model, found: Found) -> Model:
+    """The model with the decoded weights and their biases."""
+    return model.with_constants({**{name: each.decode() for name, each in found.coded.items()}, **found.biases})
 
 
 def _heard(at: Fitting) -> np.ndarray:
