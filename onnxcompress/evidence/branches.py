@@ -7,10 +7,12 @@ turn and stays inside.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.data import Data
 from onnxcompress.model import Model
 from onnxcompress.model.edit import bodies_of, branches, constant_of
 from onnxcompress.runtime.loose import loose
@@ -88,6 +90,41 @@ def straight(model: Model, names: Collection[str], feeds: Iterable[Feeds]) -> Mo
         left = True
 
 
+def paths(model: Model, names: Collection[str], data: Data) -> Iterator[tuple[Model, Data]]:
+    """The model as its samples run it where they take several branches: as `straight`, a model for each way, with the samples that go it.
+
+    Those of most samples first. What branches that are not taken read as well has one reader more in what is given back, so that
+    whoever counts readers of a constant sees that it is shared.
+    """
+    made = straight(model, names, data.batches(1))
+    mixed = [node for node in made.ir.graph if node.op_type == "If" and any(one.name in names for one in _within(node))]
+    if not mixed:
+        yield _shared(model, made), data
+        return
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    told = _conditions(made.ir, mixed, data.batches(1))
+    for index, way in zip(data.indices.tolist(), told, strict=True):
+        groups.setdefault(way, []).append(index)
+    for way in sorted(groups, key=lambda each: -len(groups[each])):
+        own = replace(data, indices=np.array(groups[way], data.indices.dtype))
+        for each, samples in paths(made, names, own):
+            yield _shared(model, each), samples
+
+
+def _shared(model: Model, made: Model) -> Model:
+    """`made` with readers of constants that had more in the model it was made of."""
+    readers = {name: len(list(value.uses())) for name, value in model.initializers.items()}
+    less = [name for name, value in made.initializers.items() if 0 < len(list(value.uses())) < readers.get(name, 0)]
+    if not less:
+        return made
+    graph = made.ir.clone()
+    for name in less:
+        beside = ir.node("Identity", [graph.graph.initializers[name]], name=f"{name}.beside")
+        beside.outputs[0].name = f"{name}.beside"
+        graph.graph.insert_before(graph.graph[0], beside)
+    return made.edited(graph)
+
+
 def _within(node: ir.Node) -> Iterator[ir.Node]:
     """Every node of its bodies."""
     for attribute in node.attributes.values():
@@ -99,23 +136,24 @@ def _within(node: ir.Node) -> Iterator[ir.Node]:
 
 def _ways(graph: ir.Model, nodes: Sequence[ir.Node], feeds: Sequence[Feeds]) -> dict[ir.Node, bool]:
     """Which way samples take at these Ifs of the main graph, where that is always the same."""
-    seen: dict[ir.Node, set[bool]] = {}
-    computed = [node for node in nodes if node.inputs[0] is not None and node.inputs[0].producer() is not None]
-    for node in nodes:
-        known = constant_of(node.inputs[0])
-        if known is not None:
-            seen[node] = {bool(known)}
-        elif node not in computed:
-            seen[node] = {bool(feed[node.inputs[0].name or ""]) for feed in feeds}  # type: ignore[union-attr]
+    told = zip(*_conditions(graph, nodes, feeds), strict=True)
+    return {node: ways[0] for node, ways in zip(nodes, told, strict=False) if len(set(ways)) == 1}
+
+
+def _conditions(graph: ir.Model, nodes: Sequence[ir.Node], feeds: Iterable[Feeds]) -> Iterator[tuple[bool, ...]]:
+    """What each of these Ifs of the main graph is told by each feed."""
+    asked = [(node.inputs[0].name or "", node.inputs[0]) for node in nodes if node.inputs[0] is not None]
+    known = {name: value for name, each in asked if (value := constant_of(each)) is not None}
+    computed = list(dict.fromkeys(name for name, each in asked if each.producer() is not None and name not in known))
+    session = None
     if computed:
-        names = list(dict.fromkeys(node.inputs[0].name or "" for node in computed))  # type: ignore[union-attr]
         told = graph.clone()
         places = {value.name: value for node in told.graph for value in node.outputs}
-        told.graph.outputs[:] = [places[name] for name in names]
+        told.graph.outputs[:] = [places[name] for name in computed]
         session = open_session(loose(told), name="the conditions")
-        answers = [session.run(feed) for feed in feeds]
-        seen |= {node: {bool(a[node.inputs[0].name or ""]) for a in answers} for node in computed}  # type: ignore[union-attr]
-    return {node: way.pop() for node, way in seen.items() if len(way) == 1}
+    for feed in feeds:
+        values = {**feed, **known, **(session.run(feed) if session is not None else {})}
+        yield tuple(bool(values[name]) for name, _ in asked)
 
 
 def _unfold(graph: ir.Model, node: ir.Node, body: ir.Graph) -> None:

@@ -19,7 +19,7 @@ from onnxcompress.model.save import finished, size_of
 from onnxcompress.passes.cluster.allocation import SIZES, Choice, best_sharing, bits_of
 from onnxcompress.passes.cluster.choices import ByBooks, ByCommon, ByRate, Starter, by_trellis, by_vectors
 from onnxcompress.passes.cluster.common_book import common_book
-from onnxcompress.passes.cluster.decisions import carry_out, decide
+from onnxcompress.passes.cluster.decisions import carry_out, decide, left_out
 from onnxcompress.passes.cluster.expected import expected, needs_of, of_rows, with_brought, with_picked
 from onnxcompress.passes.cluster.fitted import NODES, fitted
 from onnxcompress.passes.cluster.one_price import SIZES as PRICED
@@ -199,6 +199,7 @@ class Cluster:
             choice = start[each.name][1]
             bits = _bits(choice, codes.coded[each.name])
             decide(plan, model, each, codes, forms, bits=bits, sharing=choice.sharing)
+        plan.notes.extend(left_out(codes))
         return plan
 
     def _codes(

@@ -55,6 +55,24 @@ def decide(
     plan.decisions.append(decision)
 
 
+NAMED = 3
+"""Tensors that a note names."""
+
+
+def left_out(codes: Found) -> list[str]:
+    """A note on tensors whose codes make up for nothing, since a walk on data could not look at them."""
+    why: dict[str, list[str]] = {}
+    for name, reason in sorted(codes.left.items()):
+        why.setdefault(reason, []).append(name)
+    if not why:
+        return []
+    parts = [
+        f"{len(names)} {reason} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        for reason, names in sorted(why.items(), key=lambda each: -len(each[1]))
+    ]
+    return [f"codes as without data, nothing made up for: {'; '.join(parts)}"]
+
+
 def carry_out(graph: ir.Model, plan: Plan) -> None:
     """Give tensors and those tied to them their decoded values and codes, layers their biases."""
     for each in plan.decisions:

@@ -24,6 +24,10 @@ from onnxcompress.passes.refit.rows import FOLDS
 from onnxcompress.passes.refit.solver import Sums
 
 
+INITIAL = 5
+"""Input of LSTM, GRU and RNN: the state before the first step."""
+
+
 def can_be_fitted(model: Model, layer: Layer, node: ir.Node) -> bool:
     """Is it a node of the main graph that alone reads its weight [directions, gates, k], no wider than WIDEST? Steps come first."""
     later = node.attributes.get_int("layout", 0)  # which onnxruntime does not run
@@ -92,15 +96,19 @@ def _sequence(node: ir.Node, track: Track, pair: Pair) -> Iterator[np.ndarray]:
 
 
 def _states(node: ir.Node, track: Track, pair: Pair) -> Iterator[np.ndarray]:
-    """Batch by batch the states that each step begins with, [directions, steps · samples, hidden]; zero before the first one."""
+    """Batch by batch the states that each step begins with, [directions, steps · samples, hidden]; the first is told, or zero."""
     proto = onnx.NodeProto()
     proto.CopyFrom(track.proto.graph.node[track.place[pair.node]])
     if not proto.output[0]:
         proto.output[0] = f"{proto.name}.states"
     backwards = [node.attributes.get_string("direction", "forward") == "reverse", True]
-    for values in track.run([proto], [proto.output[0]]):
+    told = proto.input[INITIAL] if len(proto.input) > INITIAL else ""
+    for batch, values in enumerate(track.run([proto], [proto.output[0]])):
         made = values[proto.output[0]].astype(np.float64).transpose(1, 0, 2, 3)  # [directions, steps, samples, hidden]
         begun = np.zeros_like(made)
+        if told:
+            first = track.store[told][batch] if told in track.store else track.constants[told]
+            begun[:, 0], begun[:, -1] = first, first
         for direction, back in enumerate(backwards[: len(made)]):
             to, of = (slice(None, -1), slice(1, None)) if back else (slice(1, None), slice(None, -1))
             begun[direction, to] = made[direction, of]

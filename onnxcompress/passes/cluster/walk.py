@@ -17,10 +17,10 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.evidence.branches import paths
 from onnxcompress.evidence.paired import Paired
-from onnxcompress.evidence.straight import straight
 from onnxcompress.model import Model
-from onnxcompress.model.edit import walk
+from onnxcompress.model.edit import branches, walk
 from onnxcompress.operators.layer import RECURRENT, Layer, layers
 from onnxcompress.passes.cluster import recurrent
 from onnxcompress.passes.cluster.books import Books
@@ -46,12 +46,16 @@ class Walk:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a walk gives back: a tensor's codes, and its layer's bias by the bias' name; SQNR on held-out rows before and after."""
+    """What a walk gives back: a tensor's codes, and its layer's bias by the bias' name; SQNR on held-out rows before and after.
+
+    left  tensors whose codes are those that the walk began with, since it cannot look at them, and why
+    """
 
     coded: dict[str, Coded]
     biases: dict[str, np.ndarray]
     layer_bias: dict[str, str]
     held_out_db: dict[str, tuple[float, float]]
+    left: dict[str, str]
 
 
 Begun = tuple[Clustered, Coder, np.ndarray, Books | Vectors]
@@ -66,29 +70,41 @@ def walked(how: Walk, model: Model, paired: Paired, start: Start) -> Found:
 
     paired  the walk over calibration samples; what it is told to be the original and the current model is set here
 
-    What branches of an If hold is walked on the samples that take them (straight.py), those of most samples first: what lies in front
-    of an If is fitted to these.
+    What branches of an If hold is walked on the samples that take them (`paths`), those of most samples first: what lies in front of an
+    If is fitted to these.
     """
     found = begun(model, start)
-    for straightened, data in straight(model.as_original(), paired.data, paired.threads):
-        _walk_one(how, straightened, replace(paired, data=data), start, found)
+    names = {layer.name for layer in layers(model) if layer.weight in start}
+    for made, data in paths(model.as_original(), names, paired.data):
+        _walk_one(how, made, replace(paired, data=data), start, found)
+    seen = {layer.weight for layer in layers(model)}
+    for name in start.keys() - found.held_out_db.keys() - found.left.keys():
+        found.left[name] = (
+            "in branches that no sample takes" if name in seen else "that are computed with before a layer reads them"
+        )
     return found
 
 
 def _walk_one(how: Walk, model: Model, paired: Paired, start: Start, found: Found) -> None:
-    """Walk a model without Ifs; what `found` has been walked already stays."""
+    """Walk a model without Ifs; what has been walked already stays."""
     places = {node.name or "": node for node in walk(model.ir)}
     todo: dict[str, list[Layer]] = {}
     for layer in layers(model):
-        free = layer.weight in start and not start[layer.weight][0].tied and layer.weight not in found.held_out_db
-        if free and _walkable(model, layer, places[layer.name]):
+        if layer.weight not in start or layer.weight in found.held_out_db:
+            continue
+        why = _why_not(model, layer, places[layer.name], start[layer.weight][0])
+        if not why:
+            found.left.pop(layer.weight, None)
             todo.setdefault(layer.name, []).append(layer)
+        elif why != UNTAKEN:
+            found.left[layer.weight] = why
     dtypes = {name: model.array(name).dtype for name in start}
     for pair in replace(paired, original=model, current=_with(model, found)).walk(list(todo)):
         for layer in todo[pair.node]:
             gathered = recurrent.fitting if layer.op in RECURRENT else fitting
             at = gathered(model, layer, places[pair.node], pair, how.rows, how.seed)
             if at is None:
+                found.left[layer.weight] = "that too few samples reach"
                 continue
             each, coder, symbols, books = start[layer.weight]
             before = at.present(symbols, books)
@@ -105,11 +121,20 @@ def _walk_one(how: Walk, model: Model, paired: Paired, start: Start, found: Foun
                 pair.replace(at.bias, bias)
 
 
-def _walkable(model: Model, layer: Layer, node: ir.Node) -> bool:
-    """Can rows be gathered of it that are those of its tensor's code?"""
+UNTAKEN = "untaken"
+
+
+def _why_not(model: Model, layer: Layer, node: ir.Node, each: Clustered) -> str:
+    """Why no rows can be gathered of it that are those of its tensor's code; empty where they can. The tensors are those ..."""
+    if node.graph is not model.ir.graph:
+        return UNTAKEN if node.graph in branches(model.ir) else "in the bodies of loops"
+    if each.tied:
+        return "that another tensor is tied to"
     if layer.op in RECURRENT:
-        return recurrent.can_be_fitted(model, layer, node)
-    return along(layer) is not None and fits(model, layer, node)
+        suited = recurrent.can_be_fitted(model, layer, node)
+    else:
+        suited = along(layer) is not None and fits(model, layer, node)
+    return "" if suited else "that are shared, of other operators or too wide"
 
 
 def begun(model: Model, start: Start) -> Found:
@@ -117,7 +142,7 @@ def begun(model: Model, start: Start) -> Found:
     coded = {
         name: each.coded(symbols, books, model.array(name).dtype) for name, (each, _, symbols, books) in start.items()
     }
-    return Found(coded, {}, {}, {})
+    return Found(coded, {}, {}, {}, {})
 
 
 def _cost(coder: Coder, at: Fitting, tried: Tried) -> float:
