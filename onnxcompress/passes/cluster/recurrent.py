@@ -23,7 +23,6 @@ from onnxcompress.passes.quantize.fitting import WIDEST, Fitting
 from onnxcompress.passes.refit.rows import FOLDS
 from onnxcompress.passes.refit.solver import Sums
 
-
 INITIAL = 5
 """Input of LSTM, GRU and RNN: the state before the first step."""
 
