@@ -13,6 +13,7 @@ from onnxcompress import budgets as gates
 from onnxcompress import training
 from onnxcompress.compare import Comparison, compare
 from onnxcompress.data import Data, ImageSettings, open_data
+from onnxcompress.evidence.expose import Watched
 from onnxcompress.evidence.gather import PROVIDERS, Sources, first_shapes, gather
 from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence
@@ -24,7 +25,6 @@ from onnxcompress.plan import Plan
 from onnxcompress.result import Result
 from onnxcompress.runtime.loose import loose
 from onnxcompress.runtime.memory import give_back, spared
-from onnxcompress.runtime.session import open_session
 
 Progress = Callable[[int, int, str], None]
 """done, total, what."""
@@ -110,19 +110,19 @@ def read(model: Loadable) -> Model:
 
 
 def opened(model: Model, data: Any, how: How) -> Data:
-    """The data of a run, checked against what onnxruntime says that the model takes."""
-    # not optimised: its inputs are read, and made-up data is tried on it
-    session = open_session(loose(model.ir), threads=how.threads, optimise=False, as_given=True, name=model.source.name)
+    """The data of a run, checked against what onnxruntime says that the model takes; it is run once, for the shapes of its values."""
+    watched = Watched.of(model, how.threads)
     found = open_data(
         data,
-        session.inputs,
+        watched.session.inputs,
         seed=how.seed,
         samples=SYNTHETIC_SAMPLES,
         images=how.images,
         limit=how.limit,
-        session=session,
+        session=watched.session,
     )
-    del session
+    first_shapes(model, found.calibration, watched=watched)
+    del watched
     give_back()
     return found
 

@@ -18,7 +18,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import bodies_of, walk
 from onnxcompress.runtime.loose import Loose, loose
 from onnxcompress.runtime.memory import give_back
-from onnxcompress.runtime.session import open_session
+from onnxcompress.runtime.session import Session, open_session
 
 UNREADABLE = {ir.DataType.BFLOAT16, ir.DataType.STRING}
 """Element types that onnxruntime does not hand over as numbers."""
@@ -68,26 +68,68 @@ def run_shapes(
     of If are there where they are named, without entries where another branch was taken.
     """
     wanted = None if values is None else set(values)
+    graph = model.ir.clone()
+    kept = _with_shape_nodes(graph, wanted, [])
+    found = _known_shapes(model, feeds)
+    if kept:
+        watched = Watched(model, _as_it_stands(model, graph), kept)
+        found = watched.shapes(feeds)
+        del watched
+        give_back()
+    return {name: shape for name, shape in found.items() if wanted is None or name in wanted}
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A session that answers as the model does, and tells the shapes of its values when it is asked for them.
+
+    kept  output of the session -> the value that it is the shape of
+    """
+
+    model: Model
+    session: Session
+    kept: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: Model, threads: int = 1) -> Watched:
+        """Of all values."""
+        graph = model.ir.clone()
+        outputs = list(graph.graph.outputs)
+        kept = _with_shape_nodes(graph, None, outputs)
+        return cls(model, _as_it_stands(model, graph, [value.name or "" for value in outputs], threads), kept)
+
+    def shapes(self, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+        """As `run_shapes`."""
+        shown = self.session.run(feeds, list(self.kept)) if self.kept else {}
+        return _known_shapes(self.model, feeds) | {self.kept[n]: tuple(map(int, shape)) for n, shape in shown.items()}
+
+
+def _as_it_stands(model: Model, graph: ir.Model, outputs: Sequence[str] | None = None, threads: int = 1) -> Session:
+    """Not optimised: it loads faster, and folding constants would run once more what is run only once."""
+    return open_session(
+        loose(graph),
+        threads=threads,
+        optimise=False,
+        outputs=outputs,
+        early=True,
+        as_given=True,
+        name=model.source.name,
+    )
+
+
+def _known_shapes(model: Model, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Of inputs and constants."""
     shapes = {name: np.shape(array) for name, array in feeds.items()}
     for name, value in model.initializers.items():
         if value.const_value is not None:
             shapes[name] = tuple(value.const_value.shape.numpy())
-    graph = model.ir.clone()
-    hand_out(graph, wanted or ())
-    kept = _with_shape_nodes(graph, wanted)
-    if kept:
-        # Not optimised: it loads faster, and folding constants would run once more what is run only once.
-        session = open_session(loose(graph), optimise=False, early=True, as_given=True, name=model.source.name)
-        shapes |= {kept[name]: tuple(map(int, shape)) for name, shape in session.run(feeds).items()}
-        del session
-        give_back()
-    return {name: shape for name, shape in shapes.items() if wanted is None or name in wanted}
+    return shapes
 
 
-def _with_shape_nodes(graph: ir.Model, wanted: set[str] | None) -> dict[str, str]:
-    """Make the shapes of these values (None: of all that something reads) the outputs; output -> value."""
+def _with_shape_nodes(graph: ir.Model, wanted: set[str] | None, others: Sequence[ir.Value]) -> dict[str, str]:
+    """Make `others` and the shapes of these values (None: of all that something reads) the outputs; output -> value."""
     kept: dict[str, str] = {}
-    outputs = []
+    outputs = list(others)
     for value in _computed(graph):
         if value.name in wanted if wanted is not None else (value.uses() or value.is_graph_output()):
             name = f"onnxcompress.shape.{len(kept)}"

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxcompress.data import Data
 from onnxcompress.evidence.collect import collect
-from onnxcompress.evidence.expose import run_shapes
+from onnxcompress.evidence.expose import Watched, run_shapes
 from onnxcompress.evidence.gates import Share, noise_share_of_logits
 from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence, Need
@@ -40,18 +40,21 @@ class Sources:
     progress: Callable[[int, int, str], None] | None = None
 
 
-def first_shapes(model: Model, data: Data, original: Model | None = None) -> Mapping[str, Shape]:
+def first_shapes(
+    model: Model, data: Data, original: Model | None = None, watched: Watched | None = None
+) -> Mapping[str, Shape]:
     """Shapes of all values on the first sample: run once for a model and a shape of samples, then remembered.
 
     original  a model that this one was made from: where shapes follow from the original's, from the channels that are left of each
               value and from nodes that keep a shape, nothing is run
+    watched   a session of the model that tells them, where there is one
     """
     feed = next(iter(data.batches(1)))
     key = f"shapes {sorted((name, array.shape) for name, array in feed.items())}"
 
     def compute(_: Model) -> Mapping[str, Shape]:
         if original is None or original is model:
-            return run_shapes(model, feed)
+            return run_shapes(model, feed) if watched is None else watched.shapes(feed)
         found = _followed(model, first_shapes(original, data))
         # what layers read and write is what costs are counted from; whoever wants more runs the model for it
         read = {name for layer in all_layers(model) if "Gather" not in layer.op for name in (layer.reads, layer.writes)}
