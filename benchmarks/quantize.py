@@ -347,8 +347,8 @@ def elsewhere(case: Case, out: Path, command: str, folder: Path, patience: float
     write_feeds(feeds, case.few)
     worker = [sys.executable, "-m", "benchmarks.quantize_peers", "--answers", str(out), str(feeds), str(answers)]
     done = _run([*shlex.split(command), *worker], patience, folder)
-    if isinstance(done, str):
-        return {"note": f"on the emulated CPU: {done}"}
+    if isinstance(done, str):  # what an earlier file answered there goes with it
+        return {"note": f"on the emulated CPU: {done}", "here_db": None, "there_db": None, "between_db": None}
     with np.load(answers, allow_pickle=False) as arrays:
         there = [{key.partition("/")[2]: arrays[key] for key in arrays.files if int(key.partition("/")[0]) == i}
                  for i in range(len(case.few))]  # fmt: skip
