@@ -21,7 +21,7 @@ from onnxcompress.passes.cluster.allocation import COARSE, Choice
 from onnxcompress.passes.cluster.books import loss
 from onnxcompress.passes.cluster.choices import ByBooks, ByRate
 from onnxcompress.passes.cluster.expected import alike, arriving, channels_alike, expected, met, of_rows
-from onnxcompress.passes.cluster.rate import MOST, RUNS, Sketch, Tensor, rated, searched
+from onnxcompress.passes.cluster.rate import MOST, NEAR, Sketch, Tensor, rated, searched
 from onnxcompress.passes.cluster.sharing import SHARINGS, pruned
 from onnxcompress.passes.cluster.tensors import Clustered
 from onnxcompress.passes.cluster.walk import Begun, Found, Start, Walk, begun, walked
@@ -97,6 +97,7 @@ def _at_one_price(
     sketches = {name: [[Sketch(way.tensor, count) for count in most] for way in found] for name, found in ways.items()}
 
     def coded(price: float) -> tuple[float, tuple[Start, Found]]:
+        """Without a walk."""
         start: dict[str, Begun] = {}
         for each in tensors:
             tried = zip(ways[each.name], sketches[each.name], strict=True)
@@ -104,12 +105,51 @@ def _at_one_price(
             paid, start[each.name] = min(begins, key=itemgetter(0))
             found = even.cheapest(each, ways[each.name][0].per_bit(price), paid) if even else None
             start[each.name] = found or start[each.name]
-        codes = begun(model, start) if paired is None else walked(how, model, paired, start)
+        codes = begun(model, start)
         return budget.of(codes.coded), (start, codes)
+
+    def begins(target: float) -> tuple[Start, Found]:
+        """The coarsest where none is small enough: a walk may take fewer bytes."""
+        try:
+            return searched(coded, first, target)[1]
+        except BudgetError:
+            return coded(max(sketch.coarsest for sketch in first))[1]
 
     even = _Even(model, tensors, evidence, coarse, how.seed) if where == "file" else None
     first = [of_way[0][-1] for of_way in sketches.values()]
-    return searched(coded, first, budget.bytes, runs=RUNS if paired is None else WALKS)[1]
+    if paired is None:
+        return searched(coded, first, budget.bytes)[1]
+    return _walked_to(budget, begins, lambda start: walked(how, model, paired, start))
+
+
+def _walked_to(
+    budget: Budget, begins: Callable[[float], tuple[Start, Found]], walks: Callable[[Start], Found]
+) -> tuple[Start, Found]:
+    """What takes the most bytes of those walks that stay within the budget, each begun where the ones before it say that it will end.
+
+    begins  bytes -> what takes them before a walk      BudgetError where no walk stays within the budget
+    """
+    aim, least, best, taken = budget.bytes, np.inf, None, -1.0
+    tried: set[float] = set()
+    while len(tried) < WALKS:
+        start, codes = begins(aim)
+        before = budget.of(codes.coded)
+        if before in tried:
+            break
+        tried.add(before)
+        found = walks(start)
+        after = budget.of(found.coded)
+        least = min(least, after)
+        if taken < after <= budget.bytes:
+            taken, best = after, (start, found)
+        if (1 - NEAR) * budget.bytes <= after <= budget.bytes:
+            break
+        aim = before * (1 - NEAR / 2) * budget.bytes / after
+    if best is None:
+        raise BudgetError(
+            f"the smallest that was found takes {least:,.0f} bytes, not {budget.bytes:,.0f}; give a larger target size"
+        )
+    return best
 
 
 @dataclass(frozen=True, eq=False)
