@@ -81,13 +81,14 @@ def worker(verb: str, model: str, data: str) -> Row:
     from onnxcompress.model.save import to_bytes
 
     start = VERBS[verb](onnxcompress)
-    base, began = peak_memory(), time.perf_counter()
+    base, began, used = peak_memory(), time.perf_counter(), time.process_time()
     result = start(model, data)
     to_bytes(result.model.ir)
     seconds = time.perf_counter() - began
     told = result.comparison
     return {
         "seconds": seconds,
+        "cpu": time.process_time() - used,
         "steps": dict(result.seconds),
         "peak": peak_memory(),
         "base": base,
@@ -199,7 +200,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 HEADS = (
-    "model", "file MB", "samples", "verb", "s", "of it", "peak MB", "above the imports",
+    "model", "file MB", "samples", "verb", "s", "CPU s", "of it", "peak MB", "above the imports",
     "over the file", "largest Gram MB", "values MB", "SQNR dB",
 )  # fmt: skip
 ABOUT = (
@@ -208,7 +209,7 @@ ABOUT = (
     "*factorize-blind*: from the weights alone. "
     "*Over the file*: what is above the imports, in bytes of the file; *largest Gram*: of what one "
     "layer reads, in float64; *values*: all that one sample makes. *Peak*: largest resident memory of the process, onnxruntime "
-    "and activations included. *S*: of the wall clock, so a busy machine shows; *of it*: the slowest steps. "
+    "and activations included. *S*: of the wall clock, so a busy machine shows; *CPU s*: of the process; *of it*: the slowest steps. "
     "With --keep in the command, other rows are of earlier runs of the same command."
 )
 
@@ -234,7 +235,8 @@ def _shown(row: Row) -> list[str]:
     fidelity = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
     above = f"{(row['peak'] - row['base']) / row['bytes']:.1f}"
     facts = [f"{row[name] / 1e6:.0f}" if name in row else "-" for name in ("gram", "values")]
-    return [*head, f"{row['seconds']:.1f}", steps, *memory, above, *facts, fidelity]
+    cpu = f"{row['cpu']:.1f}" if "cpu" in row else "-"
+    return [*head, f"{row['seconds']:.1f}", cpu, steps, *memory, above, *facts, fidelity]
 
 
 if __name__ == "__main__":
