@@ -8,6 +8,7 @@ Duda, arXiv:1311.2540; Bamler, arXiv:2201.01741.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import constriction
@@ -54,9 +55,12 @@ def decode(payload: bytes | memoryview, count: int) -> np.ndarray:
 
 def size(counts: np.ndarray) -> float:
     """Bytes of the payload, nearly."""
-    used = counts[counts > 0]
-    total = used.sum()
-    return float((used * np.log2(total / used)).sum() / 8 + np.flatnonzero(counts)[-1] + 2 + 6) if total else 0.0
+    places = np.flatnonzero(counts)
+    if not len(places):
+        return 0.0
+    used = counts[places].astype(np.float64)
+    total = float(used.sum())
+    return (total * math.log2(total) - float(used @ np.log2(used))) / 8 + int(places[-1]) + 2 + 6
 
 
 def rounded(counts: np.ndarray) -> np.ndarray:

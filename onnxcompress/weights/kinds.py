@@ -89,7 +89,9 @@ ENOUGH, ENOUGH_OF_ONE = 1 << 17, 1 << 7
 
 
 def _padded(counts: np.ndarray) -> np.ndarray:
-    return np.pad(counts, (0, 256 - len(counts)))
+    found = np.zeros(256, counts.dtype)
+    found[: len(counts)] = counts
+    return found
 
 
 def _sums(counts: np.ndarray, kind: np.ndarray, kinds: int) -> np.ndarray:
