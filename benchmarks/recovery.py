@@ -47,6 +47,8 @@ class Row:
     asked: str
 
 
+FACTORS = ("factorize", "--pays", "0", "--limit", "96", "--target-macs")
+SHORT, SHORTER = ("--epochs", "8", "--minibatch", "8"), ("--epochs", "4", "--minibatch", "8")
 THIRD = ("prune", "--target-macs", "0.33", "--criterion", "taylor")
 ROWS = (
     Row("text direction, a third of the multiply-adds", "ppocr-cls", 600, 600, THIRD, (), "95 % of the original's"),
@@ -63,6 +65,10 @@ ROWS = (
         ("--keep-encoding", "--move-symbols"), "half of what was lost",
     ),
     Row("digits, one bit (BinaryConnect)", "digits", 400, 300, ("binarize", "--terms", "1"), ("--move-symbols",), "within a point"),
+    Row("text reader, factors at .5", "ppocr-rec", 480, 200, (*FACTORS, "0.5"), SHORT, "no loss (Jaderberg et al.: 2.5 times)"),
+    Row("text reader, factors at .25", "ppocr-rec", 480, 200, (*FACTORS, "0.25"), SHORT, "0.3 points (Zhang et al.: 4 times)"),
+    Row("captcha reader, factors at .4", "ddddocr", 240, 200, (*FACTORS, "0.4"), SHORTER, "no loss (Jaderberg et al.: 2.5 times)"),
+    Row("captcha reader, factors at .25", "ddddocr", 240, 200, (*FACTORS, "0.25"), SHORTER, "0.3 points (Zhang et al.: 4 times)"),
     Row("text direction, int8", "ppocr-cls", 600, 600, ("quantize", "--no-measure"), (), "keeps its accuracy in int8"),
 )  # fmt: skip
 
