@@ -219,7 +219,12 @@ class Paired:
 
     def batches(self) -> Iterator[Feeds]:
         """What is walked, in the batches in which it is."""
-        return self.data.batches(_even(self.data.samples, self.batch))
+        return self.data.batches(self.size)
+
+    @property
+    def size(self) -> int:
+        """Samples of a batch."""
+        return _even(self.data.samples, self.batch)
 
     def _track(self, model: Model, room: Room) -> Track:
         proto = onnx.ModelProto.FromString(loose(model.ir).message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -107,11 +106,10 @@ class Factorize:
         return not any((self.target_macs, self.target_params, self.target_latency, self.rank))
 
     def needs(self, model: Model) -> list[Need]:
-        """Shapes of a run; with data the paired walk, and how far errors of each layer arrive."""
+        """Shapes of a run; with data the paired walk."""
         if self.fit != "data":
             return [SHAPES]
-        found = sites(model, self.keep, {})[0]
-        return [SHAPES, Paired.NEED, *dict.fromkeys(_arrives(site) for site in found if site.layer.writes)]
+        return [SHAPES, Paired.NEED]
 
     def plan(self, model: Model, evidence: Evidence) -> Plan:
         """What each form would lose, which are chosen, and their factors."""
@@ -167,12 +165,7 @@ class Factorize:
             for site in found:
                 yield site, unknown(site, site.weight(model.array(site.layer.weight)))
             return
-        arriving = {site.layer.name: evidence.get(_arrives(site)) for site in found}
-        most = max((float(each) for each in arriving.values() if each is not None), default=1.0)
-        by_name = {site.layer.name: site for site in found}
-        for site, known in looked(model, evidence[Paired.NEED], by_name, self.seed):
-            arrives = arriving[site.layer.name]
-            yield site, replace(known, arrives=most if arrives is None else float(arrives))
+        yield from looked(model, evidence[Paired.NEED], {site.layer.name: site for site in found}, self.seed)
 
     def _options(self, site: Site, known: Known, weight: np.ndarray) -> list[Option]:
         """All there is for a layer, as it is first."""
@@ -226,7 +219,3 @@ class Factorize:
         if made.bias is not None:
             decision["bias"], plan.arrays[f"bias/{made.bias[0]}"] = made.bias
         plan.decisions.append(decision)
-
-
-def _arrives(site: Site) -> Need:
-    return Need("sensitivity of logits", site.layer.writes, site.layer.channel_axis)

@@ -19,6 +19,7 @@ import numpy as np
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.passes.factorize.alternate import WIDEST, alternated
+from onnxcompress.passes.factorize.arriving import SAMPLES, Arrival
 from onnxcompress.passes.factorize.candidates import JUDGING, ROW_BYTES, ROWS, Choice, Known, Seen
 from onnxcompress.passes.factorize.fed import counted, goal, known_fit, looked_up
 from onnxcompress.passes.factorize.forms import FORMS, Factors
@@ -58,13 +59,14 @@ class Walk:
 
 def looked(model: Model, paired: Paired, sites: Mapping[str, Site], seed: int) -> Iterator[tuple[Site, Known]]:
     """Each layer with rows of what the model as it is feeds it, one after another."""
-    own = model.as_original()
+    own, arrival = model.as_original(), Arrival(max(1, SAMPLES // paired.size))
     for pair in replace(paired, original=own, current=own).walk(list(sites), still=True):
         site = sites[pair.node]
         if site.layer.op == "Gather":
             fit_share, judge_share = counted(site, pair)
             judged = Metric(often=judge_share)
-            yield site, Known(looked_up(fit_share), judged, judged.error(site.weight(model.array(site.layer.weight))))
+            known = Known(looked_up(fit_share), judged, judged.error(site.weight(model.array(site.layer.weight))))
+            yield site, _arriving(arrival, pair, site, known)
             continue
         width = 4 * site.shape.groups * site.shape.ins * site.shape.taps
         share = min(1.0, ROW_BYTES / (width * (ROWS + JUDGING)))
@@ -73,7 +75,13 @@ def looked(model: Model, paired: Paired, sites: Mapping[str, Site], seed: int) -
         most = max(int(share * (ROWS + JUDGING)), 16)
         spread(parts, site.node, site.layer, pair.read(site.layer.reads), goal(own, site, pair), most, seed)
         if fit.count and judge.count and judge.power > 0:
-            yield site, Known(fit.metric(), judge.metric(), judge.power / judge.count)
+            yield site, _arriving(arrival, pair, site, Known(fit.metric(), judge.metric(), judge.power / judge.count))
+
+
+def _arriving(arrival: Arrival, pair: Pair, site: Site, known: Known) -> Known:
+    """With how far errors arrive at the outputs."""
+    found = arrival.of(pair, site, site.weight(pair.constant(site.layer.weight)), known)
+    return known if found is None else replace(known, arrives=found)
 
 
 def walked(how: Walk, model: Model, paired: Paired, chosen: Mapping[str, tuple[Site, Choice]]) -> dict[str, Made]:

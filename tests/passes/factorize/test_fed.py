@@ -42,9 +42,9 @@ def reader(op: str) -> onnx.ModelProto:
 def test_both_are_fitted_to_what_samples_show(op: str) -> None:
     ids = np.random.default_rng(1).zipf(1.5, size=(96, 6)) % ROWS
     result = onnxcompress.factorize(
-        reader(op), data={"ids": ids}, target_params=0.5, pays=0, forms=["lowrank"], refit=False
+        reader(op), data={"ids": ids}, target_params=0.4, pays=0, forms=["lowrank"], refit=False
     )
-    assert result.after.parameters <= 0.5 * result.before.parameters
+    assert result.after.parameters <= 0.4 * result.before.parameters
     plan = next(each for each in result.plans if each.method == "factorize")
     made = {each["op"]: each for each in plan.decisions}
     assert {"Gather", op} <= set(made)
