@@ -13,7 +13,10 @@ convex hull of each layer: a greedy walk, above the optimum by less than the one
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+import ctypes
+import os
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -117,11 +120,37 @@ def _minimised(
     constraints: list[scipy.optimize.LinearConstraint],
     **options: float,
 ) -> np.ndarray | None:
-    """By HiGHS; None where it found nothing. As of scipy 1.17 its presolve writes a debugging line to stdout, and saves no time."""
-    found = scipy.optimize.milp(
-        values, integrality=whole, bounds=bounds, constraints=constraints, options={**options, "presolve": False}
-    )
+    """By HiGHS; None where it found nothing. Its presolve saves no time."""
+    with _unheard():
+        found = scipy.optimize.milp(
+            values, integrality=whole, bounds=bounds, constraints=constraints, options={**options, "presolve": False}
+        )
     return None if found.x is None else np.asarray(found.x)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing that C code prints meanwhile reaches standard output, where a report may go.
+
+    HiGHS of scipy 1.17 prints a line of its own debugging, whatever its options, where a rounded answer misses a tolerance and is
+    solved again (one problem in some hundreds).
+    """
+    flush = ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: nobody would hear it
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    flush(None)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _solve(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from itertools import pairwise, product
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,3 +159,17 @@ def test_shared_errors_are_those_of_brute_force(drawn, errors, most):
 def test_no_error_at_all_is_not_asked_for():
     with pytest.raises(SettingError, match="above 0"):
         left_out({"a": 1.0}, {"a": ("p",)}, {"p": 1.0}, 0.0)
+
+
+def test_what_the_solver_prints_reaches_no_report(monkeypatch, capfd):
+    library, real = ctypes.CDLL("ucrtbase" if os.name == "nt" else None), scipy.optimize.milp
+
+    def talkative(*args, **options):
+        library.puts(b"debugging")
+        return real(*args, **options)
+
+    monkeypatch.setattr(scipy.optimize, "milp", talkative)
+    assert left_out({"a": 1.0, "b": 2.0}, {"a": ("p",), "b": ("q",)}, {"p": 1.0, "q": 1.0}, 1.0) == ["a"]
+    library.puts(b"after")
+    library.fflush(None)
+    assert capfd.readouterr().out == "after\n"
