@@ -1,7 +1,7 @@
 """How many entries each tensor gets, and who shares them: bytes and expected error of every choice, for the one solver.
 
 The error of a tensor is what its rounding brings to the outputs, as a share of their power: the mean square of what a layer then
-adds to its output over that output's own, times how far that arrives (brought.py measures it). Without data it
+adds to its output over that output's own, times the sensitivity that was measured there (evidence/sensitivity.py). Without data it
 is the squared error over the tensor's own square.
 
 Every number of entries is tried with one book for the tensor, which one dynamic programme gives; every sharing with REFERENCE

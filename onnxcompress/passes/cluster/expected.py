@@ -21,9 +21,10 @@ from onnxcompress.passes.cluster.tensors import Clustered
 
 
 def needs_of(layer: Layer) -> list[Need]:
-    """Moments of what a layer reads and writes; of an embedding nothing."""
+    """Moments of what a layer reads and writes, and how far a relative error of what it writes arrives."""
     axis = layer.channel_axis
-    return [] if layer.op == "Gather" else [Need("moments", layer.reads, axis), Need("moments", layer.writes, axis)]
+    reads = [] if layer.op == "Gather" else [Need("moments", layer.reads, axis)]
+    return [*reads, Need("moments", layer.writes, axis), Need("sensitivity of logits", layer.writes, axis)]
 
 
 def with_picked(model: Model, found: Sequence[Clustered], evidence: Evidence) -> Evidence:
@@ -92,15 +93,22 @@ def expected(
 
 
 def arriving(found: Sequence[Clustered], evidence: Evidence) -> dict[str, float]:
-    """How far a relative error of what each tensor makes arrives: as `with_brought` has measured it.
+    """How far a relative error of what each tensor makes arrives: by its own coding where that was tried, else by errors of its layer.
 
     Where nothing was measured an error arrives as the farthest of all. That of an embedding counts as many times as there are
     tensors: all others only add to the stream that begins with it (MiniLM without data, 4 bits: 5.6 dB where it counted once, 11.8 so).
     """
-    known = {each.name: evidence.get(Need(BROUGHT, each.name)) for each in found}
+    known = {each.name: _measured(each, evidence) for each in found}
     most = max((value for value in known.values() if value is not None), default=1.0)
     unknown = {each.name: most * (len(found) if each.weight.op == "Gather" else 1) for each in found}
     return {name: unknown[name] if value is None else value for name, value in known.items()}
+
+
+def _measured(each: Clustered, evidence: Evidence) -> float | None:
+    layer, found = each.weight.layer, evidence.get(Need(BROUGHT, each.name))
+    if found is None and layer is not None:
+        found = evidence.get(Need("sensitivity of logits", layer.writes, layer.channel_axis))
+    return None if found is None else float(found)
 
 
 def met(each: Clustered, rows: np.ndarray, evidence: Evidence) -> tuple[np.ndarray | None, float]:
@@ -119,7 +127,7 @@ def met(each: Clustered, rows: np.ndarray, evidence: Evidence) -> tuple[np.ndarr
         return shares, _square(rows, shares)
     if layer is None or along(layer) is None:
         return None, _square(rows)
-    reads, writes = (evidence.get(need) for need in needs_of(layer))
+    reads, writes = (evidence.get(need) for need in needs_of(layer)[:2])
     if reads is None or writes is None:
         return None, _square(rows)
     per_group = reads.mean_square.reshape(layer.groups, -1)
