@@ -57,6 +57,8 @@ def with_brought(model: Model, found: Sequence[Clustered], evidence: Evidence) -
         shares[each.name] = _square(books.values(symbols) - rows, weights) / max(power, 1e-300)
         changes[each.name] = each.coded(symbols, books, values.dtype).decode() - values
     told = brought(model, found, changes, trial)
+    if max(told.values(), default=0.0) > DROWNED:
+        return evidence
     return {
         **evidence,
         **{Need(BROUGHT, name): noise / shares[name] for name, noise in told.items() if shares[name] > 0},
@@ -64,6 +66,10 @@ def with_brought(model: Model, found: Sequence[Clustered], evidence: Evidence) -
 
 
 BROUGHT = "noise brought"
+
+DROWNED = 1.0
+"""Noise share at the outputs above which no tensor's measurement is believed: it is no small change then. PP-OCRv4's recogniser, 4 bits
+with data: one tensor alone 10.7; by these measurements .91 of lines at .142 of the file, by gates on layers' outputs .98 at .138."""
 
 PICKED = "picked rows"
 
