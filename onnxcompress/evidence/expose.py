@@ -69,6 +69,7 @@ def run_shapes(
     """
     wanted = None if values is None else set(values)
     graph = model.ir.clone()
+    hand_out(graph, wanted or ())
     kept = _with_shape_nodes(graph, wanted, [])
     found = _known_shapes(model, feeds)
     if kept:
