@@ -171,7 +171,7 @@ TOOLS: dict[str, Callable[[Case, int, Path], Row]] = {
     "scikit-learn, a tensor": valued(scikit_learn),
     "onnxsim (no Conv)": onnxsim,
     "ours, its tensors": ours(_of_onnxsim, same=True),
-    "ours": ours(),
+    "ours, allocation": ours(rate="none"),
     "ours, one price": ours(rate="file"),
     "ours, data": ours(data=True),
     "ours, same bits": ours(same=True),
@@ -195,7 +195,7 @@ ABOUT = (
     "*Share*: of the float32 file; *bits*: a coded weight in the file takes, with books, scales and nodes. *SQNR*: of the worst output; "
     "*logits*: probabilities as logits. *Agree*: same decision; *task*: score before → after (exact lines of text readers, labels); "
     "*char. error*: likewise. *s*: of the whole tool; ours with the comparison that it makes by itself. *its tensors*: the matrices that "
-    "onnxsim takes, and no others."
+    "onnxsim takes, and no others. Without data *one price* is the default from a million weights on, the *allocation* below."
 )
 
 

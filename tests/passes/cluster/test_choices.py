@@ -155,6 +155,16 @@ def test_a_way_that_was_asked_for_is_not_compared() -> None:
     assert not Cluster(assign="nearest").tries_both
 
 
+def test_without_data_large_models_get_one_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = clustered(None, bits=4).plans[-1]
+    monkeypatch.setattr("onnxcompress.passes.cluster.cluster.MANY", 10_000)
+    many = clustered(None, bits=4).plans[-1]
+    same = clustered(None, bits=4, rate="file").plans[-1]
+    assert [each["form"] for each in many.decisions] == [each["form"] for each in same.decisions]
+    assert any("--rate none" in note for note in many.notes) and not any("--rate none" in note for note in few.notes)
+    assert clustered(None, bits=4, rate="none").plans[-1].decisions == few.decisions
+
+
 def test_two_bits_work_without_data_and_one_bit_says_what_it_lacks() -> None:
     result = clustered(None, bits=2)
     sizes = [int(np.prod(each["shape"])) for each in result.plan.decisions]
