@@ -79,10 +79,7 @@ def straight(model: Model, names: Collection[str], feeds: Iterable[Feeds]) -> Mo
         return model
     graph, feeds, left = model.ir.clone(), list(feeds), False
     while True:
-        held = [
-            node for node in graph.graph if node.op_type == "If" and any(each.name in names for each in _within(node))
-        ]
-        ways = _ways(graph, held, feeds)
+        ways = _ways(graph, _holding(graph, names), feeds)
         if not ways:
             return model.edited(graph) if left else model
         for node, way in ways.items():
@@ -97,7 +94,7 @@ def paths(model: Model, names: Collection[str], data: Data) -> Iterator[tuple[Mo
     whoever counts readers of a constant sees that it is shared.
     """
     made = straight(model, names, data.batches(1))
-    mixed = [node for node in made.ir.graph if node.op_type == "If" and any(one.name in names for one in _within(node))]
+    mixed = _holding(made.ir, names)
     if not mixed:
         yield _shared(model, made), data
         return
@@ -125,13 +122,13 @@ def _shared(model: Model, made: Model) -> Model:
     return made.edited(graph)
 
 
-def _within(node: ir.Node) -> Iterator[ir.Node]:
-    """Every node of its bodies."""
-    for attribute in node.attributes.values():
-        for body in bodies_of(attribute):
-            for each in body:
-                yield each
-                yield from _within(each)
+def _holding(graph: ir.Model, names: Collection[str]) -> list[ir.Node]:
+    """The Ifs of the main graph that hold nodes of these names, at any depth."""
+
+    def held(node: ir.Node) -> Iterator[ir.Node]:
+        return (each for a in node.attributes.values() for body in bodies_of(a) for each in body.all_nodes())
+
+    return [node for node in graph.graph if node.op_type == "If" and any(each.name in names for each in held(node))]
 
 
 def _ways(graph: ir.Model, nodes: Sequence[ir.Node], feeds: Sequence[Feeds]) -> dict[ir.Node, bool]:
