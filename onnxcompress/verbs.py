@@ -77,9 +77,9 @@ def prune(
         )
     if largest:
         result = largest_cut(model, cutter, data, budgets=wanted, then=repair, how=how)
-        return _with_note(result, BLIND) if blind else result
-    steps = [each for share in _share_of(cutter, rounds) for each in (made(passes.Prune, share), *repair, *after)]
-    result = _run(model, steps[:1] if dry else [*before, *steps], data, wanted, how, dry=dry)
+    else:
+        steps = [each for share in _share_of(cutter, rounds) for each in (made(passes.Prune, share), *repair, *after)]
+        result = _run(model, steps[:1] if dry else [*before, *steps], data, wanted, how, dry=dry)
     return _with_note(result, BLIND) if blind else result
 
 
