@@ -207,8 +207,8 @@ def _spread(rows: Sequence[dict[str, Any]]) -> list[str]:
 ABOUT = (
     "Scores: share of lines with the right direction, of lines read exactly (spaces ignored), of digits told right. Lines are rendered; "
     "those that train have the row's seed, those that judge another one. *won back*: of what compression lost. *SQNR*: outputs beside the "
-    "original's, compressed and distilled. CPU seconds of `distill` alone, teacher, trials of rates and judging included. Codebooks without data are "
-    "those of `--rate none`, which the command shows only since it is no longer the default of large models."
+    "original's, compressed and distilled. CPU seconds of `distill` alone, teacher, trials of rates and judging included. "
+    "Codebooks without data are those of `--rate none`, which the command shows only since it is no longer the default of large models."
 )
 
 
