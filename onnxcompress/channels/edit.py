@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcompress.channels.analyse import Channels, Group
 from onnxcompress.model import Model, Origin
-from onnxcompress.model.edit import set_constant, walk
+from onnxcompress.model.edit import is_vector, set_constant, untie, walk
 from onnxcompress.operators.ties import Keep
 
 
@@ -42,6 +42,10 @@ def cut(model: Model, channels: Channels, removed: np.ndarray) -> Model:
     for name, lost in narrowed.items():
         _stamp(origin, name, lost)
     _reshape_values(graph, narrowed)
+    for name in slices:
+        value = graph.graph.initializers[name]
+        if is_vector(value.const_value.numpy()):  # type: ignore[union-attr]
+            origin.update(dict.fromkeys(untie(graph, value), origin[name]))  # a tied matrix came down to one channel
     return model.edited(graph, origin)
 
 

@@ -138,6 +138,25 @@ def new_constant(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
     return value
 
 
+def is_vector(values: np.ndarray) -> bool:
+    """At most one axis has more than one entry."""
+    return sum(size > 1 for size in values.shape) <= 1
+
+
+def untie(model: ir.Model, value: ir.Value) -> list[str]:
+    """A private copy of an initializer for each reader but the first; the copies' names."""
+    names = []
+    for number, (node, index) in enumerate(list(value.uses())[1:], 1):
+        name = f"{value.name}.{number}"
+        while name in model.graph.initializers:
+            name += "_"
+        copy = ir.val(name, const_value=value.const_value, type=value.type, shape=value.shape)
+        model.graph.register_initializer(copy)
+        node.replace_input_with(index, copy)
+        names.append(name)
+    return names
+
+
 def set_vector(model: ir.Model, node: ir.Node, index: int, values: np.ndarray) -> None:
     """Give a constant input new values: in place where this node alone reads it, else as a constant of its own."""
     value = node.inputs[index]

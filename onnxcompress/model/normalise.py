@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from onnxcompress.errors import ModelError
-from onnxcompress.model.edit import constant_of, narrow_tensor, new_constant, walk
+from onnxcompress.model.edit import constant_of, is_vector, narrow_tensor, new_constant, untie, walk
 from onnxcompress.model.model import Model, Source
 from onnxcompress.model.native import FAILURES, first_line, run_native
 from onnxcompress.weights.chains import decoded
@@ -270,7 +270,7 @@ def tie_equal_matrices(model: ir.Model, notes: list[str]) -> ir.Model:
     seen: dict[tuple[str, tuple[int, ...]], list[tuple[ir.Value, np.ndarray]]] = {}
     for value in list(model.graph.initializers.values()):
         values = constant_of(value)
-        if values is None or _is_vector(values) or value.is_graph_output() or values.dtype.kind != "f":
+        if values is None or is_vector(values) or value.is_graph_output() or values.dtype.kind != "f":
             continue
         alike = seen.setdefault((str(values.dtype), values.shape), [])
         first = next((one for one, others in alike if _equal(values, others)), None)
@@ -294,16 +294,8 @@ def untie_vectors(model: ir.Model, notes: list[str]) -> ir.Model:
     """
     for value in list(model.graph.initializers.values()):
         values = constant_of(value)
-        uses = list(value.uses())
-        if values is None or not _is_vector(values) or len(uses) < 2:
-            continue
-        for number, (node, index) in enumerate(uses[1:], 1):
-            name = f"{value.name}.{number}"
-            while name in model.graph.initializers:
-                name += "_"
-            copy = ir.val(name, const_value=value.const_value, type=value.type, shape=value.shape)
-            model.graph.register_initializer(copy)
-            node.replace_input_with(index, copy)
+        if values is not None and is_vector(values):
+            untie(model, value)
     return model
 
 
@@ -336,7 +328,3 @@ STEPS: tuple[Step, ...] = (
     tie_equal_matrices,
     untie_vectors,
 )
-
-
-def _is_vector(values: np.ndarray) -> bool:
-    return sum(size > 1 for size in values.shape) <= 1

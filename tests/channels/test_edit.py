@@ -13,6 +13,7 @@ from zoo import NOT_RUNNABLE, ZOO
 
 from onnxcompress.channels import analyse, cut, zero
 from onnxcompress.model import load
+from onnxcompress.model.spec import violations
 from onnxcompress.operators import Settings
 
 
@@ -136,3 +137,27 @@ def test_a_mask_of_minus_infinity_freezes_its_channels_only() -> None:
     frozen, free = analyse(load(proto)), analyse(load(ZOO["conv_chain"]()))
     assert any(each.why == "it holds Inf or NaN" and each.by == tensor.name for each in frozen.frozen)
     assert 0 < sum(group.size for group in frozen.groups) < sum(group.size for group in free.groups)
+
+
+def test_a_tied_matrix_cut_down_to_one_channel_is_a_vector_of_each_reader() -> None:
+    """Everything behind the door counts on vectors having one reader."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 3] x) => (float[2, 4] y, float[2, 4] z) {
+            w = Constant <value = float[3, 4] {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> ()
+            v = Constant <value = float[3, 3] {1, 2, 3, 4, 5, 6, 7, 8, 10}> ()
+            a = MatMul (x, v)
+            b = Relu (a)
+            y = MatMul (b, w)
+            z = MatMul (b, w)
+        }""")
+    model = load(proto)
+    channels = analyse(model)
+    (group,) = channels.groups
+    narrow = cut(model, channels, group.units[1:])
+    assert not violations(narrow)
+    first, second = (
+        node.inputs[1].name for node in narrow.ir.graph if node.op_type == "MatMul" and node.outputs[0].name in "yz"
+    )
+    assert first != second
+    assert narrow.origin[first].name == narrow.origin[second].name == "w"
