@@ -223,6 +223,7 @@ def _merged(plan: Mapping[str, Any]) -> Table:
 
 RULES = {
     "hard": "an activation in pieces",
+    "response": "a norm, in faster operators",
     "idle": "changes nothing",
     "chain": "one after the other",
     "through": "a scale, through the shift behind it",

@@ -1,6 +1,7 @@
 """What may be merged: one rule, one function from a node to a Rewrite, or to a Refusal, or to None where it has nothing to say.
 
   hard      x · clip(x + 3, 0, 6) / 6 in pieces, or without x        HardSwish, HardSigmoid; before all others, which break it up
+  response  LRN                                                      sums, roots and a quotient, which run in vectors
   chain     two linear nodes one after the other                     one
   through   a scale and a shift ahead of a product that pads         the scale goes into the product, the shift stays
   ahead     a scale and shift of channels that only products read    part of each of them
@@ -24,6 +25,7 @@ from onnxcompress.operators.view import rank_of, sizes_of
 from onnxcompress.passes.merge.hard import as_hard, hard_of
 from onnxcompress.passes.merge.linear import AFFINE, Linear, affine_of, ending_in, positions, product_of, write
 from onnxcompress.passes.merge.maps import Map, added, chained, channelwise, identity, stacked
+from onnxcompress.passes.merge.response import as_roots, quarters
 from onnxcompress.plan import Refusal
 
 Pair = tuple[int, int]
@@ -350,6 +352,11 @@ def hard(node: ir.Node) -> Found:
     return Rewrite([node], (len(held), 0), (0, 0), lambda graph: as_hard(graph, node))
 
 
+def response(node: ir.Node) -> Found:
+    """An LRN, whose kernel is slow: no fewer nodes, but less time."""
+    return None if quarters(node) is None else Rewrite([node], (0, 0), (0, 0), lambda graph: as_roots(graph, node))
+
+
 def _passed(node: ir.Node, reads: ir.Value) -> None:
     node.outputs[0].replace_all_uses_with(reads)
     assert isinstance(node.graph, ir.Graph)
@@ -358,6 +365,7 @@ def _passed(node: ir.Node, reads: ir.Value) -> None:
 
 RULES: Mapping[str, Rule] = {
     "hard": hard,
+    "response": response,
     "idle": idle,
     "chain": chain,
     "through": through,

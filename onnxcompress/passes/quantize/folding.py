@@ -4,7 +4,8 @@
   norm, scale or shift of channels behind a product  into its weight and bias   (the grid must see the weights that run)
   BatchNormalization behind anything else            1x1 depthwise Conv         (an integer kernel with an int32 shift)
   x · clip(x + 3, 0, 6) / 6 in pieces                HardSwish, HardSigmoid     (ranges of the pieces need no grids)
-  Sub, Div of a constant                             Add, Mul                   (QLinearAdd and QLinearMul are all there is)
+  Sub, Div of a constant, Sum of two                 Add, Mul                   (QLinearAdd and QLinearMul are all there is)
+  LRN                                                sums, roots and a quotient (its kernel takes more time than all integers)
   ReduceMean over all positions                      GlobalAveragePool
   ConvTranspose whose kernel is its stride           1x1 Conv, DepthToSpace     (windows do not overlap)
 
@@ -23,13 +24,14 @@ from onnxcompress.operators.view import rank_of
 from onnxcompress.passes.merge.hard import as_hard
 from onnxcompress.passes.merge.linear import norm_of, write
 from onnxcompress.passes.merge.maps import chained
+from onnxcompress.passes.merge.response import as_roots
 from onnxcompress.passes.merge.rules import into_product
 
 
 def folded(model: Model) -> Model:
     """The same function with as little beside products as can be; idempotent. Bodies of If and Loop included."""
     graph = model.ir.clone()
-    for rewrite in (_as_constant, as_hard, _as_pool, _as_add_or_mul, _as_pixels):
+    for rewrite in (_as_constant, as_hard, as_roots, _as_pool, _as_add, _as_add_or_mul, _as_pixels):
         for node in list(walk(graph)):
             rewrite(graph, node)
     for node in list(walk(graph)):
@@ -109,6 +111,12 @@ def _as_depthwise(graph: ir.Model, node: ir.Node) -> None:
     bias = new_constant(graph, f"{node.name}.bias", shift)
     attributes = {"group": len(scale), "kernel_shape": [1] * (rank - 2)}
     replaced(node, [("Conv", [node.inputs[0], weight, bias], attributes)])
+
+
+def _as_add(graph: ir.Model, node: ir.Node) -> None:
+    """A Sum of two."""
+    if node.op_type == "Sum" and not node.domain and len(node.inputs) == 2:
+        replaced(node, [("Add", list(node.inputs), {})])
 
 
 def _as_add_or_mul(graph: ir.Model, node: ir.Node) -> None:

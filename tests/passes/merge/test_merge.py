@@ -48,7 +48,8 @@ def check(proto: onnx.ModelProto, seed: int = 0, tolerance: float = SAME) -> tup
     assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
     answers = before.run(given)
     assert distance(after.run(given), answers, answers) <= tolerance
-    assert parameters(new) <= parameters(model)
+    attributes = 2 * rules_of(plan).count("response")  # alpha and bias are numbers now
+    assert parameters(new) <= parameters(model) + attributes
     assert not Merge().plan(new, {}).decisions
     return new, plan
 
@@ -285,3 +286,22 @@ def test_a_gate_keeps_its_three_and_its_sixth() -> None:
     g.width[gate] = 6
     new, _ = check(g.model(g.conv(gate, 4, 1), relu))
     assert ops_of(new) == ["Conv", "Relu", "HardSigmoid", "Conv", "Relu"]
+
+
+@pytest.mark.parametrize(("size", "beta"), [(1, 0.25), (3, 0.5), (5, 0.75), (7, 1.0)])
+def test_a_local_response_is_sums_and_roots(size: int, beta: float) -> None:
+    """Channels at both ends have fewer neighbours than the window takes."""
+    g = Made(6)
+    inner = g.op("LRN", g.conv("x", 6, 1), size=size, alpha=2.5, beta=beta, bias=1.5)
+    g.width[inner] = 6
+    new, plan = check(g.model(g.conv(inner, 4, 1), relu), tolerance=1e-6)
+    assert set(rules_of(plan)) == {"response"} and ops_of(new).count("Slice") == size
+
+
+@pytest.mark.parametrize("facts", [{"beta": 0.6}, {"bias": 0.0}, {"alpha": -1e-4}])
+def test_a_local_response_without_such_roots_stays(facts: dict[str, float]) -> None:
+    g = Made(6)
+    inner = g.op("LRN", g.conv("x", 6, 1), **{"size": 3, **facts})
+    g.width[inner] = 6
+    model = load(g.model(g.conv(inner, 4, 1), relu))
+    assert not merged(model)[1].decisions

@@ -58,6 +58,17 @@ FOLDED: dict[str, tuple[str, Arrays, set[str]]] = {
         {"c3": np.float32(3), "c0": np.float32(0), "c6": np.float32(6), "c6d": np.float32(6)},
         {"HardSwish"},
     ),
+    "local response": (
+        one("LRN<size=5, alpha=0.5, beta=0.75, bias=2.0>(x)"),
+        {},
+        {"Mul", "Pad", "Slice", "Sum", "Sqrt", "Div"},
+    ),
+    "local response of a power that roots do not give": (one("LRN<size=3, beta=0.6>(x)"), {}, {"LRN"}),
+    "a sum of two": (
+        f"agraph ({IMAGE}) => (float[n,c,h,w] y) {{ h = Relu(x)  y = Sum(x, h) }}",
+        {},
+        {"Relu", "Add"},
+    ),
     "mean over positions": (
         one("ReduceMean<axes=[2,3], keepdims=0>(x)", "float[n,c] y"),
         {},
