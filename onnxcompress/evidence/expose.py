@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from onnxcompress.errors import ModelError, nearest
 from onnxcompress.evidence.branches import hand_out, inside
 from onnxcompress.model import Model
 from onnxcompress.model.edit import bodies_of, walk
+from onnxcompress.model.wiring import drop_unread
 from onnxcompress.runtime.loose import Loose, loose
 from onnxcompress.runtime.memory import give_back
 from onnxcompress.runtime.session import Session, open_session
@@ -70,10 +71,10 @@ def run_shapes(
     wanted = None if values is None else set(values)
     graph = model.ir.clone()
     hand_out(graph, wanted or ())
-    kept = _with_shape_nodes(graph, wanted, [])
+    kept = _with_shape_nodes(graph, wanted)
     found = _known_shapes(model, feeds)
     if kept:
-        watched = Watched(model, _as_it_stands(model, graph), kept)
+        watched = Watched(model, _as_it_stands(model, loose(graph)), kept)
         found = watched.shapes(feeds)
         del watched
         give_back()
@@ -94,10 +95,16 @@ class Watched:
     @classmethod
     def of(cls, model: Model, threads: int = 1) -> Watched:
         """Of all values."""
-        graph = model.ir.clone()
-        outputs = list(graph.graph.outputs)
-        kept = _with_shape_nodes(graph, None, outputs)
-        return cls(model, _as_it_stands(model, graph, [value.name or "" for value in outputs], threads), kept)
+        values = [value.name or "" for value in _computed(model.ir) if value.uses() or value.is_graph_output()]
+        kept = {f"onnxcompress.shape.{number}": name for number, name in enumerate(values)}
+
+        def told(graph: onnx.GraphProto) -> None:
+            for shape, name in kept.items():
+                graph.node.add(op_type="Shape", name=shape, input=[name], output=[shape])
+                graph.output.add(name=shape).type.tensor_type.elem_type = onnx.TensorProto.INT64
+
+        outputs = [value.name or "" for value in model.ir.graph.outputs]
+        return cls(model, _as_it_stands(model, loose(model.ir, told), outputs, threads), kept)
 
     def shapes(self, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
         """As `run_shapes`."""
@@ -105,10 +112,10 @@ class Watched:
         return _known_shapes(self.model, feeds) | {self.kept[n]: tuple(map(int, shape)) for n, shape in shown.items()}
 
 
-def _as_it_stands(model: Model, graph: ir.Model, outputs: Sequence[str] | None = None, threads: int = 1) -> Session:
+def _as_it_stands(model: Model, graph: Loose, outputs: Sequence[str] | None = None, threads: int = 1) -> Session:
     """Not optimised: it loads faster, and folding constants would run once more what is run only once."""
     return open_session(
-        loose(graph),
+        graph,
         threads=threads,
         optimise=False,
         outputs=outputs,
@@ -127,10 +134,10 @@ def _known_shapes(model: Model, feeds: Mapping[str, np.ndarray]) -> dict[str, tu
     return shapes
 
 
-def _with_shape_nodes(graph: ir.Model, wanted: set[str] | None, others: Sequence[ir.Value]) -> dict[str, str]:
-    """Make `others` and the shapes of these values (None: of all that something reads) the outputs; output -> value."""
+def _with_shape_nodes(graph: ir.Model, wanted: set[str] | None) -> dict[str, str]:
+    """Make the shapes of these values (None: of all that something reads) the outputs; output -> value."""
     kept: dict[str, str] = {}
-    outputs = list(others)
+    outputs = []
     for value in _computed(graph):
         if value.name in wanted if wanted is not None else (value.uses() or value.is_graph_output()):
             name = f"onnxcompress.shape.{len(kept)}"
@@ -147,7 +154,7 @@ def answer(graph: ir.Model, outputs: Sequence[ir.Value]) -> None:
     """Make these the outputs, and drop what they do not need."""
     graph.graph.outputs.clear()
     graph.graph.outputs.extend(outputs)
-    common.RemoveUnusedNodesPass()(graph)
+    drop_unread(graph)
 
 
 def _computed(graph: ir.Model) -> list[ir.Value]:

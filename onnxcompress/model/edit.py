@@ -12,15 +12,19 @@ from onnxcompress.weights.coded import CODED, Coded
 
 def walk(model: ir.Model) -> Iterator[ir.Node]:
     """Every node in order of execution, the bodies of If, Loop and Scan just before the node that holds them."""
-    yield from _walk(model.graph)
+    return _walk(model.graph)
 
 
 def _walk(graph: ir.Graph) -> Iterator[ir.Node]:
     for node in graph:
-        for attribute in node.attributes.values():
-            for body in bodies_of(attribute):
-                yield from _walk(body)
+        for attribute in node.attributes.data.values():  # of the mapping itself it takes four times as long
+            if attribute.type in WITH_BODIES:
+                for body in bodies_of(attribute):
+                    yield from _walk(body)
         yield node
+
+
+WITH_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def bodies_of(attribute: ir.Attr) -> list[ir.Graph]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnxcompress.model.edit import FILE_TYPE, coded_of, new_constant
 from onnxcompress.model.model import Model
 from onnxcompress.model.native import check_message, first_line, raised
 from onnxcompress.model.twins import twins
+from onnxcompress.model.wiring import drop_unread
 from onnxcompress.weights.beside import LEAST_BESIDE, TYPES, standing_beside, together
 from onnxcompress.weights.coded import Coded, recoded
 from onnxcompress.weights.container import SUFFIX
@@ -43,10 +44,18 @@ def size_of(graph: ir.Model) -> int:
 
 def pieces(graph: ir.Model, metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
     """ONNX bytes of a graph with all its weights inside, from where these lie."""
+    return _in_pieces(graph, metadata, check=False)
+
+
+def _in_pieces(graph: ir.Model, metadata: Mapping[str, str] | None, check: bool) -> Iterator[bytes | memoryview]:
+    """`pieces`, of a graph that passes ONNX's checker where that is asked for."""
     arrays = _apart(graph)
     with standing_beside(graph, arrays):
-        message = _message(graph, metadata)
-    return together(message, arrays)
+        proto = _message(graph, metadata)
+    data = proto.SerializeToString(deterministic=True)
+    if check:
+        _check(proto, arrays)
+    return together(data, arrays)
 
 
 def _apart(graph: ir.Model) -> dict[str, np.ndarray]:
@@ -62,22 +71,19 @@ def _apart(graph: ir.Model) -> dict[str, np.ndarray]:
     }
 
 
-def _check(graph: ir.Model) -> None:
-    """ONNX's checker on the graph whose large constants it takes for inputs: it would parse a copy of each."""
-    arrays = _apart(graph)
-    with standing_beside(graph, arrays):
-        proto = ir.to_proto(graph)
-    for tensor in [each for each in proto.graph.initializer if each.name in arrays]:
+def _check(proto: onnx.ModelProto, apart: Collection[str]) -> None:
+    """ONNX's checker on a message whose large constants it takes for inputs, since it would parse a copy of each; `proto` is written to."""
+    for tensor in [each for each in proto.graph.initializer if each.name in apart]:
         proto.graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         proto.graph.initializer.remove(tensor)
     check_message(proto)
 
 
-def _message(graph: ir.Model, metadata: Mapping[str, str] | None) -> bytes:
+def _message(graph: ir.Model, metadata: Mapping[str, str] | None) -> onnx.ModelProto:
     proto = ir.to_proto(graph)
     if metadata:
         onnx.helper.set_model_props(proto, {**graph.metadata_props, **metadata})
-    return proto.SerializeToString(deterministic=True)
+    return proto
 
 
 def finished(model: Model) -> ir.Model:
@@ -90,12 +96,9 @@ def _finished(model: Model) -> ir.Model:
     for value in (*graph.graph.inputs, *graph.graph.outputs):
         if (name := value.name or "") in model.declared:
             value.shape = model.declared[name]
-    for each in (
-        common.DeduplicateHashedInitializersPass(),
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedOpsetsPass(),
-    ):
-        each(graph)
+    common.DeduplicateHashedInitializersPass()(graph)
+    drop_unread(graph)
+    common.RemoveUnusedOpsetsPass()(graph)
     _transposed_once(graph)
     graph = _coded(graph)
     _narrowed(graph)
@@ -167,11 +170,10 @@ def save(model: Model, path: str | Path, metadata: dict[str, str] | None = None)
     if total > LARGEST_MESSAGE:
         return _save_external(graph.clone(), path, metadata)
     try:
-        _check(graph)
+        made = _in_pieces(graph, metadata, check=True)
     except (checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path}: the result is not legal ONNX: {first_line(error)}") from error
-    whole = Packer().pieces(to_bytes(graph, metadata)) if path.suffix == SUFFIX else pieces(graph, metadata)
-    write_atomic(path, whole)
+    write_atomic(path, Packer().pieces(b"".join(made)) if path.suffix == SUFFIX else made)
     return path
 
 
@@ -191,5 +193,6 @@ def _save_external(graph: ir.Model, path: Path, metadata: Mapping[str, str] | No
             base_dir=path.parent,
         )
         offset += tensor.nbytes
-    write_atomic_together({data_path: (tensor.tobytes() for tensor in tensors), path: _message(graph, metadata)})
+    message = _message(graph, metadata).SerializeToString(deterministic=True)
+    write_atomic_together({data_path: (tensor.tobytes() for tensor in tensors), path: message})
     return path

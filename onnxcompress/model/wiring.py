@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from onnxcompress.model.edit import walk
 
@@ -48,10 +49,25 @@ def bypass(node: ir.Node, value: ir.Value) -> None:
 
 
 def drop_unread(graph: ir.Model) -> None:
-    """Nodes of the main graph and constants that nothing reads any more go."""
+    """Nodes that nothing reads any more, of bodies too, and constants go; so do optional outputs that nothing reads."""
     for node in reversed(list(walk(graph))):
-        if node.graph is graph.graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.graph.remove(node, safe=True)
+        if not isinstance(node.graph, ir.Graph):
+            continue
+        if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            node.graph.remove(node, safe=True)
+        elif node.inputs and node.inputs[-1] is None:
+            node.resize_inputs(
+                max((place for place, value in enumerate(node.inputs, 1) if value is not None), default=0)
+            )
     for name, value in list(graph.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
             del graph.graph.initializers[name]
+    if any(
+        map(_has_spare_outputs, walk(graph))
+    ):  # the library's pass asks ONNX's table of operators at every node: 6 MB
+        common.RemoveUnusedNodesPass()(graph)
+
+
+def _has_spare_outputs(node: ir.Node) -> bool:
+    spare = len(node.outputs) > 1 and any(v.name and not v.uses() and not v.is_graph_output() for v in node.outputs)
+    return spare or (node.op_type == "BatchNormalization" and "training_mode" in node.attributes)

@@ -7,7 +7,7 @@ that it makes: sessions of graphs that share tensors share their memory only whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,11 @@ class Loose:
     arrays: Mapping[str, np.ndarray]
 
 
-def loose(graph: ir.Model) -> Loose:
-    """The graph, of any size, for `open_session`; its arrays are those of the graph, not copies, and must not be written to."""
+def loose(graph: ir.Model, more: Callable[[onnx.GraphProto], None] | None = None) -> Loose:
+    """The graph, of any size, for `open_session`; its arrays are those of the graph, not copies, and must not be written to.
+
+    more  writes to the message before it is one: nodes at the end, other outputs; a clone of the graph would take longer
+    """
     arrays = {
         name: np.require(tensor.numpy(), requirements=["C", "A"])
         for name, value in graph.graph.initializers.items()
@@ -39,7 +42,10 @@ def loose(graph: ir.Model) -> Loose:
         and any(node.graph is graph.graph for node, _ in value.uses())  # onnxruntime does not look for others
     }
     with standing_beside(graph, arrays):
-        return Loose(ir.to_proto(graph).SerializeToString(), arrays)
+        message = ir.to_proto(graph)
+    if more is not None:
+        more(message.graph)
+    return Loose(message.SerializeToString(), arrays)
 
 
 TAKES_ANY = {"Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN"}

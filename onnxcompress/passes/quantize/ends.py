@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of
-from onnxcompress.passes.quantize.pen import tidy
+from onnxcompress.model.wiring import drop_unread
 
 
 def integer_ends(model: Model) -> tuple[Model, tuple[str, ...]]:
@@ -36,7 +36,7 @@ def integer_ends(model: Model) -> tuple[Model, tuple[str, ...]]:
             graph.graph.outputs[index] = levels
         elif made is not None and value.dtype == ir.DataType.FLOAT:
             told.append(f"{name!r} stays float: {made.op_type} {made.name} writes it so")
-    tidy(graph)
+    drop_unread(graph)
     return model.edited(graph), tuple(told)
 
 

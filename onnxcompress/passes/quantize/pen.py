@@ -90,14 +90,3 @@ def instead(old: ir.Value, new: ir.Value) -> None:
     if node is not None and isinstance(node.graph, ir.Graph) and not any(each.uses() for each in node.outputs):
         node.graph.remove(node, safe=True)
     new.name, old.name = old.name, None
-
-
-def tidy(graph: ir.Model) -> None:
-    """Take out what nobody reads, in bodies too: pairs, and constants that stood in floats."""
-    for node in reversed(list(walk(graph))):
-        owner = node.graph
-        if isinstance(owner, ir.Graph) and not any(each.uses() or each.is_graph_output() for each in node.outputs):
-            owner.remove(node, safe=True)
-    for name, value in list(graph.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.graph.initializers[name]

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import constant_of, input_of, walk
-from onnxcompress.passes.quantize.pen import MICROSOFT, Pen, instead, tidy
+from onnxcompress.model.wiring import drop_unread
+from onnxcompress.passes.quantize.pen import MICROSOFT, Pen, instead
 
 Inputs = list[ir.Value | None]
 Kernel = tuple[str, str, Callable[[list[Inputs], Inputs], Inputs]]
@@ -93,7 +94,7 @@ def as_operators(model: Model) -> Model:
             _spell(pen, node, quantize, KERNELS[node.op_type], known, out)
         elif node.op_type in TO_FLOAT:
             _spell(pen, node, owner, TO_FLOAT[node.op_type], known, bias)
-    tidy(graph)
+    drop_unread(graph)
     return model.edited(graph)
 
 

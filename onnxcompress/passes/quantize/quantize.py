@@ -335,8 +335,8 @@ def brought_by(model: Model, plan: Plan, trial: Trial) -> Brought:
 
 
 def _written(model: Model, decided: Decided) -> Model:
-    model = model.with_constants(decided.biases)
-    return write(model, decided.nodes, needed(model, decided.nodes, decided.grids), decided.weights)
+    grids = needed(model, decided.nodes, decided.grids)
+    return write(model, decided.nodes, grids, decided.weights, decided.biases)
 
 
 def _plain(weights: Mapping[str, Leveled]) -> dict[str, Rounded]:

@@ -30,6 +30,7 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
 from onnxcompress.model.edit import walk
+from onnxcompress.model.wiring import drop_unread
 from onnxcompress.operators.layer import layers
 from onnxcompress.passes.protect import protected
 from onnxcompress.passes.quantize.blocks import Blocks, rebuilt
@@ -39,7 +40,7 @@ from onnxcompress.passes.quantize.found import Form, Stored, Weight, weights_of
 from onnxcompress.passes.quantize.grid import symmetric_grid
 from onnxcompress.passes.quantize.integers import BLOCK, FOUR, decibel, integers, size_of
 from onnxcompress.passes.quantize.kept_back import kept_back, no_better
-from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
+from onnxcompress.passes.quantize.pen import Pen, Rounded
 from onnxcompress.passes.quantize.speed import FLOAT, INT8, fastest
 from onnxcompress.passes.quantize.write_weights import Form as Kernel
 from onnxcompress.passes.quantize.write_weights import write_weights
@@ -329,5 +330,5 @@ def _written(
         if form == "load":
             value = graph.graph.initializers[name]
             value.replace_all_uses_with(rebuilt(pen, name, integers_, model.array(name).shape))
-    tidy(graph)
+    drop_unread(graph)
     return model.edited(graph)

@@ -22,10 +22,11 @@ import onnx_ir as ir
 
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
-from onnxcompress.model.edit import LIKE, constant_of, input_of, walk
+from onnxcompress.model.edit import LIKE, constant_of, input_of, set_constant, walk
+from onnxcompress.model.wiring import drop_unread
 from onnxcompress.operators.layer import Layer, by_node
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
-from onnxcompress.passes.quantize.pen import Pen, Rounded, tidy
+from onnxcompress.passes.quantize.pen import Pen, Rounded
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
 from onnxcompress.passes.quantize.shares import affine, ramp
 
@@ -35,6 +36,7 @@ def write(
     nodes: Collection[str],
     grids: Mapping[str, Grid],
     weights: Mapping[str, Rounded],
+    biases: Mapping[str, np.ndarray] | None = None,
 ) -> Model:
     """The model with `nodes` on static integer grids.
 
@@ -42,17 +44,20 @@ def write(
     grids    of every value that they read or write; values of one `rows.Share` on the same one. A constant operand that has
              none is put on the grid that spans it. A product with float_output may go without one for its output
     weights  initializer name -> its levels, for every weight of those nodes
+    biases   initializer name -> new values, before all else
 
     ModelError where a grid or a weight that is needed is missing, or grids differ that must not.
     """
     graph = model.ir.clone()
+    for name, values in (biases or {}).items():
+        set_constant(graph, name, values)
     pen = Pairs(graph, grids, weights, by_node(model))
     chosen = [node for node in walk(graph) if node.name in nodes]
     absorbed = bias_adds(chosen, pen.layers)
     for node in chosen:
         if node not in absorbed:
             WRITERS[row_of(node).form](pen, node)
-    tidy(graph)
+    drop_unread(graph)
     return model.edited(graph)
 
 

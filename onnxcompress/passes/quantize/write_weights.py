@@ -26,9 +26,10 @@ import onnx_ir as ir
 from onnxcompress.errors import ModelError
 from onnxcompress.model import Model
 from onnxcompress.model.edit import LIKE, constant_of, input_of, walk
+from onnxcompress.model.wiring import drop_unread
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.blocks import Blocks, packed, rebuilt, tied
-from onnxcompress.passes.quantize.pen import MICROSOFT, Pen, Rounded, instead, tidy
+from onnxcompress.passes.quantize.pen import MICROSOFT, Pen, Rounded, instead
 from onnxcompress.passes.quantize.rows import row_of
 from onnxcompress.passes.quantize.write import DTYPES
 
@@ -67,7 +68,7 @@ def write_weights(model: Model, forms: Mapping[str, Form], weights: Mapping[str,
             _lstm(pen, node)
         else:
             _integer_product(pen, node, its[0])
-    tidy(graph)
+    drop_unread(graph)
     return model.edited(graph)
 
 
