@@ -18,6 +18,8 @@ Which outputs are decisions (`agreement`):
     floats [N, C, H, W], C >= 2     a class for each pixel, where H and W are those of an input; no other feature map
     integers, booleans, strings     the share that is equal
 
+Sequences and maps of floats (lists of boxes, probabilities by class) are compared as all their numbers in a row; other ones are equal or not.
+
 Probabilities that are nearly 0 or 1 hide what happened before the last Softmax or Sigmoid, so that whoever chooses between two
 results looks at `logits_db`: logarithms of rows that add up to one, less their mean; log odds of what else lies within 0 and 1.
 """
@@ -25,7 +27,7 @@ results looks at `logits_db`: logarithms of rows that add up to one, less their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,11 +105,15 @@ class Differences:
     sequences: list[int] = field(default_factory=lambda: [0, 0])
     not_finite: int = 0
     other_shapes: int = 0
+    floats: bool = False
+
+    def __post_init__(self) -> None:
+        self.floats = self.port.dtype is not None and self.port.dtype.kind == "f"
 
     def add(self, one: Any, two: Any, feeds: Feeds) -> None:
         """One batch: `one` of the original, `two` of the result."""
         if not isinstance(one, np.ndarray) or one.dtype.kind not in "fbiuOUS":  # sequences and maps
-            self._equal(np.array([True]), np.array([_plain(one) == _plain(two)]))
+            self._nested(one, two)
             return
         if self.shape is None:
             self.shape = one.shape
@@ -121,6 +127,20 @@ class Differences:
             self._unsquashed(one.astype(np.float64), two.astype(np.float64))
             if self.axis is not None and one.size:
                 self._decide(one.argmax(self.axis), two.argmax(self.axis), feeds)
+
+    def _nested(self, one: Any, two: Any) -> None:
+        """Sequences and maps: numbers where they are floats at the same places, else equal or not."""
+        left, right = dict(_leaves(one)), dict(_leaves(two))
+        if all(isinstance(leaf, float) or getattr(leaf, "dtype", np.dtype(bool)).kind == "f" for leaf in left.values()):
+            self.floats = True
+            if [(at, np.shape(leaf)) for at, leaf in left.items()] != [
+                (at, np.shape(leaf)) for at, leaf in right.items()
+            ]:
+                self.other_shapes += 1
+            elif left:
+                self._close(*(np.concatenate([np.ravel(leaf) for leaf in each.values()]) for each in (left, right)))
+        else:
+            self._equal(np.array([True]), np.array([_plain(one) == _plain(two)]))
 
     def _equal(self, one: np.ndarray, two: np.ndarray) -> None:
         self.values += one.size
@@ -169,7 +189,7 @@ class Differences:
     def finished(self) -> OutputComparison:
         """The numbers of all batches."""
         lost = self.not_finite > 0  # the distance to what is not a number has no bound
-        floats = self.port.dtype is not None and self.port.dtype.kind == "f" and (self.values > 0 or lost)
+        floats = self.floats and (self.values > 0 or lost)
         max_abs = math.inf if lost else self.max_abs
         return OutputComparison(
             name=self.port.name,
@@ -265,6 +285,15 @@ def _share(counts: Sequence[int]) -> float | None:
 def either(value: float | None, default: float) -> float:
     """The value, or the default where there is none."""
     return default if value is None else value
+
+
+def _leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What a sequence or map holds, and where."""
+    if isinstance(value, list | dict):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(each, (*place, key))
+    else:
+        yield place, value
 
 
 def _plain(value: Any) -> Any:

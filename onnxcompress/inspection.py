@@ -21,7 +21,7 @@ from onnxcompress.model.edit import FILE_TYPE
 from onnxcompress.model.load import read
 from onnxcompress.model.save import written_as
 from onnxcompress.operators import Settings
-from onnxcompress.operators.cost import macs_by_layer, parameters
+from onnxcompress.operators.cost import macs_by_layer, parameters, uncounted
 from onnxcompress.operators.layer import Layer, Shapes, all_layers
 from onnxcompress.passes.factorize.forms import FORMS
 from onnxcompress.passes.factorize.sites import sites
@@ -121,7 +121,8 @@ class Inspection:
         if not free:
             return f"{self.name}: no channel can be cut"
         share = int(100 * self.free_share)  # rounded down: 100 % is all of them
-        return f"{self.name}: {free} of {total} channels can be cut ({share} %), in {len(self.groups)} groups"
+        groups = f"{len(self.groups)} group{'' if len(self.groups) == 1 else 's'}"
+        return f"{self.name}: {free} of {total} channels can be cut ({share} %), in {groups}"
 
     @property
     def coded_bits(self) -> float | None:
@@ -162,6 +163,7 @@ def inspect(
     kept = sum(frozen.channels for frozen in channels.frozen)
     proto, _ = read(loaded.source.runnable)
     known = [line.macs for line in lines if line.macs is not None]
+    unseen = uncounted(loaded, shapes) if shapes else ""
     return Inspection(
         name=loaded.source.name,
         bytes=loaded.source.size,
@@ -176,7 +178,7 @@ def inspect(
         groups=tuple(_group(loaded, channels, group, exact=not inexact) for group in channels.groups),
         frozen=tuple(FrozenLine(each.name, each.channels, each.why, each.by) for each in channels.frozen),
         free_share=free / (free + kept) if free + kept else 0.0,
-        notes=(*loaded.notes, *notes),
+        notes=(*loaded.notes, *notes, *filter(None, [unseen])),
         forms=tuple(_forms(loaded, shapes)) if forms else (),
     )
 
@@ -204,7 +206,7 @@ def _seen(
         ports = (tuple(map(str, session.inputs)), tuple(map(str, session.outputs)))
     except ModelError as error:
         named = tuple(
-            tuple(f"{value.name}: {value.type} {value.shape}" for value in values)
+            tuple(f"{value.name} {str(value.type).lower()}{value.shape}" for value in values)
             for values in (model.ir.graph.inputs, model.ir.graph.outputs)
         )
         return (

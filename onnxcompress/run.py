@@ -19,7 +19,7 @@ from onnxcompress.evidence.kinds import KINDS
 from onnxcompress.evidence.need import Evidence
 from onnxcompress.model import Loadable, Model, guard, load
 from onnxcompress.model.save import finished
-from onnxcompress.operators.cost import Cost, cost
+from onnxcompress.operators.cost import Cost, cost, uncounted
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
@@ -90,14 +90,15 @@ def run(
             current = each.apply(current, plan)
         _clear_away()
     before, after = costs(original, current, feed)
+    notes = (*feed.notes, *filter(None, [uncounted(original, first_shapes(original, feed.calibration))]))
     _clear_away()
     if dry:
-        return Result(original, original, tuple(made), before, after, notes=feed.notes, seconds=clock.seconds)
+        return Result(original, original, tuple(made), before, after, notes=notes, seconds=clock.seconds)
     with clock("compare"):
         comparison = judged(original, current, feed, how)
     amounts = {name: (getattr(before, name), getattr(after, name)) for name in ("bytes", "parameters", "macs")}
     verdicts = gates.check(wanted, comparison, {name: pair for name, pair in amounts.items() if None not in pair})
-    return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), feed.notes, clock.seconds)
+    return Result(original, current, tuple(made), before, after, comparison, tuple(verdicts), notes, clock.seconds)
 
 
 def read(model: Loadable) -> Model:

@@ -134,7 +134,10 @@ def cluster(model: Loadable, *, data: Any = None, dry: bool = False, **settings:
         if each.rate == "auto":  # one way through the search: a run of both takes three times as long
             each = dataclasses.replace(each, rate="none")
         each = smallest(model, each, data, budgets={n: v for n, v in wanted.items() if n in gates.ON_OUTPUTS}, how=how)
-    return _run(model, [each], data, wanted, how, dry=dry)
+    result = _run(model, [each], data, wanted, how, dry=dry)
+    if not result.plan.decisions:
+        raise ModelError(f"{result.original.source.name}: {'; '.join(result.plan.notes)}")
+    return result
 
 
 def merge(model: Loadable, *, data: Any = None, dry: bool = False, **settings: Any) -> Result:

@@ -139,7 +139,19 @@ def test_empty_outputs_are_equal() -> None:
 def test_sequences_and_maps() -> None:
     both = model("y = SequenceConstruct(x, x)", y="seq(float[N,4])")
     other = model("z = Neg(x) y = SequenceConstruct(z, x)", y="seq(float[N,4])")
-    assert compare(both, both, data()).agreement == 1 and compare(both, other, data()).agreement == 0
+    assert compare(both, both, data()).sqnr_db == math.inf
+    assert compare(both, other, data()).sqnr_db == pytest.approx(10 * math.log10(2 / 4), abs=1e-4)
+    running = Differences(
+        Port("y", None, (None,), "seq(map(int64,tensor(float)))")
+    )  # as classifiers of scikit-learn answer
+    running.add([{0: 0.9, 1: 0.1}], [{0: 0.8, 1: 0.2}], {})
+    found = running.finished()
+    assert found.max_abs == pytest.approx(0.1) and found.sqnr_db == pytest.approx(10 * math.log10(0.82 / 0.02))
+    running.add([{0: 0.9}], [{1: 0.9}], {})
+    assert running.finished().other_shapes == 1
+    words = Differences(Port("y", None, (None,), "seq(tensor(string))"))
+    words.add([np.array(["a"])], [np.array(["b"])], {})
+    assert words.finished().agreement == 0 and words.finished().sqnr_db is None
 
 
 def test_an_output_of_another_rank_is_judged_when_it_runs() -> None:

@@ -53,6 +53,28 @@ def macs_by_layer(model: Model, shapes: Shapes) -> dict[tuple[str, str], int]:
     return found
 
 
+PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"}
+
+
+def uncounted(model: Model, shapes: Shapes) -> str:
+    """A sentence about products with constant weights whose multiply-adds are not known; empty where all are counted.
+
+    They lie in bodies of Loop, Scan and If, where nobody sees sizes, or read what has no known rank (what a Loop hands on).
+    """
+    counted = {name for name, _ in macs_by_layer(model, shapes)}
+    nodes = [
+        node.name or ""
+        for node in walk(model.ir)
+        if node.op_type in PRODUCTS
+        and any(value is not None and value.name in model.initializers for value in node.inputs)
+    ]
+    left = [name for name in nodes if name not in counted]
+    if not left:
+        return ""
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return f"multiply-adds are without {left[0]}{more}: in bodies of If, Loop or Scan, and behind them, sizes are not known"
+
+
 def cost(model: Model, shapes: Shapes | None = None, *, on_disk: int | None = None) -> Cost:
     """Cost of a model; `on_disk` where the file's size is known, else the size that it would have."""
     macs = None if shapes is None else sum(macs_by_layer(model, shapes).values())

@@ -19,7 +19,7 @@ from onnxcompress.result import Report
 
 if TYPE_CHECKING:
     from onnxcompress.checkup import Checkup
-    from onnxcompress.inspection import FormLine, Inspection
+    from onnxcompress.inspection import FormLine, FrozenLine, Inspection
     from onnxcompress.judging import Benchmark
     from onnxcompress.packing import Packing
 
@@ -128,12 +128,10 @@ def inspection_page(found: Inspection, *, whole: bool = False) -> Page:
         for each in found.layers
     ]
     groups = [
-        (each.name, str(each.units), str(each.free) if each.free else words.UNKNOWN, _together(each.members))
+        (each.name, str(each.units), str(each.free) if each.free else words.UNKNOWN, _together(each.name, each.members))
         for each in found.groups
     ]
-    frozen = [
-        (each.name, str(each.channels), each.why, each.by) for each in sorted(found.frozen, key=lambda f: -f.channels)
-    ]
+    frozen = _frozen(found.frozen, whole)
     group_columns = ("group", "units", "free", "what goes with them")
     frozen_columns = ("weight", "channels", "why", "by")
     tables = (
@@ -166,15 +164,30 @@ def _forms_table(forms: Sequence[FormLine], most: int | None) -> Table:
     return table(title, columns, rows, columns[3:], most)
 
 
-def _together(members: Sequence[tuple[str, int, str]]) -> str:
-    """Who writes a group's channels and who reads them; what lies between (scales, biases) goes along."""
+def _together(name: str, members: Sequence[tuple[str, int, str]]) -> str:
+    """Who else writes a group's channels than the tensor that it is called after, and who reads them; what lies between goes along."""
     parts = []
     for role, words_ in (("write", "written by"), ("read", "read by")):
         tensors = list(dict.fromkeys(tensor for tensor, _, own in members if own == role))
-        if tensors:
-            more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
-            parts.append(f"{words_} {tensors[0]}{more}")
+        others = [tensor for tensor in tensors if tensor != name] if role == "write" else tensors
+        if others:
+            parts.append(f"{'also ' if len(others) < len(tensors) else ''}{words_} {words.names(others, 1)}")
     return ", ".join(parts)
+
+
+def _frozen(found: Sequence[FrozenLine], whole: bool) -> list[tuple[str, str, str, str]]:
+    """Rows of weight, channels, why and by: one a weight, or one a reason with the most channels first."""
+    if whole:
+        return [(each.name, str(each.channels), each.why, each.by) for each in found]
+    reasons: dict[tuple[str, str], list[FrozenLine]] = {}
+    for each in found:
+        reasons.setdefault((each.why, each.by), []).append(each)
+    counted = sorted(((sum(e.channels for e in own), own) for own in reasons.values()), key=lambda pair: -pair[0])
+    names = [list(dict.fromkeys(each.name for each in own)) for _, own in counted]
+    return [
+        (words.names(each, 1), str(total), own[0].why, own[0].by)
+        for each, (total, own) in zip(names, counted, strict=True)
+    ]
 
 
 def checkup_page(found: Checkup) -> Page:

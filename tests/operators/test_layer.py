@@ -8,7 +8,7 @@ import pytest
 from zoo import ZOO
 
 from onnxcompress.model import load
-from onnxcompress.operators.cost import cost, macs_by_layer
+from onnxcompress.operators.cost import cost, macs_by_layer, uncounted
 from onnxcompress.operators.layer import layers
 
 
@@ -51,3 +51,16 @@ def test_multiply_adds_of_a_convolution() -> None:
     _, model = one("(float[N,3,8,8] x) => (float[N,4,6,6] y) { y = Conv(x, w) }", w=(4, 3, 3, 3))
     assert sum(macs_by_layer(model, {"x": (2, 3, 8, 8), "y": (2, 4, 6, 6)}).values()) == 2 * 36 * 4 * 27
     assert cost(model).parameters == 4 * 27 and cost(model).macs is None
+
+
+def test_what_is_not_counted_is_told() -> None:
+    _, model = one(
+        "(float[N,4] x, int64 n, bool go) => (float[N,4] y) { k = MatMul(x, w)"
+        " y = Loop(n, go, k) <body = b (int64 i, bool c, float[N,4] s) => (bool d, float[N,4] t)"
+        " { d = Identity(c)  t = MatMul(s, w) }> }",
+        w=(4, 4),
+    )
+    shapes = {"x": (1, 4), "k": (1, 4), "y": (1, 4)}
+    assert uncounted(model, shapes).startswith("multiply-adds are without")
+    _, model = one("(float[N,5] x) => (float[N,3] y) { y = MatMul(x, w) }", w=(5, 3))
+    assert uncounted(model, {"x": (1, 5), "y": (1, 3)}) == ""

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from onnxcompress.report import Page, Table, html, junit, markdown, print_page, report_page, words
+from onnxcompress.inspection import FrozenLine, GroupLine, Inspection
+from onnxcompress.report import Page, Table, html, inspection_page, junit, markdown, print_page, report_page, words
 from onnxcompress.report.parts import Chart, table
 from onnxcompress.result import Report
 
@@ -184,3 +185,13 @@ def test_junit_without_budgets_has_one_case_that_passes() -> None:
 
 def test_many_names_are_counted() -> None:
     assert words.names(["a", "b"]) == "a, b" and words.names(["a", "b", "c", "d"]) == "a, b and 2 more"
+
+
+def test_what_cannot_be_cut_is_one_row_a_reason() -> None:
+    lines = tuple(FrozenLine(f"w{number}", 8 + number, "it is an output of the model", "y") for number in range(3))
+    groups = (GroupLine("a", 4, 0, (("a", 0, "write"), ("b", 0, "write"), ("c", 1, "read"))),)
+    found = Inspection("m.onnx", 1, 1, 1, 17, "me", (), (), {}, (), groups, lines, 0.5, ())
+    text, every = terminal(inspection_page(found)), terminal(inspection_page(found, whole=True))
+    assert "w0 and 2 more" in text and " 27 " in text and "w2" not in text
+    assert "w2" in every and " 10 " in every
+    assert "also written by b, read by c" in text and "in 1 group\n" in text

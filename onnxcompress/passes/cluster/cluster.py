@@ -179,7 +179,8 @@ class Cluster:
         found, refused = self.tensors(model)
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
         if not found:
-            plan.notes.append("no weight is left that is worth a codebook")
+            first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no large float weight")
+            plan.notes.append(f"no weight is left that is worth a codebook ({first})")
             return plan
         if self.free and not self.tries_both and sum(each.size for each in found) >= MANY:
             with suppress(BudgetError):  # the allocation says what is missing, where that finds nothing either

@@ -157,8 +157,11 @@ def _why(model: Model, layer: Layer, node: ir.Node, kept: set[str] | frozenset[s
         return why
     if coded_of(model.initializers[layer.weight]) is not None:
         return "its weight is in codebooks"
-    if model.array(layer.weight).size < SMALLEST:
+    values = model.array(layer.weight)
+    if values.size < SMALLEST:
         return f"it has fewer than {SMALLEST} weights"
+    if not np.isfinite(values).all():
+        return "it holds Inf or NaN"
     if "output_shape" in node.attributes:
         return "its padding follows from output_shape"
     return ""

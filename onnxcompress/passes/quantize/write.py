@@ -123,8 +123,13 @@ class Pairs(Pen):
         return made
 
     def float_of(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """The value as its levels say it, in float."""
+        """The value as its levels say it, in float, in the graph of its reader: no kernel is fused across a body's border.
+
+        Nor may a product there have an integer weight beside floats from outside: onnxruntime 1.32 does not load it.
+        """
         found = _seen_from(self.floats, value, before)
+        if found is None or (made := found.producer()) is None or made.graph is not before.graph:
+            found = self.floats.get((value, before.graph))  # type: ignore[arg-type]
         if found is None:
             grid = self.constant_grid(value) if constant_of(value) is not None else self.grid(value, before)
             levels = self.levels_of(value, before)

@@ -163,8 +163,10 @@ def test_kept_and_small_weights_stay_and_the_plan_says_why() -> None:
     assert why["growth.weight"] == "it was to be kept"
     assert list(why.values()).count("it is a first or a last one") == 2
     assert not {each["weight"] for each in result.plan.decisions} & set(why)
-    nothing = onnxcompress.cluster(DIGITS, smallest=10**9)
-    assert nothing.plan.notes == ["no weight is left that is worth a codebook"]
+    with pytest.raises(
+        ModelError, match=r"no weight is left that is worth a codebook \(it has no large float weight\)"
+    ):
+        onnxcompress.cluster(DIGITS, smallest=10**9)
 
 
 def test_a_budget_on_outputs_finds_the_fewest_bits() -> None:

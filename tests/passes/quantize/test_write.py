@@ -344,6 +344,23 @@ def test_branches_that_read_one_value_and_one_weight() -> None:
         assert db(run(model, feed)["y"], run(written, feed)["y"]) > 25
 
 
+def test_a_branch_has_pairs_of_its_own_for_what_is_rounded_outside() -> None:
+    """A product there with an integer weight beside floats from outside does not load in onnxruntime 1.32."""
+    model = model_of(
+        "agraph (bool c, float[4,16] x) => (float[4,10] y) { h = MatMul(x, w)  r = Relu(h)"
+        " y = If (c) <then_branch = t () => (float[4,10] p) { p = MatMul(r, a) },"
+        " else_branch = e () => (float[4,10] q) { k = MatMul(r, b)  q = Relu(k) }> }",
+        {"w": normal(16, 24), "a": normal(24, 10), "b": normal(24, 10)},
+    )
+    nodes = set(candidates(model, ())[0])
+    feeds = [{**feed, "c": np.array(bool(number % 2))} for number, feed in enumerate(feeds_of(model))]
+    _, grids, weights = decided(model, feeds, nodes)
+    for chosen in (nodes, {node for node in nodes if node != next(iter(sorted(nodes)))}):
+        written = write(model, chosen, grids, weights)
+        for feed in feeds:
+            assert db(run(model, feed)["y"], run(written, feed)["y"]) > 25
+
+
 def test_int8_activations_fuse_between_pairs() -> None:
     """onnxruntime on x86 makes such pairs uint8 first."""
     model = model_of(CASES["Conv"].text, CONV)
