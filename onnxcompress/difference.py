@@ -18,7 +18,7 @@ Which outputs are decisions (`agreement`):
     floats [N, C, H, W], C >= 2     a class for each pixel, where H and W are those of an input; no other feature map
     integers, booleans, strings     the share that is equal
 
-Sequences and maps of floats (lists of boxes, probabilities by class) are compared as all their numbers in a row; other ones are equal or not.
+Sequences and maps of floats (lists of boxes, probabilities by class) are compared as one row of numbers; other ones are equal or not.
 
 Probabilities that are nearly 0 or 1 hide what happened before the last Softmax or Sigmoid, so that whoever chooses between two
 results looks at `logits_db`: logarithms of rows that add up to one, less their mean; log odds of what else lies within 0 and 1.

@@ -37,7 +37,7 @@ class How:
     """How a run is carried out; nothing here changes what a pass decides, except the seed and the data's limit.
 
     batch         samples fed at once             threads       of the sessions
-    memory_limit  bytes for evidence, beside onnxruntime's own
+    memory_limit  bytes for evidence, beside onnxruntime's own; one value alone may take half of what the system has free
     limit         at most so many samples         seed          of the split, of synthetic inputs
     """
 

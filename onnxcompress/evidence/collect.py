@@ -82,6 +82,7 @@ def collect(
     *,
     batch: int = 8,
     memory_limit: int = 1 << 30,
+    alone: int = 0,
     rows: int = ROWS,
     seed: int = 0,
     threads: int = 1,
@@ -95,6 +96,7 @@ def collect(
     memory_limit   bytes for results and for the values read out of a batch, beside the runtime's own memory; decides
                    how many waves (each a session and a run over the data) there are. Numbers do not depend on it,
                    except for the last bits of float32: what the runtime fuses depends on what a wave reads
+    alone          bytes that one value may take, in a wave of its own, where it is more than the limit
     rows, seed     kinds that are `sampled` read at most so many positions a sample, one at random from each of as many
                    equal stretches: the same ones for all values of equal size
     threads        of the runtime; one gives the same bits on every run
@@ -106,7 +108,7 @@ def collect(
     not fit the limit; DataError, with the value's name, for NaN and infinity, and for channels whose number changes.
     """
     _check(needs, batch=batch, rows=rows)
-    limits = Limits(batch, memory_limit, rows, seed, threads)
+    limits = Limits(batch, memory_limit, rows, seed, threads, max(alone, memory_limit))
     left_out = hidden(model, [need.value for need in needs])
     wanted = [need for need in dict.fromkeys(needs) if need.value not in left_out]
     if not wanted:

@@ -22,6 +22,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import LIKE
 from onnxcompress.model.model import Origin
 from onnxcompress.operators.layer import all_layers
+from onnxcompress.runtime.memory import free_bytes
 
 Shape = tuple[int, ...]
 
@@ -170,7 +171,7 @@ def gather(sources: Sources, needs: Sequence[Need], providers: Mapping[str, Prov
     if rest:
         found = collect(
             sources.current, rest, sources.data, batch=sources.batch, memory_limit=sources.memory_limit,
-            threads=sources.threads, seed=sources.seed, progress=sources.progress,
+            alone=(free_bytes() or 0) // 2, threads=sources.threads, seed=sources.seed, progress=sources.progress,
             shapes=first_shapes(sources.current, sources.data, sources.original),
         )  # fmt: skip
         known.update({need: found[need] for need in rest if need in found})

@@ -89,6 +89,7 @@ class Limits:
     rows: int
     seed: int
     threads: int
+    alone: int
 
 
 def planned(
@@ -101,7 +102,7 @@ def planned(
     best: list[list[Observed]] | None = None
     for size in [most >> halved for halved in range(most.bit_length())]:
         observed = _observed(model, needs, feed, shapes, size)
-        too_large = next((each for each in observed if each.held + each.working > limits.memory), None)
+        too_large = next((each for each in observed if each.held + each.working > limits.alone), None)
         waves = None if too_large is not None else _waves(observed, limits.memory)
         if waves is not None and (best is None or len(waves) < len(best)):
             best, limits = waves, replace(limits, batch=size)
@@ -109,7 +110,7 @@ def planned(
             break
     if best is None:
         assert too_large is not None
-        takes, limit = (too_large.held + too_large.working) / 1e6, limits.memory / 1e6
+        takes, limit = (too_large.held + too_large.working) / 1e6, limits.alone / 1e6
         raise SettingError(
             f"the evidence on {too_large.value!r} takes {takes:.1f} MB, over the memory limit of {limit:.1f} MB; "
             "give a larger limit"

@@ -154,6 +154,7 @@ def test_the_batch_is_halved_where_one_value_passes_the_limit() -> None:
     assert same(found[need], collect(model, [need], data, batch=32)[need], "gram", 1e-5)
     with pytest.raises(SettingError, match=f"{need.value!r} takes .* MB, over the memory limit"):
         collect(model, [need], data, memory_limit=1000)
+    assert same(collect(model, [need], data, memory_limit=1000, alone=300_000)[need], found[need], "gram", 1e-5)
 
 
 def test_equal_needs_are_one_result() -> None:
