@@ -37,6 +37,7 @@ class Row:
     data      which inputs are activations; () means all
     fixed     (least, most) of an output that is known beforehand: Sigmoid lies in [0, 1)
     float_output  the kernel can hand its sum out in float, so the output needs no grid
+    joins     lays its inputs together: those that nothing else reads share the grid of the output
     dynamic   the kernel that runs it with grids found at run time; empty without
     unless    why this very node cannot, empty where it can
     case      the row that stands for this very node instead, by name; empty: this one
@@ -48,6 +49,7 @@ class Row:
     data: tuple[int, ...] = (0,)
     fixed: tuple[float, float] | None = None
     float_output: bool = False
+    joins: bool = False
     dynamic: str = ""
     unless: Callable[[ir.Node], str] = lambda node: ""
     case: Callable[[ir.Node], str] = lambda node: ""
@@ -167,7 +169,9 @@ ROWS: Mapping[str, Row] = {
         case=_factor,
     ),
     "Mul, by a number": Row("affine", "the same levels, read with another scale", data=()),
-    "Concat": Row("computes", "QLinearConcat; a plain copy where all grids are the same, twice as fast", data=()),
+    "Concat": Row(
+        "computes", "QLinearConcat; a plain copy where all grids are the same, twice as fast", data=(), joins=True
+    ),
     "Where": Row("computes", "QLinearWhere", data=(1, 2)),
     "AveragePool": Row("computes", "QLinearAveragePool, a seventh of fp32's speed: only between products does it pay"),
     "GlobalAveragePool": Row("computes", "QLinearGlobalAveragePool"),

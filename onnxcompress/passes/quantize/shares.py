@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,6 +60,12 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
             made[value.name or ""] = node
             if row_of(node).form in ("moves", "clips"):
                 parent[root(value.name or "")] = root(reads[0])
+    parts: set[str] = set()
+    for node in chosen:
+        if row_of(node).joins:
+            for names in _laid_together(node, made, lambda name: [each for each in parent if root(each) == root(name)]):
+                parts.update(names)
+                parent[root(names[0])] = root(node.outputs[0].name or "")
     sets: dict[str, list[str]] = {}
     for name in parent:
         sets.setdefault(root(name), []).append(name)
@@ -67,7 +73,7 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
     limits, holds = _only_ramps(chosen), {root(name): number for name, number in _zeros(chosen, made).items()}
     return [
         replace(
-            _share(names, made, clipped),
+            _share(names, made, clipped, parts),
             limits=limits.get(names[0], Share.limits) if len(names) == 1 else Share.limits,
             holds=holds.get(key),
         )
@@ -116,8 +122,43 @@ def _only_clipped(chosen: list[ir.Node]) -> Mapping[str, str]:
     return found
 
 
-def _share(names: list[str], made: Mapping[str, ir.Node], clipped: Mapping[str, str]) -> Share:
-    sources = [name for name in names if name not in made or row_of(made[name]).form not in ("moves", "clips")]
+def _laid_together(
+    node: ir.Node, made: Mapping[str, ir.Node], together: Callable[[str], list[str]]
+) -> Iterator[list[str]]:
+    """Inputs that may take the grid of what the node makes of them, each with the names on its own grid (`together`).
+
+    They are read by that node alone, so that nobody misses a finer one: there is one rounding where there were two. What only
+    clips is left out unless all inputs do, since that is free where a grid begins at zero, and the shared one would not.
+    """
+    reads = {v.name or "": v for v in data_of(node) if constant_of(v) is None}
+    sets = {name: together(name) for name in reads}
+    clips = {
+        name: sorted(_clip(made[each]) for each in names if _moves(each, made, "clips")) for name, names in sets.items()
+    }
+    alike = len(reads) == len(node.inputs) and len({tuple(each) for each in clips.values()}) == 1
+    for name, names in sets.items():
+        inner = {made[each] for each in names if _moves(each, made, "moves", "clips")}
+        values = {v for each in inner for v in (*each.inputs, *each.outputs) if v is not None and v.name in names}
+        seen = {user for value in (reads[name], *values) for user, _ in value.uses()}
+        rows = [row_of(made[each]) for each in names if each in made and made[each] not in inner]
+        free = not any(value.is_graph_output() for value in (reads[name], *values)) and seen <= {*inner, node}
+        own = all(row.fixed is None and row.form in ("product", "computes") for row in rows)
+        if free and own and (alike or not clips[name]) and node.outputs[0].name not in names:
+            yield names
+
+
+def _moves(name: str, made: Mapping[str, ir.Node], *forms: str) -> bool:
+    return name in made and row_of(made[name]).form in forms
+
+
+def _clip(node: ir.Node) -> str:
+    """An operator and its limits."""
+    return " ".join([node.op_type, *(str(constant_of(value)) for value in node.inputs[1:])])
+
+
+def _share(names: list[str], made: Mapping[str, ir.Node], clipped: Mapping[str, str], parts: Collection[str]) -> Share:
+    """parts: values that others of the same grid are laid together from: what was seen of these counts once"""
+    sources = [name for name in names if not _moves(name, made, "moves", "clips") and name not in parts]
     ranges = []
     for name in sources:
         while name in clipped:
