@@ -131,12 +131,14 @@ def compare(
     labels    array or file (.npz, .npy, .csv, .txt) with an integer for each row of the data; without a metric the
               score is the accuracy of the first output with decisions. See task.py.
     batch     samples that are run at once
+    An original that is given loose is fed its weights where they lie: less memory, and other last bits than a file's.
 
     ModelError where the two differ in the names or types of inputs and outputs, or one does not load or run;
     DataError where labels or the metric do not fit.
     """
     task = Task.of(metric, labels, data)
-    before = open_session(original, threads=threads, lean=True, name=_name(original, "the original"))
+    fed = isinstance(original, Loose)
+    before = open_session(original, threads=threads, lean=True, as_given=fed, name=_name(original, "the original"))
     after = open_session(result, threads=threads, lean=True, name=_name(result, "the result"))
     check_signatures(before, after)
     running = {port.name: Differences(port) for port in before.outputs}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnxcompress import budgets as gates
@@ -23,8 +24,10 @@ from onnxcompress.operators.cost import Cost, cost, uncounted
 from onnxcompress.passes.protocol import Pass
 from onnxcompress.plan import Plan
 from onnxcompress.result import Result
-from onnxcompress.runtime.loose import loose
+from onnxcompress.runtime.loose import Loose, loose
 from onnxcompress.runtime.memory import give_back, spared
+from onnxcompress.weights.beside import read_beside
+from onnxcompress.weights.filed import let_go_of_all
 
 Progress = Callable[[int, int, str], None]
 """done, total, what."""
@@ -88,6 +91,7 @@ def run(
                 plan = each.plan(current, evidence_for(each, original, current, feed, how))
             made.append(plan)
             current = each.apply(current, plan)
+        let_go_of_all(original.ir, current.ir)
         _clear_away()
     before, after = costs(original, current, feed)
     notes = (*feed.notes, *filter(None, [uncounted(original, first_shapes(original, feed.calibration))]))
@@ -139,7 +143,7 @@ def evidence_for(each: Pass, original: Model, current: Model, data: Data, how: H
 def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
     """Original and result on the held-out samples."""
     return compare(
-        original.source.runnable,
+        _as_read(original, current),
         loose(finished(current)),
         data.held_out,
         metric=how.metric,
@@ -147,6 +151,27 @@ def judged(original: Model, current: Model, data: Data, how: How) -> Comparison:
         batch=how.batch,
         threads=how.threads,
     )
+
+
+def _as_read(original: Model, current: Model) -> Path | bytes | Loose:
+    """The original as the user gave it, for a session; of a large file none of whose weights is left, with these beside it.
+
+    onnxruntime reads a file into a copy, and packs its matrices into another: for a while that is 1.8 times the file.
+    """
+    source = original.source
+    left = {id(value.const_value) for value in current.initializers.values()}
+    large = [
+        v.const_value for v in original.initializers.values() if v.const_value and v.const_value.nbytes > LARGE / 100
+    ]
+    if source.path is None or source.data is not None or source.size < LARGE or any(id(each) in left for each in large):
+        return source.runnable
+    message, arrays, _ = read_beside(source.path)
+    whole = sum(array.nbytes for array in arrays.values()) > 0.9 * source.size  # else they lie in files beside it
+    return Loose(message, arrays) if whole else source.runnable
+
+
+LARGE = 64 << 20
+"""Bytes of a file that is not read as a whole to be compared with."""
 
 
 def costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -17,6 +16,7 @@ from onnxcompress.model.model import Model, Source
 from onnxcompress.model.normalise import normalise
 from onnxcompress.weights.beside import BESIDE, read_beside
 from onnxcompress.weights.container import Container, is_packed
+from onnxcompress.weights.filed import filed
 from onnxcompress.weights.packed import whole
 
 Loadable = str | Path | bytes | onnx.ModelProto | ir.Model | Model
@@ -33,24 +33,25 @@ def load(model: Loadable) -> Model:
     """
     if isinstance(model, Model):
         return model
-    arrays: dict[str, np.ndarray] = {}
+    beside: dict[str, ir.TensorProtocol] = {}
     if isinstance(model, str | Path) and not is_packed(model):
-        proto, source, arrays = _read_beside(Path(model))
+        proto, source, beside = _read_beside(Path(model))
     else:
         proto, source = read(model)
-    outside = check_external(proto, source, arrays)
-    return normalise(proto, replace(source, size=source.size + outside), arrays)
+    outside = check_external(proto, source, beside)
+    return normalise(proto, replace(source, size=source.size + outside), beside)
 
 
-def _read_beside(path: Path) -> tuple[onnx.ModelProto, Source, dict[str, np.ndarray]]:
+def _read_beside(path: Path) -> tuple[onnx.ModelProto, Source, dict[str, ir.TensorProtocol]]:
     """As `read`, with large weights apart: the message alone would hold them twice."""
     try:
-        message, arrays = read_beside(_readable(path))
+        message, arrays, starts = read_beside(_readable(path))
+        beside = {name: filed(path, starts[name], values, name) for name, values in arrays.items()}
     except (ValueError, IndexError):  # empty, truncated or foreign: protobuf says so
-        message, arrays = _contents(path), {}
+        message, beside = _contents(path), {}
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse(message, str(path)), Source(str(path), path=path, size=path.stat().st_size), arrays
+    return parse(message, str(path)), Source(str(path), path=path, size=path.stat().st_size), beside
 
 
 def read(model: str | Path | bytes | onnx.ModelProto | ir.Model) -> tuple[onnx.ModelProto, Source]:

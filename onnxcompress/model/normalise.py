@@ -31,7 +31,7 @@ SMALL = 256
 Step = Callable[[ir.Model, list[str]], ir.Model]
 
 
-def normalise(proto: onnx.ModelProto, source: Source, beside: Mapping[str, np.ndarray]) -> Model:
+def normalise(proto: onnx.ModelProto, source: Source, beside: Mapping[str, ir.TensorProtocol]) -> Model:
     """Run every step on a copy; ModelError where the graph is not legal ONNX.
 
     beside  initializers that the message has the type and shape of
@@ -39,8 +39,8 @@ def normalise(proto: onnx.ModelProto, source: Source, beside: Mapping[str, np.nd
     notes: list[str] = []
     try:
         graph = ir.from_proto(proto)
-        for name, values in beside.items():
-            graph.graph.initializers[name].const_value = ir.Tensor(values, name=name)
+        for name, tensor in beside.items():
+            graph.graph.initializers[name].const_value = tensor
         if source.path is not None:
             ir.external_data.set_base_dir(graph.graph, source.path.parent)
         _forget_negative_sizes(graph)

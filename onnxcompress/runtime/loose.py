@@ -70,8 +70,10 @@ def as_inputs(model: Loose) -> tuple[Loose, dict[str, np.ndarray]]:
         if values.nbytes >= LEAST_FED and values.dtype == np.float32 and name not in shown
         and readers.get(name, {""}) <= TAKES_ANY
     }  # fmt: skip
+    defaults = {value.name for value in graph.input}  # of old files: their inputs name constants too
     for tensor in [each for each in graph.initializer if each.name in fed]:
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        if tensor.name not in defaults:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
         graph.initializer.remove(tensor)
     rest = {name: values for name, values in model.arrays.items() if name not in fed}
     return Loose(message.SerializeToString(), rest), fed

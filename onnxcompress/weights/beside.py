@@ -37,8 +37,11 @@ def array_of(one: Stored) -> np.dtype[np.generic] | None:
     return kind if fits and not one.outside else None
 
 
-def read_beside(path: Path) -> tuple[bytes, dict[str, np.ndarray]]:
-    """A file's message without the large initializers of its main graph, and these by name. ValueError, IndexError: it is no message."""
+def read_beside(path: Path) -> tuple[bytes, dict[str, np.ndarray], dict[str, int]]:
+    """A file's message without the large initializers of its main graph, these by name, and where in the file each begins.
+
+    ValueError, IndexError: it is no message.
+    """
     moved: dict[int, Stored] = {}
     arrays: dict[str, np.ndarray] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
@@ -49,7 +52,7 @@ def read_beside(path: Path) -> tuple[bytes, dict[str, np.ndarray]]:
                 file.seek(one.start)
                 file.readinto(values.reshape(-1).view(np.uint8).data)
                 moved[one.whole[0]] = one
-        return without(pages, moved), arrays
+        return without(pages, moved), arrays, {one.name: one.start for one in moved.values()}
 
 
 def without(data: Buffer, moved: Mapping[int, Stored]) -> bytes:

@@ -29,6 +29,7 @@ from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.levels import strips
 from onnxcompress.passes.quantize.scaling import Edit, Scaling, scaling
 from onnxcompress.plan import Plan, Refusal
+from onnxcompress.weights.filed import let_go
 
 ALPHAS = np.linspace(0, 1, 11)
 COHERENT = 32.0
@@ -93,6 +94,7 @@ class Equalize:
             changed[tensor].append((int(along), each))
         for tensor, parts in changed.items():
             set_constant(graph, tensor, _multiplied(model.array(tensor), parts))
+            let_go(model.initializers[tensor].const_value)  # else both stand in memory as long as the run takes
         return model.edited(graph)
 
     def _choose(self, place: Place, found: Scaling, factors: np.ndarray, plan: Plan) -> None:
