@@ -233,17 +233,17 @@ def _probabilities(value: np.ndarray) -> bool:
     return bool(np.allclose(rows.sum(-1, dtype=np.float64), 1.0, atol=1e-2))
 
 
-def logits(y: np.ndarray) -> View | None:
+def logits(y: np.ndarray, least: float = UNLIKELY) -> View | None:
     """What turns arrays like these probabilities into logits; None where they are none.
 
-    y  float64; within 0 and 1. Rows along the last axis longer than one that add up to 1: their logarithms less the row's mean.
-    Otherwise log odds. Both of what is at least UNLIKELY.
+    y  float64; within 0 and 1. Rows along the last axis longer than one that add up to 1: their logarithms less the row's mean, of what is
+    at least `least`. Otherwise log odds, of what is at least UNLIKELY, and as far from certain.
     """
     if y.size == 0 or not (y.min() >= 0 and y.max() <= 1 + UNLIKELY):
         return None
     axis = max((axis for axis in range(1, y.ndim) if y.shape[axis] > 1), default=None)
     if axis is not None and np.allclose(y.sum(axis), 1, atol=1e-3):
-        return lambda z: _centred(np.log(np.maximum(z, UNLIKELY)), axis)
+        return lambda z: _centred(np.log(np.maximum(z, least)), axis)
     return lambda z: _odds(np.clip(z, UNLIKELY, 1 - UNLIKELY))
 
 

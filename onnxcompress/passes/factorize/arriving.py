@@ -1,20 +1,21 @@
 """How far an error of one layer arrives at the model's outputs, told by an error such as factors make.
 
-The layer alone gets a weight of lower rank, what lies behind it runs, and the share of noise at the outputs is divided by that in what
-the layer puts out. A pattern of signs on its channels tells little: in ppocr-cls it was off by 1 to 600 times, since factors err where
-a layer puts out little, and the layers behind look there more or less than elsewhere.
+The layer alone gets a weight of lower rank, what lies behind it runs, and the share of noise in the usual sample's answer is divided by
+that in what the layer puts out. A pattern of signs on its channels tells little: in ppocr-cls it was off by 1 to 600 times, since factors
+err where a layer puts out little, and the layers behind look there more or less than elsewhere. A sum over samples tells little where
+answers are nearly certain: few of them decide it (evidence/gates.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
-from onnxcompress.evidence.gates import noise_share_of_logits
-from onnxcompress.evidence.paired import Pair
+from onnxcompress.evidence.gates import usual_share_of_logits
+from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.passes.factorize.candidates import Known
 from onnxcompress.passes.factorize.forms import FORMS, Form, Ranks
 from onnxcompress.passes.factorize.sites import Site
@@ -25,8 +26,11 @@ FIRST = ("lowrank", "spatial", "squeeze")
 LEFT = 0.7
 """Of the layer's weights, about, in the error that is tried."""
 
-SAMPLES = 32
-"""That are run behind each layer, at most."""
+SAMPLES, FEWEST = 16, 8
+"""That are run behind each layer, where that is little work and where it is much."""
+
+WORK = 5e11
+"""Multiply-adds behind all layers together above which samples become fewer: half a minute of one core, or less."""
 
 SMALL = 0.01
 """Share of noise in what the layer puts out to which the error is scaled down."""
@@ -37,11 +41,29 @@ SEEN = 1e-6
 Answers = list[dict[str, np.ndarray]]
 
 
+def samples_for(macs: float, layers: int) -> int:
+    """How many to run behind each layer of a model with so many multiply-adds a sample, half of which lie behind a layer on average."""
+    return int(np.clip(WORK / max(macs * layers / 2, 1.0), FEWEST, SAMPLES))
+
+
+def first(paired: Paired, samples: int) -> list[int]:
+    """Samples of each of the first batches that hold so many, or of all where there are fewer."""
+    found: list[int] = []
+    for feeds in paired.batches():
+        if sum(found) >= samples:
+            break
+        found.append(max((len(array) for array in feeds.values() if np.ndim(array)), default=1))
+    return found
+
+
 @dataclass(eq=False)
 class Arrival:
-    """Runs what lies behind a stop of a walk on which nothing is replaced, on the first `batches`; `plain` is what the model answers."""
+    """Runs what lies behind a stop of a walk on which nothing is replaced, on its first batches.
 
-    batches: int
+    samples  of each of these batches        plain  what the model answers
+    """
+
+    samples: list[int]
     plain: Answers = field(default_factory=list)
 
     def of(self, pair: Pair, site: Site, weight: np.ndarray, known: Known) -> float | None:
@@ -50,33 +72,41 @@ class Arrival:
         weight  [groups, out, in, taps] of the layer
         """
         if not self.plain:
-            self.plain = _behind(pair, self.batches)
-        found = _tried(site)
-        if found is None or not self.plain or not self.plain[0]:
+            self.plain = _behind(pair, len(self.samples))
+        if not self.plain or not self.plain[0]:
             return None
-        form, ranks = found
         light = weight.astype(np.float32)
-        dense = form.dense(site.shape, form.start(site.shape, light, ranks, known.fit))
-        share = known.judge.error(light - dense) / max(known.power, 1e-300)
-        if share < SEEN:
+        for dense in _tried(site, light, known):
+            share = known.judge.error(light - dense) / max(known.power, 1e-300)
+            if share >= SEEN:
+                break
+        else:
             return None
         part = min(1.0, float(np.sqrt(SMALL / share)))
         dense, share = light + part * (dense - light), part**2 * share
         held = pair.constant(site.layer.weight)
         pair.replace(site.layer.weight, site.stored(dense, held))
-        after = _behind(pair, self.batches)
+        after = _behind(pair, len(self.samples))
         pair.replace(site.layer.weight, held)
         plain = [_only(own, each) for own, each in zip(self.plain, after, strict=True)]
-        return noise_share_of_logits(plain, after) / share if after[0] else None
+        return usual_share_of_logits(plain, after, self.samples) / share if after[0] else None
 
 
-def _tried(site: Site) -> tuple[Form, Ranks] | None:
-    """What errs."""
+def _tried(site: Site, weight: np.ndarray, known: Known) -> Iterator[np.ndarray]:
+    """Weights that err, by more and more."""
     for form in (FORMS[name] for name in FIRST):
         ladder = [] if form.unfit(site.shape) else form.ladder(site.shape)
         if ladder:
-            return form, min(ladder, key=lambda ranks: abs(form.size(site.shape, ranks) / site.shape.size - LEFT))
-    return None
+            yield from _below(form, ladder, site, weight, known)
+            return
+
+
+def _below(form: Form, ladder: list[Ranks], site: Site, weight: np.ndarray, known: Known) -> Iterator[np.ndarray]:
+    """With ranks that leave about LEFT of the weights, then with fewer."""
+    nearest = min(ladder, key=lambda ranks: abs(form.size(site.shape, ranks) / site.shape.size - LEFT))
+    begun = form.start(site.shape, weight, nearest, known.fit)
+    for ranks in ladder[ladder.index(nearest) :: -1]:
+        yield form.dense(site.shape, form.leading(begun, ranks))
 
 
 def _behind(pair: Pair, batches: int) -> Answers:

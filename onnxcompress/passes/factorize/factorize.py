@@ -14,6 +14,7 @@ from onnxcompress.evidence.need import SHAPES, Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
 from onnxcompress.operators.cost import macs_by_layer, parameters
+from onnxcompress.passes.factorize.arriving import samples_for
 from onnxcompress.passes.factorize.candidates import Known, tried, unknown
 from onnxcompress.passes.factorize.carry import carried_out
 from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen, least
@@ -165,7 +166,9 @@ class Factorize:
             for site in found:
                 yield site, unknown(site, site.weight(model.array(site.layer.weight)))
             return
-        yield from looked(model, evidence[Paired.NEED], {site.layer.name: site for site in found}, self.seed)
+        samples = samples_for(sum(macs_by_layer(model, evidence[SHAPES]).values()), len(found))
+        by_name = {site.layer.name: site for site in found}
+        yield from looked(model, evidence[Paired.NEED], by_name, samples, self.seed)
 
     def _options(self, site: Site, known: Known, weight: np.ndarray) -> list[Option]:
         """All there is for a layer, as it is first."""

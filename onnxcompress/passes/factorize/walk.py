@@ -19,7 +19,7 @@ import numpy as np
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
 from onnxcompress.passes.factorize.alternate import WIDEST, alternated
-from onnxcompress.passes.factorize.arriving import SAMPLES, Arrival
+from onnxcompress.passes.factorize.arriving import Arrival, first
 from onnxcompress.passes.factorize.candidates import JUDGING, ROW_BYTES, ROWS, Choice, Known, Seen
 from onnxcompress.passes.factorize.fed import counted, goal, known_fit, looked_up
 from onnxcompress.passes.factorize.forms import FORMS, Factors
@@ -57,9 +57,11 @@ class Walk:
     made: dict[str, Made] = field(default_factory=dict)
 
 
-def looked(model: Model, paired: Paired, sites: Mapping[str, Site], seed: int) -> Iterator[tuple[Site, Known]]:
-    """Each layer with rows of what the model as it is feeds it, one after another."""
-    own, arrival = model.as_original(), Arrival(max(1, SAMPLES // paired.size))
+def looked(
+    model: Model, paired: Paired, sites: Mapping[str, Site], samples: int, seed: int
+) -> Iterator[tuple[Site, Known]]:
+    """Each layer with rows of what the model as it is feeds it, one after another; `samples` tell how far its errors arrive."""
+    own, arrival = model.as_original(), Arrival(first(paired, samples))
     for pair in replace(paired, original=own, current=own).walk(list(sites), still=True):
         site = sites[pair.node]
         if site.layer.op == "Gather":

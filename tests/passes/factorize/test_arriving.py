@@ -6,6 +6,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress
+from onnxcompress.evidence.gates import usual_share_of_logits
 
 
 def branched(share: float) -> object:
@@ -30,3 +31,24 @@ def test_ranks_go_where_errors_hardly_arrive() -> None:
     x = np.random.default_rng(1).normal(size=(96, 40)).astype(np.float32)
     plan = onnxcompress.factorize(branched(0.01), data={"x": x}, target_macs=0.6, pays=0, dry=True).plans[-1]
     assert [each["layer"] for each in plan.decisions] == ["hardly"]
+
+
+def answers(margins: np.ndarray) -> dict[str, np.ndarray]:
+    """Probabilities of two classes, samples by samples."""
+    both = np.exp(np.stack([margins, np.zeros_like(margins)], 1) - np.maximum(margins, 0)[:, None])
+    return {"y": (both / both.sum(1, keepdims=True)).astype(np.float32)}
+
+
+def test_certain_answers_tell_as_much_as_others() -> None:
+    """A tenth more margin is the same share of noise where probabilities are 0.9 and where they are 1e-20 from certain."""
+    margins = np.array([2.0, -3.0, 40.0, -45.0, 50.0])
+    told = usual_share_of_logits([answers(margins)], [answers(1.1 * margins)], [5])
+    assert abs(told - 0.01) < 1e-4
+
+
+def test_one_sample_far_off_decides_nothing() -> None:
+    y = np.full((5, 3), 3, np.float32)
+    after = y * 1.1
+    after[0] = 1e6
+    assert abs(usual_share_of_logits([{"y": y}], [{"y": after}], [5]) - 0.01) < 1e-6
+    assert usual_share_of_logits([{"y": y}], [{"y": after}], [1]) > 1e6  # its first axis is not that of samples
