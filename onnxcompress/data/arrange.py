@@ -9,10 +9,14 @@ A *sample* is the least that a model can be fed at once. For an input (port) of 
 
 An input given once, where others have more samples, is repeated for each of them. Samples may be joined into one feed
 along the first axis where every input allows it.
+
+Graphs have no batch axis: nodes, edges, ... are counted by first axes with names of their own. Arrays of different length that
+these names explain are one sample, whole.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +24,9 @@ from onnxcompress.errors import DataError
 from onnxcompress.runtime.session import Port
 
 Shape = tuple[int, ...]
+
+BATCH = re.compile(r"batch|^[nb]$|unk|^\W*$|dim", re.I)
+"""What exporters call a first axis that is, or may be, the batch."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class Layout:
 def arrange(shapes: Mapping[str, Shape], ports: Sequence[Port], where: str) -> Layout:
     """The layout of arrays of these shapes, by input name; DataError where they do not fit the ports or each other."""
     views = {port.name: _view(tuple(shapes[port.name]), port, where) for port in ports}
+    if _is_graph({name: tuple(shape) for name, shape in shapes.items()}, ports, views):
+        whole = {name: View(1, (1, *shapes[name])) for name in views}
+        return Layout(1, False, whole, 1, 1)
     samples = max((view.count for view in views.values()), default=0)
     for port in ports:
         view = views[port.name]
@@ -78,6 +88,18 @@ def arrange(shapes: Mapping[str, Shape], ports: Sequence[Port], where: str) -> L
     given = moving[0].rows * samples + moving[0].dropped if moving else samples
     joins = all(view.joins or view.constant for view in views.values())
     return Layout(samples, joins, views, rows, given)
+
+
+def _is_graph(shapes: Mapping[str, Shape], ports: Sequence[Port], views: Mapping[str, View]) -> bool:
+    """Are lengths of first axes different, and each that of its axis's name, which is no batch's?"""
+    lengths: dict[str, set[int]] = {}
+    for port in ports:
+        if port.rank != len(shapes[port.name]):
+            return False
+        if port.rank and not isinstance(port.shape[0], int):
+            lengths.setdefault(str(port.shape[0] or ""), set()).add(shapes[port.name][0])
+    named = all(len(each) == 1 and not BATCH.search(name) for name, each in lengths.items())
+    return named and len(lengths) > 1 and len({view.count for view in views.values()} - {1}) > 1
 
 
 def _view(shape: Shape, port: Port, where: str) -> View:

@@ -172,7 +172,7 @@ def _together(name: str, members: Sequence[tuple[str, int, str]]) -> str:
         others = [tensor for tensor in tensors if tensor != name] if role == "write" else tensors
         if others:
             parts.append(f"{'also ' if len(others) < len(tensors) else ''}{words_} {words.names(others, 1)}")
-    return ", ".join(parts)
+    return ", ".join(parts) or f"written by {name}"
 
 
 def _frozen(found: Sequence[FrozenLine], whole: bool) -> list[tuple[str, str, str, str]]:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from onnxcompress.report import words
 from onnxcompress.report.parts import Page, Table
 
 COLOURS = {0: "bold green", 1: "bold yellow", 2: "bold red", None: "bold"}
@@ -50,5 +51,6 @@ def _grid(table: Table) -> Grid:
             column, justify="right" if right else "left", no_wrap=right, overflow="fold", header_style="dim"
         )
     for row in table.first:
-        grid.add_row(*(Text(cell, style="bold red" if cell == "MISSED" else "") for cell in row))
+        shown = row if table.most is None else [words.within(cell) for cell in row]
+        grid.add_row(*(Text(cell, style="bold red" if cell == "MISSED" else "") for cell in shown))
     return grid

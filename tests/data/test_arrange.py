@@ -36,6 +36,13 @@ CASES = {
         False,
         {"x": (6, 1, 5), "h": (1, 2, 1, 4)},
     ),
+    "a graph without a batch axis": (
+        [port("pos", "atoms", 3), port("edges", 2, "bonds"), port("far", "bonds")],
+        {"pos": (6, 3), "edges": (2, 9), "far": (9,)},
+        1,
+        False,
+        {"pos": (1, 6, 3), "edges": (1, 2, 9), "far": (1, 9)},
+    ),
     "a scalar for all": ([port("x", "N", 5), port("sr")], {"x": (6, 5), "sr": ()}, 6, True, {"sr": (1,)}),
     "a scalar in brackets": ([port("x", "N", 5), port("sr")], {"x": (6, 5), "sr": (1,)}, 6, True, {"sr": (1,)}),
     "a scalar a sample": ([port("x", "N", 5), port("sr")], {"x": (6, 5), "sr": (6,)}, 6, False, {"sr": (6,)}),

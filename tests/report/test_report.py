@@ -187,6 +187,16 @@ def test_many_names_are_counted() -> None:
     assert words.names(["a", "b"]) == "a, b" and words.names(["a", "b", "c", "d"]) == "a, b and 2 more"
 
 
+def test_names_of_hundreds_of_letters_lack_their_middle() -> None:
+    name = "begin" + "/conv;" * 60 + "end"
+    few, every = (
+        Page("m", "m", None, (Table("", ("", "n"), ((f"read by {name}", "1"),), most=most),), ()) for most in (9, None)
+    )
+    assert len(terminal(few).splitlines()) < 8 and "begin" in terminal(few) and "end" in terminal(few)
+    assert len(terminal(every).splitlines()) > 8
+    assert len(words.within(name)) == words.LONGEST_NAME and words.within("a " * 99) == "a " * 99
+
+
 def test_what_cannot_be_cut_is_one_row_a_reason() -> None:
     lines = tuple(FrozenLine(f"w{number}", 8 + number, "it is an output of the model", "y") for number in range(3))
     groups = (GroupLine("a", 4, 0, (("a", 0, "write"), ("b", 0, "write"), ("c", 1, "read"))),)

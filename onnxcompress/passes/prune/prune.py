@@ -308,7 +308,7 @@ def _notes(free: Mapping[str, FreeCuts]) -> list[str]:
     if not total:
         return []
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return [f"{total} units could go without any change of the output ({kinds})"]
+    return [f"{total} unit{'' if total == 1 else 's'} could go without any change of the output ({kinds})"]
 
 
 def _why_nothing(model: Model, channels: Channels) -> str:

@@ -12,6 +12,7 @@ arXiv:2004.10568): coordinate descent on the same form, which never raises it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -213,15 +214,20 @@ def _order(gram: np.ndarray, pairs: Pairing | None, by_activation: bool) -> tupl
 
 
 def factored(gram: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
-    """The diagonal of U with U Uᵀ = G + λ, and U with its columns divided by it; λ is added to `gram` itself."""
-    size = len(gram)
-    gram[np.diag_indices(size)] += _ridge(gram, damping)
-    try:
-        lower = cholesky(gram[::-1, ::-1], lower=True, check_finite=False)
-    except np.linalg.LinAlgError as error:
+    """The diagonal of U with U Uᵀ = G + λ, and U with its columns divided by it; λ is added to `gram` itself.
+
+    Where means are much larger than what varies about them, the sums' rounding can outweigh λ: then it grows tenfold.
+    """
+    ridge = _ridge(gram, damping)
+    for times in (1, 9, 90, 900):
+        gram[np.diag_indices(len(gram))] += times * ridge
+        with suppress(np.linalg.LinAlgError):
+            lower = cholesky(gram[::-1, ::-1], lower=True, check_finite=False)
+            break
+    else:
         raise DataError(
-            "the Gram matrix is not positive even with damping; give a larger damping or more data"
-        ) from error
+            "a Gram matrix has negative eigenvalues as large as its diagonal; give other samples with --data"
+        )
     upper = lower[::-1, ::-1]
     diagonal = np.diagonal(upper).copy()
     upper /= diagonal

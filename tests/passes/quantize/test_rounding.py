@@ -18,6 +18,7 @@ from onnxcompress.passes.quantize.rounding import (
     aimed,
     bias_shift,
     descent,
+    factored,
     fitted,
     gptq,
     loss,
@@ -208,3 +209,15 @@ def test_a_gram_that_is_not_finite_is_an_error() -> None:
 def test_blocks_and_pairs_exclude_each_other() -> None:
     with pytest.raises(SettingError, match="leave `pairs` out"):
         Lattice(np.ones((1, 2)), np.zeros((1, 2)), -8, 7, 2, pairing("MatMul", (1, 4)))
+
+
+def test_sums_whose_rounding_outweighs_the_damping() -> None:
+    """Large means leave a Gram about them indefinite: more damping, not an error, unless it is no Gram at all."""
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+    gram = basis @ np.diag([9.0, 4.0, 1.0, 0.1, 0.01, -0.2]) @ basis.T
+    damped = gram.copy()
+    diagonal, upper = factored(damped, 0.01)
+    whole = upper * diagonal
+    assert np.allclose(whole @ whole.T, damped) and np.allclose(damped - gram, (damped - gram)[0, 0] * np.eye(6))
+    with pytest.raises(DataError, match="negative eigenvalues"):
+        factored(np.eye(6) - 1e4 * basis[:, :1] @ basis[:, :1].T, 0.01)
