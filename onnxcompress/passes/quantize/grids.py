@@ -55,7 +55,7 @@ def _grid(
     seen = _seen(share, evidence)
     if seen is None:
         return None
-    seen = within(seen, *share.limits)
+    seen = within(within(seen, *share.limits), -share.flat, share.flat)
     told = _energy(model, share, evidence) if method == "output" else {"percentile": percentile}
     low, high = calibrate(share.ranges[0], seen, method, "uint8", symmetric=symmetric, **told)
     grid = grid_of(*reaching(low, high, share.limits), "uint8", symmetric=symmetric)

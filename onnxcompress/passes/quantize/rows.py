@@ -38,6 +38,7 @@ class Row:
     fixed     (least, most) of an output that is known beforehand: Sigmoid lies in [0, 1)
     float_output  the kernel can hand its sum out in float, so the output needs no grid
     joins     lays its inputs together: those that nothing else reads share the grid of the output
+    flat      an input this far from zero tells nothing: what it writes is all alike from there on
     dynamic   the kernel that runs it with grids found at run time; empty without
     unless    why this very node cannot, empty where it can
     case      the row that stands for this very node instead, by name; empty: this one
@@ -50,6 +51,7 @@ class Row:
     fixed: tuple[float, float] | None = None
     float_output: bool = False
     joins: bool = False
+    flat: float = np.inf
     dynamic: str = ""
     unless: Callable[[ir.Node], str] = lambda node: ""
     case: Callable[[ir.Node], str] = lambda node: ""
@@ -140,6 +142,9 @@ SMALLEST_FACTOR = 2.0**-20
 UNIT = (0.0, 255 / 256)
 """Sigmoid: scale 1/256, zero 0; the kernel's own convention. A one comes out as 255/256."""
 
+SURE = 14.0
+"""Log odds of one in a million, below which no comparison tells probabilities apart."""
+
 MOVES = Row("moves", "entries are moved or picked, whatever their type")
 TABLE_LOOKUP = "a table of 256 entries"
 NO_KERNEL = "no integer kernel: it would run in float between two conversions"
@@ -176,7 +181,7 @@ ROWS: Mapping[str, Row] = {
     "AveragePool": Row("computes", "QLinearAveragePool, a seventh of fp32's speed: only between products does it pay"),
     "GlobalAveragePool": Row("computes", "QLinearGlobalAveragePool"),
     "LeakyRelu": Row("computes", f"QLinearLeakyRelu, {TABLE_LOOKUP}"),
-    "Sigmoid": Row("computes", f"QLinearSigmoid, {TABLE_LOOKUP}", fixed=UNIT),
+    "Sigmoid": Row("computes", f"QLinearSigmoid, {TABLE_LOOKUP}", fixed=UNIT, flat=SURE),
     "Softmax": Row(
         "float",
         "what masks add takes its whole grid: one attention took 22 dB down to 3; and QLinearSoftmax is 0.2 to 0.5 times fp32",

@@ -22,6 +22,7 @@ class Share:
     values  names, in the order of the graph       ranges  those of them whose seen ranges count, together
     fixed   the range, where the operator knows it  of     the node that makes the grid from its input's: see `derived`
     limits  beyond them the one node that reads the values makes all entries alike
+    flat    so far from zero, either way, whoever reads them does
     holds   number that should be a level: what an Add further on makes zero of
     """
 
@@ -30,6 +31,7 @@ class Share:
     fixed: tuple[float, float] | None = None
     of: str = ""
     limits: tuple[float, float] = (-np.inf, np.inf)
+    flat: float = np.inf
     holds: float | None = None
 
 
@@ -41,6 +43,7 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
     weighted = by_node(model)
     parent: dict[str, str] = {}
     made: dict[str, ir.Node] = {}
+    flat: dict[str, float] = {}
 
     def root(name: str) -> str:
         parent.setdefault(name, name)
@@ -52,10 +55,12 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
     absorbed = bias_adds(chosen, weighted)
     chosen = [node for node in chosen if node not in absorbed]
     for node in chosen:
-        reads = [v.name or "" for v in data_of(node) if constant_of(v) is None]
+        fed = [v for v in data_of(node) if constant_of(v) is None]
+        reads = [v.name or "" for v in fed]
         writes = [result_of(node, weighted.get(node.name or "")), *node.outputs[1:]]
-        for name in (*reads, *(v.name or "" for v in writes)):
-            root(name)
+        for value in (*fed, *writes):
+            root(value.name or "")
+            flat[value.name or ""] = _flat(value)
         for value in writes:
             made[value.name or ""] = node
             if row_of(node).form in ("moves", "clips"):
@@ -76,9 +81,20 @@ def shares(model: Model, nodes: Collection[str]) -> list[Share]:
             _share(names, made, clipped, parts),
             limits=limits.get(names[0], Share.limits) if len(names) == 1 else Share.limits,
             holds=holds.get(key),
+            flat=max(flat[name] for name in names),
         )
         for key, names in sets.items()
     ]
+
+
+def _flat(value: ir.Value) -> float:
+    """How far from zero all that read a value stop telling its entries apart; what moves or clips them is looked through."""
+    if value.is_graph_output() or not value.uses():
+        return np.inf
+    rows = {user: row_of(user) for user, _ in value.uses()}
+    through = [user for user, row in rows.items() if row.form in ("moves", "clips")]
+    ends = [row.flat for user, row in rows.items() if user not in through]
+    return max([*ends, *(_flat(output) for user in through for output in user.outputs)])
 
 
 def _only_ramps(chosen: list[ir.Node]) -> Mapping[str, tuple[float, float]]:
