@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from onnxcompress.weights.pools import POOLED, SHARED_BYTES
 
 WALKS = 4
 """At most, to meet a size on data."""
+
+T = TypeVar("T")
 
 
 def in_file(coded: Coded) -> float:
@@ -122,34 +125,73 @@ def _at_one_price(
     return _walked_to(budget, begins, lambda start: walked(how, model, paired, start))
 
 
+@dataclass(frozen=True, eq=False)
+class _Walked:
+    """What a walk began with, what it made of it, and the bytes of that."""
+
+    start: Start
+    found: Found
+    bytes: float
+
+
 def _walked_to(
     budget: Budget, begins: Callable[[float], tuple[Start, Found]], walks: Callable[[Start], Found]
 ) -> tuple[Start, Found]:
     """What takes the most bytes of those walks that stay within the budget, each begun where the ones before it say that it will end.
 
     begins  bytes -> what takes them before a walk      BudgetError where no walk stays within the budget
+
+    As soon as one walk takes too much and one less, the next ones begin as one for the first tensors and as the other for the rest.
     """
-    aim, least, best, taken = budget.bytes, np.inf, None, -1.0
+    aim, least, under, over = budget.bytes, np.inf, None, None
     tried: set[float] = set()
-    while len(tried) < WALKS:
-        start, codes = begins(aim)
-        before = budget.of(codes.coded)
-        if before in tried:
+    for _ in range(WALKS):
+        start: Start | None
+        if under is not None and over is not None:
+            start, before = _between(budget, under, over), 0.0
+        else:
+            start, codes = begins(aim)
+            before = budget.of(codes.coded)
+        if start is None or before in tried:
             break
-        tried.add(before)
+        if before:
+            tried.add(before)
         found = walks(start)
-        after = budget.of(found.coded)
-        least = min(least, after)
-        if taken < after <= budget.bytes:
-            taken, best = after, (start, found)
-        if (1 - NEAR) * budget.bytes <= after <= budget.bytes:
+        this = _Walked(start, found, budget.of(found.coded))
+        least = min(least, this.bytes)
+        if this.bytes > budget.bytes:
+            over = this
+        elif under is None or this.bytes > under.bytes:
+            under = this
+        if (1 - NEAR) * budget.bytes <= this.bytes <= budget.bytes:
             break
-        aim = before * (1 - NEAR / 2) * budget.bytes / after
-    if best is None:
+        aim = before * (1 - NEAR / 2) * budget.bytes / this.bytes
+    if under is None:
         raise BudgetError(
             f"the smallest that was found takes {least:,.0f} bytes, not {budget.bytes:,.0f}; give a larger target size"
         )
-    return best
+    return under.start, under.found
+
+
+def _between(budget: Budget, under: _Walked, over: _Walked) -> Start | None:
+    """What begins as `over` up to some tensor and as `under` behind it; None where that is one of them.
+
+    A walk makes of the first tensors what it made of `over`, so that bytes grow with their number in small steps, however far they jump
+    with the price. The number is the most with which the codes that both walks left would be within the budget.
+    """
+    names = list(over.start)
+
+    def first(count: int, one: Mapping[str, T], other: Mapping[str, T]) -> dict[str, T]:
+        return {name: (one if place < count else other)[name] for place, name in enumerate(names)}
+
+    low, high = 0, len(names)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = budget.of(first(middle, over.found.coded, under.found.coded)) <= budget.bytes
+        low, high = (middle, high) if fits else (low, middle)
+    start = first(low, over.start, under.start)
+    same = (all(each is walk.start[name] for name, each in start.items()) for walk in (under, over))
+    return None if any(same) else start
 
 
 @dataclass(frozen=True, eq=False)

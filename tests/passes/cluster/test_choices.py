@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from onnxcompress.model.save import finished, to_bytes
 from onnxcompress.passes.cluster.choices import ByRate, by_vectors
 from onnxcompress.passes.cluster.cluster import Cluster
 from onnxcompress.passes.cluster.layout import read
-from onnxcompress.passes.cluster.one_price import SIZES, at_one_price
-from onnxcompress.passes.cluster.walk import Walk
+from onnxcompress.passes.cluster.one_price import SIZES, _walked_to, at_one_price
+from onnxcompress.passes.cluster.walk import Found, Walk
 from onnxcompress.passes.cluster.written import Budget
 from onnxcompress.result import Result
 from onnxcompress.runtime.session import open_session
@@ -183,3 +184,24 @@ def test_where_channels_count_alike_they_may_be_divided_by_scales() -> None:
     values, coded = model.array(name), read(found, plan.arrays).decode()
     lost = np.square(coded - values).sum(axis=(1, 2, 3)) / np.square(values).sum(axis=(1, 2, 3))
     assert found["share"] == "scaled" and lost.max() < 10 * lost.min()
+
+
+def test_where_bytes_jump_with_the_price_walks_begin_with_tensors_of_both_sides() -> None:
+    tensors = [f"w{number}" for number in range(100)]
+    walks = []
+
+    def begins(aim: float) -> tuple[Any, Found]:
+        each = 10 if aim >= 1000 else 8
+        return {name: (each,) for name in tensors}, found(dict.fromkeys(tensors, each))
+
+    def found(sizes: dict[str, Any]) -> Found:
+        return Found(sizes, {}, {}, {}, {})
+
+    def walked(start: Any) -> Found:
+        walks.append(start)
+        return found({name: 1.02 * each for name, (each,) in start.items()})  # 1020 and 816, whatever the aim
+
+    budget = Budget(1000, lambda sizes: sum(sizes.values()))  # type: ignore[arg-type, misc]
+    start, codes = _walked_to(budget, begins, walked)
+    assert 0.99 * budget.bytes <= budget.of(codes.coded) <= budget.bytes and len(walks) == 3
+    assert [each for (each,) in start.values()] == sorted((each for (each,) in start.values()), reverse=True)  # type: ignore[misc]
