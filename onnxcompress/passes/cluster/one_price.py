@@ -34,6 +34,10 @@ from onnxcompress.weights.pools import POOLED, SHARED_BYTES
 WALKS = 4
 """At most, to meet a size on data."""
 
+APART = 0.1
+"""Share of the size that lies between two walks, up to which another one begins with some tensors of each. Where they were 37 % apart that
+cost digits 2.4 dB at two bits."""
+
 T = TypeVar("T")
 
 
@@ -141,13 +145,14 @@ def _walked_to(
 
     begins  bytes -> what takes them before a walk      BudgetError where no walk stays within the budget
 
-    As soon as one walk takes too much and one less, the next ones begin as one for the first tensors and as the other for the rest.
+    As soon as one walk takes a little too much and one a little less, the next ones begin as one for the first tensors and as the other for
+    the rest.
     """
     aim, least, under, over = budget.bytes, np.inf, None, None
     tried: set[float] = set()
     for _ in range(WALKS):
         start: Start | None
-        if under is not None and over is not None:
+        if under is not None and over is not None and over.bytes - under.bytes <= APART * budget.bytes:
             start, before = _between(budget, under, over), 0.0
         else:
             start, codes = begins(aim)
@@ -187,7 +192,7 @@ def _between(budget: Budget, under: _Walked, over: _Walked) -> Start | None:
     low, high = 0, len(names)
     while high - low > 1:
         middle = (low + high) // 2
-        fits = budget.of(first(middle, over.found.coded, under.found.coded)) <= budget.bytes
+        fits = budget.of(first(middle, over.found.coded, under.found.coded)) <= (1 - NEAR / 2) * budget.bytes
         low, high = (middle, high) if fits else (low, middle)
     start = first(low, over.start, under.start)
     same = (all(each is walk.start[name] for name, each in start.items()) for walk in (under, over))
