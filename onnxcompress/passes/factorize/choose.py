@@ -51,7 +51,7 @@ class Budget:
         return float(option.macs if self.kind == "macs" else option.parameters)
 
 
-def least(
+def fewest(
     options: Mapping[str, Sequence[Option]], stopwatch: Stopwatch, pays: float
 ) -> tuple[dict[str, Option], list[Refusal]]:
     """Node -> the fewest multiply-adds of its options, where ranks follow a rule and no budget says what is too much; see `chosen`."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from onnxcompress.errors import SettingError
+from onnxcompress.errors import SettingError, UnmetError
 from onnxcompress.evidence.need import SHAPES, Evidence, Need
 from onnxcompress.evidence.paired import Paired
 from onnxcompress.model import Model
@@ -17,7 +18,7 @@ from onnxcompress.operators.cost import macs_by_layer, parameters
 from onnxcompress.passes.factorize.arriving import samples_for
 from onnxcompress.passes.factorize.candidates import Known, tried, unknown
 from onnxcompress.passes.factorize.carry import carried_out
-from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen, least
+from onnxcompress.passes.factorize.choose import FEWEST, Budget, Option, chosen, fewest
 from onnxcompress.passes.factorize.forms import FORMS
 from onnxcompress.passes.factorize.ranks import rule_of, ruled
 from onnxcompress.passes.factorize.sites import Site, sites
@@ -38,7 +39,10 @@ class Factorize:
 
     target_macs: Annotated[
         float | None,
-        Field(gt=0, description="multiply-adds left, or up to 1 as a share of the original's (default: 0.5)"),
+        Field(
+            gt=0,
+            description="multiply-adds left, or up to 1 as a share of the original's (default: 0.5, or half of what can be saved)",
+        ),
     ] = None
     target_params: Annotated[
         float | None, Field(gt=0, description="parameters left, or up to 1 as a share; instead of target_macs")
@@ -130,10 +134,10 @@ class Factorize:
             return plan
         stopwatch = Stopwatch(seconds=self.seconds)
         if self.rank is not None:
-            choices, declined = least(options, stopwatch, self.pays)
+            choices, declined = fewest(options, stopwatch, self.pays)
         else:
             budget = self._budget(model, evidence, [each[0].site for each in options.values()])
-            choices, declined = chosen(options, budget, stopwatch, self.pays)
+            choices, declined = self._within(plan, options, budget, stopwatch)
         plan.refusals.extend(declined)
         taken = {name: (each.site, each.choice) for name, each in choices.items() if each.choice.form}
         how = Walk(self.rows, self.seed, self.nonlinear)
@@ -199,6 +203,23 @@ class Factorize:
             mine = sum(site.macs([site.whole]) or 0 for site in found)
             target, kind = self.target_macs or SHARE, "macs"
         return Budget(kind, target * whole if target <= 1 else target, whole, whole - mine)
+
+    def _within(
+        self, plan: Plan, options: Mapping[str, Sequence[Option]], budget: Budget, stopwatch: Stopwatch
+    ) -> tuple[dict[str, Option], list[Refusal]]:
+        """What `chosen` takes; where nobody asked for the target and it is out of reach, half of what can be saved instead."""
+        try:
+            return chosen(options, budget, stopwatch, self.pays)
+        except UnmetError as unmet:
+            least = unmet.least
+            if not self.free or least + 0.01 >= 1:
+                raise
+        share = (1 + least) / 2
+        plan.notes.append(
+            f"half of the multiply-adds, the default, is out of reach: at least {least:.2f} of them are left here; "
+            f"taken is {share:.2f}, half of what can be saved"
+        )
+        return chosen(options, replace(budget, bound=share * budget.whole), stopwatch, self.pays)
 
     def _decide(self, plan: Plan, option: Option, made: Made) -> None:
         """One chain, as data."""

@@ -121,6 +121,19 @@ def test_what_the_clock_does_not_reward_is_not_made():
     assert caught.value.least == pytest.approx(1.0)
 
 
+def test_a_default_out_of_reach_gives_way_to_half_of_what_can_be_saved(monkeypatch):
+    """Asked for by name it is an error, which tells the least."""
+    monkeypatch.setattr("onnxcompress.passes.factorize.factorize.SHARE", 0.01)
+    with pytest.raises(UnmetError) as caught:
+        _plan(Slow("lowrank"), 0.01)
+    plan = _plan(Slow("lowrank"), None)
+    assert plan.decisions
+    assert (
+        f"at least {caught.value.least:.2f} of" in plan.notes[-1]
+        and f"is {(1 + caught.value.least) / 2:.2f}" in plan.notes[-1]
+    )
+
+
 def _plan(clock, target):
     from unittest.mock import patch
 
