@@ -69,7 +69,8 @@ class Packing:
     def headline(self) -> str:
         """The first line."""
         share = self.after / max(self.before, 1)
-        return f"{self.model}: {self.before / 1e6:.2f} MB packed into {self.after / 1e6:.2f} MB, {share:.3f} of it"
+        size, unit = (1e6, "MB") if self.before >= 1e6 else (1e3, "kB")
+        return f"{self.model}: {self.before / size:.2f} {unit} packed into {self.after / size:.2f} {unit}, {share:.3f} of it"
 
     def to_json(self) -> dict[str, Any]:
         """JSON value."""

@@ -84,7 +84,7 @@ def run(
         feed = opened(original, data, how)
     current, made = original, []
     for number, each in enumerate(passes):
-        with clock(each.name):
+        with clock(each.name), _bar(how.progress, each.name):
             if number < len(plans):
                 plan = plans[number]
             else:
@@ -179,6 +179,16 @@ def costs(original: Model, current: Model, data: Data) -> tuple[Cost, Cost]:
     seen = data.calibration
     before = cost(original, first_shapes(original, seen), on_disk=original.source.size)
     return before, before if current is original else cost(current, first_shapes(current, seen, original))
+
+
+@contextmanager
+def _bar(progress: Progress | None, name: str) -> Iterator[None]:
+    """What a pass does beside what its evidence reports may take minutes: its name stands there meanwhile."""
+    if progress is not None:
+        progress(0, 1, name)
+    yield
+    if progress is not None:
+        progress(1, 1, name)
 
 
 def _clear_away() -> None:

@@ -22,7 +22,7 @@ from onnxcompress.passes.cluster.allocation import bits_of
 from onnxcompress.passes.cluster.choices import Coding, Starter, Stop
 from onnxcompress.passes.cluster.decisions import carry_out, decide
 from onnxcompress.passes.cluster.layout import along
-from onnxcompress.passes.cluster.tensors import Clustered, tensors_of
+from onnxcompress.passes.cluster.tensors import END, Clustered, tensors_of
 from onnxcompress.passes.cluster.walk import Start, Walk, begun, walked
 from onnxcompress.plan import Plan, Refusal
 from onnxcompress.weights.coded import MOST_ENTRIES
@@ -104,7 +104,8 @@ class Binarize:
         plan.refusals.extend(Refusal(name, why) for name, why in refused.items())
         if not found:
             first = next((f"{name!r}: {why}" for name, why in refused.items()), "it has no weighted layer")
-            raise ModelError(f"{model.source.name}: no weight can be made {self.kind} ({first})")
+            more = "; --ends 'as others' takes first and last ones too" if END in refused.values() else ""
+            raise ModelError(f"{model.source.name}: no weight can be made {self.kind} ({first}){more}")
         choice = ByTerms(self.entries, self.kind, self.kind, self.terms)
         start: Start = {
             each.name: (each, choice, *choice.begun(each.rows(model.array(each.name)), self.seed)) for each in found

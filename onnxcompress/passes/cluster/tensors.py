@@ -21,6 +21,8 @@ from onnxcompress.passes.quantize.found import Weight, weights_of
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.trellis import symbols_of
 
+END = "it is a first or a last one"
+
 
 @dataclass(frozen=True, eq=False)
 class Clustered:
@@ -90,7 +92,7 @@ def tensors_of(
     left = [each for each in found if each.name not in staying]
     if ends == "keep":
         outer = outermost(model, layers(model))
-        staying |= {each.name: "it is a first or a last one" for each in left if outer.intersection(each.nodes)}
+        staying |= {each.name: END for each in left if outer.intersection(each.nodes)}
     for each in left:
         why = _done(model, each.name, entries)
         if why:
