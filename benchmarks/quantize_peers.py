@@ -169,6 +169,7 @@ def written(calibration: str) -> Work:
     run, passes = import_module("onnxcompress.run"), import_module("onnxcompress.passes")
     import_late("onnxsim", *(f"onnxcompress.passes.quantize.{name}" for name in QUANTIZING))
     model_of, memory = import_module("onnxcompress.model"), import_module("onnxcompress.runtime.memory")
+    filed = import_module("onnxcompress.weights.filed")
 
     def work(model: str, feeds: Feeds, out: str) -> str:
         with memory.spared():
@@ -182,6 +183,7 @@ def written(calibration: str) -> Work:
         for each in (passes.Fold(), quantizer):
             plan = each.plan(current, run.evidence_for(each, original, current, data, how))
             current = each.apply(current, plan)
+            filed.let_go_of_all(original.ir, current.ir)
             gc.collect()
             memory.give_back()
         return current

@@ -9,7 +9,7 @@ rest of the walk uses, so that every layer is fitted to what the layers before i
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ from onnxcompress.data import Data
 from onnxcompress.errors import DataError
 from onnxcompress.evidence.need import Need
 from onnxcompress.model import Model
-from onnxcompress.runtime.loose import loose, loose_message
+from onnxcompress.runtime.loose import bare, loose_message
 from onnxcompress.runtime.session import Feeds, open_session
 
 LEAST_BATCHES = 5
@@ -85,11 +85,31 @@ class Shelf:
 
 
 @dataclass(eq=False)
+class Constants(Mapping[str, np.ndarray]):
+    """Those of a model, read when they are asked for, or what has been put in their place."""
+
+    model: Model
+    replaced: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.replaced[name] if name in self.replaced else self.model.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.replaced or name in self.model.initializers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.model.initializers, **self.replaced})
+
+    def __len__(self) -> int:
+        return len(self.model.initializers.keys() | self.replaced.keys())
+
+
+@dataclass(eq=False)
 class Track:
     """One of the two models on its way: its nodes in order, its constants, and the values that are still wanted."""
 
     proto: onnx.ModelProto
-    constants: dict[str, np.ndarray]
+    constants: Constants
     place: dict[str, int]
     store: dict[str, Shelf]
     room: Room
@@ -116,6 +136,8 @@ class Track:
         self.done = stop
         for name in [name for name in self.store if self.last.get(name, -1) < stop]:
             self.store.pop(name).clear()
+        for name in [name for name in self.constants.replaced if self.last.get(name, -1) < stop]:
+            del self.constants.replaced[name]
 
     def run(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Values that these nodes make from what is stored, batch by batch."""
@@ -171,7 +193,7 @@ class Pair:
 
     def replace(self, name: str, values: np.ndarray) -> None:
         """Use these values of a constant from here on."""
-        self.current.constants[name] = np.array(values, order="C")
+        self.current.constants.replaced[name] = np.array(values, order="C")
 
     def add_bias(self, name: str, values: np.ndarray) -> None:
         """Give this layer, which has none, a bias as its third input."""
@@ -227,14 +249,13 @@ class Paired:
         return _even(self.data.samples, self.batch)
 
     def _track(self, model: Model, room: Room) -> Track:
-        proto = onnx.ModelProto.FromString(loose(model.ir).message)
-        constants = {name: model.array(name) for name in model.initializers}
+        proto = bare(model.ir)
         place = {node.name: number for number, node in enumerate(proto.graph.node)}
         store: dict[str, Shelf] = {}
         for feed in self.batches():
             for name, array in feed.items():
                 store.setdefault(name, Shelf(room)).append(np.asarray(array))
-        return Track(proto, constants, place, store, room, self.threads)
+        return Track(proto, Constants(model), place, store, room, self.threads)
 
 
 def _even(samples: int, most: int) -> int:

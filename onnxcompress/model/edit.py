@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -94,6 +94,22 @@ def set_constant(model: ir.Model, name: str, values: np.ndarray) -> None:
     if CODED in before.meta:
         value.const_value.meta[CODED] = before.meta[CODED]
     value.shape = ir.Shape(kept.shape)
+
+
+def set_computed(model: ir.Model, name: str, compute: Callable[[], np.ndarray]) -> None:
+    """As `set_constant` with values of the same shape, computed whenever somebody asks: large ones of which few are needed at a time."""
+    value = model.graph.initializers[name]
+    before = value.const_value
+    assert before is not None
+    if before.meta:  # how the file holds them follows from the values
+        set_constant(model, name, compute())
+        return
+    kind = before.dtype.numpy()
+
+    def tensor() -> ir.Tensor:
+        return ir.Tensor(np.ascontiguousarray(compute().astype(kind, copy=False)))
+
+    value.const_value = ir.LazyTensor(tensor, before.dtype, ir.Shape(before.shape.numpy()), name=name)
 
 
 def set_coded(model: ir.Model, name: str, coded: Coded) -> None:

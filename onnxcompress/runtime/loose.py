@@ -33,19 +33,31 @@ def loose(graph: ir.Model, more: Callable[[onnx.GraphProto], None] | None = None
 
     more  writes to the message before it is one: nodes at the end, other outputs; a clone of the graph would take longer
     """
-    arrays = {
-        name: np.require(tensor.numpy(), requirements=["C", "A"])
+    beside = _beside(graph)
+    arrays = {name: np.require(tensor.numpy(), requirements=["C", "A"]) for name, tensor in beside.items()}
+    with standing_beside(graph, beside):
+        message = ir.to_proto(graph)
+    if more is not None:
+        more(message.graph)
+    return Loose(message.SerializeToString(), arrays)
+
+
+def bare(graph: ir.Model) -> onnx.ModelProto:
+    """The message of `loose`, and nobody asks for the arrays."""
+    with standing_beside(graph, _beside(graph)):
+        return ir.to_proto(graph)
+
+
+def _beside(graph: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The constants that stand beside the message."""
+    return {
+        name: tensor
         for name, value in graph.graph.initializers.items()
         if (tensor := value.const_value) is not None
         and tensor.dtype in TYPES
         and tensor.nbytes >= SMALLEST
         and any(node.graph is graph.graph for node, _ in value.uses())  # onnxruntime does not look for others
     }
-    with standing_beside(graph, arrays):
-        message = ir.to_proto(graph)
-    if more is not None:
-        more(message.graph)
-    return Loose(message.SerializeToString(), arrays)
 
 
 TAKES_ANY = {"Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN"}

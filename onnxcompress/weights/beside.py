@@ -7,7 +7,7 @@ protobuf parses a message into a copy and hands out a copy of each tensor's byte
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def _filled(data: bytes, start: int, end: int, arrays: Mapping[str, np.ndarray])
 
 
 @contextmanager
-def standing_beside(graph: ir.Model, arrays: Mapping[str, np.ndarray]) -> Iterator[None]:
+def standing_beside(graph: ir.Model, arrays: Collection[str]) -> Iterator[None]:
     """The graph while these constants are names of data elsewhere and all others are in memory: cheaper than a clone."""
     values = graph.graph.initializers
     held = {name: value.const_value for name, value in values.items() if value.const_value is not None}

@@ -89,3 +89,18 @@ def test_a_shelf_takes_files_where_memory_ends_and_gives_both_back(tmp_path: Pat
 def test_a_folder_that_takes_no_more_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="TMPDIR"):
         Shelf(Room(0, tmp_path / "gone")).append(np.zeros(4))
+
+
+def test_a_replaced_weight_goes_when_its_last_reader_has_run() -> None:
+    model, cut, data = opened("residual_downsample")
+    todo = {layer.name: layer for layer in layers(cut)}
+    held, replaced = {}, []
+    for pair in Paired(model, cut, data, batch=2).walk(list(todo)):
+        held[pair.node] = set(pair.current.constants.replaced)
+        name = todo[pair.node].weight
+        assert np.array_equal(pair.constant(name), cut.array(name))
+        pair.replace(name, cut.array(name) * 0)
+        assert not pair.constant(name).any()
+        replaced.append(name)
+    assert all(len(names) <= 1 for names in held.values())  # of the layer before, where both are read between two stops
+    assert len(set(replaced)) == len(todo) > 3

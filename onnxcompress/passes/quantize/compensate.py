@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +22,7 @@ import onnx_ir as ir
 from onnxcompress.evidence.branches import straight
 from onnxcompress.evidence.paired import Pair, Paired
 from onnxcompress.model import Model
-from onnxcompress.model.edit import set_constant, walk
+from onnxcompress.model.edit import set_computed, set_constant, walk
 from onnxcompress.operators.layer import Layer, by_node, layers
 from onnxcompress.passes.quantize.fitting import Fitting, Tried, fits, fitting
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid
@@ -90,7 +91,7 @@ def as_rounded(
     for layer in pen.layers.values():
         each = weights.get(layer.weight)
         if each is not None and layer.name in nodes:
-            set_constant(pen.graph, layer.weight, each.grid.values(each.levels))
+            set_computed(pen.graph, layer.weight, partial(each.grid.values, each.levels))
             if each.bias is not None and layer.bias is not None:
                 set_constant(pen.graph, layer.bias, each.bias)
     places = roundings(pen.graph, nodes, grids, pen.layers)
