@@ -9,7 +9,7 @@ graphs with random weights (benchmarks/classic.py). --nncf-python is an interpre
 without it NNCF's rows say that it was not run. --emulate is a command in front of this Python that runs it on another
 CPU: the same file answers the same samples there, and the rows say how far that is from the answers here. --part accuracy
 looks at answers alone, which a busy machine gives as well as a quiet one; --part speed then makes the files anew, times them and
-what made them, and leaves what is known of their answers (give both --keep).
+what made them, and leaves what is known of their answers (give both --keep). Tools of one run are timed in the same rounds.
 """
 
 from __future__ import annotations
@@ -88,11 +88,18 @@ def main() -> int:
     for name in asked.models:
         with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
             case = opened(name, asked, Path(folder))
+            found: dict[Path, Row] = {}
             for tool in asked.tools:
                 before = next((row for row in rows if (row.model, row.tool) == (name, tool)), Row(name, tool))
                 row = made(case, tool, asked, Path(folder), before)
                 print(row, flush=True)
                 rows = with_row(rows, row)
+                report(rows, asked.calibration)
+                if row.loads:
+                    found[(Path(folder) / "out.onnx").rename(Path(folder) / f"{len(found)}.onnx")] = row
+            if asked.part != "accuracy" and len(found) > 1:
+                for path, told in side_by_side(case, list(found), asked.seconds).items():
+                    rows = with_row(rows, replace(found[path], **told))
                 report(rows, asked.calibration)
     return 0
 
@@ -336,9 +343,17 @@ def edits(one: str, other: str) -> int:
 
 def timed(case: Case, out: Path, seconds: float) -> dict[str, Any]:
     """One thread, fp32 and the file in turn, one sample a run."""
-    feed = next(iter(case.held.batches(1)))
-    fp32, result = measure({"fp32": str(case.given), "int8": str(out)}, feed, seconds=seconds, memory=False)
-    return {"speed": result.ratio, "fp32_ms": fp32.median_ms, "ms": result.median_ms, "timed": fp32.runs}
+    return side_by_side(case, [out], seconds)[out]
+
+
+def side_by_side(case: Case, files: Sequence[Path], seconds: float) -> dict[Path, dict[str, Any]]:
+    """The same of several files in the same rounds, `seconds` for each: what a busy machine gives one it gives all."""
+    feed, models = next(iter(case.held.batches(1))), {str(path): str(path) for path in (case.given, *files)}
+    fp32, *results = measure(models, feed, seconds=seconds * len(files), memory=False)
+    return {
+        path: {"speed": each.ratio, "fp32_ms": fp32.median_ms, "ms": each.median_ms, "timed": fp32.runs}
+        for path, each in zip(files, results, strict=True)
+    }
 
 
 def elsewhere(case: Case, out: Path, command: str, folder: Path, patience: float) -> dict[str, Any]:

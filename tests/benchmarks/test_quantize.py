@@ -69,6 +69,15 @@ def test_a_part_leaves_what_the_other_told(monkeypatch: pytest.MonkeyPatch, tmp_
     assert row.judged_at == row.timed_at == today()
 
 
+def test_files_of_one_run_are_timed_beside_the_same_fp32(tmp_path: Path) -> None:
+    data = open_data({"image": np.zeros((2, 1, 8, 8), np.float32)}, open_session(DIGITS).inputs)
+    case = Case("digits", DIGITS, DIGITS, tmp_path / "feeds.npz", data, None, None, [])
+    files = [Path(shutil.copy(DIGITS, tmp_path / name)) for name in ("0.onnx", "1.onnx")]
+    told = quantize.side_by_side(case, files, 0.05)
+    one, other = (told[path] for path in files)
+    assert one["fp32_ms"] == other["fp32_ms"] > 0 and one["timed"] > 1
+
+
 def test_the_page_says_on_how_many_items_a_score_is() -> None:
     known = {"runs": True, "loads": True, "integer": 5, "before": 0.9}
     peer = Row("m", "NNCF, mixed", **known, after=0.88, items=100, change_error=0.02)

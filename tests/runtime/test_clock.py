@@ -84,8 +84,10 @@ def test_paired_times_run_every_model_on_every_feed_in_turn(monkeypatch: pytest.
     monkeypatch.setattr("onnxcompress.runtime.clock.time.perf_counter", lambda: now[0])
     found = paired_ms({"one": b"", "two": b""}, [{"x": 0}, {"x": 1}], seconds=0.0)
     assert ran[:2] == [("one", 0), ("two", 0)]  # warm, not timed
-    rounds = [(name, number % 2) for number in range(FEWEST_RUNS) for name in took]
-    assert ran[2:] == rounds
+    rounds = [ran[2:][2 * number : 2 * number + 2] for number in range(FEWEST_RUNS)]
+    assert len(ran) == 2 + 2 * FEWEST_RUNS
+    assert [sorted(each) for each in rounds] == [[(name, number % 2) for name in took] for number in range(FEWEST_RUNS)]
+    assert len({each[0][0] for each in rounds}) == 2  # now one goes first, now the other
     assert found == {"one": 4000.0, "two": 1000.0}  # the first one's median, by the paired ratios
 
 
