@@ -66,30 +66,35 @@ class Arrival:
     samples: list[int]
     plain: Answers = field(default_factory=list)
 
-    def of(self, pair: Pair, site: Site, weight: np.ndarray, known: Known) -> float | None:
-        """Noise share of the logits for each unit of noise share in what the layer puts out; None where no error can be tried.
-
-        weight  [groups, out, in, taps] of the layer
-        """
+    def of(self, pair: Pair, site: Site, known: Known) -> float | None:
+        """Noise share of the logits for each unit of noise share in what the layer puts out; None where no error can be tried."""
         if not self.plain:
             self.plain = _behind(pair, len(self.samples))
         if not self.plain or not self.plain[0]:
             return None
-        light = weight.astype(np.float32)
-        for dense in _tried(site, light, known):
-            share = known.judge.error(light - dense) / max(known.power, 1e-300)
-            if share >= SEEN:
-                break
-        else:
-            return None
-        part = min(1.0, float(np.sqrt(SMALL / share)))
-        dense, share = light + part * (dense - light), part**2 * share
         held = pair.constant(site.layer.weight)
-        pair.replace(site.layer.weight, site.stored(dense, held))
+        found = _erring(site, site.weight(held).astype(np.float32), known)
+        if found is None:
+            return None
+        weight, share = found
+        pair.replace(site.layer.weight, site.stored(weight, held))
         after = _behind(pair, len(self.samples))
         pair.replace(site.layer.weight, held)
         plain = [_only(own, each) for own, each in zip(self.plain, after, strict=True)]
         return usual_share_of_logits(plain, after, self.samples) / share if after[0] else None
+
+
+def _erring(site: Site, weight: np.ndarray, known: Known) -> tuple[np.ndarray, float] | None:
+    """The weight with an error, and the share of noise in what the layer then puts out, SMALL at most; None where none is seen."""
+    for error in _tried(site, weight, known):
+        error -= weight
+        share = known.judge.error(error) / max(known.power, 1e-300)
+        if share >= SEEN:
+            part = min(1.0, float(np.sqrt(SMALL / share)))
+            error *= np.float32(part)
+            error += weight
+            return error, part**2 * share
+    return None
 
 
 def _tried(site: Site, weight: np.ndarray, known: Known) -> Iterator[np.ndarray]:

@@ -79,7 +79,7 @@ def tried(
     """Each form at each of its ranks, or at those of a rule, with its share of noise at the model's outputs; the layer as it is first."""
     yield Choice(), 0.0
     exact = weight
-    weight = weight.astype(np.float32) if known.judge.rows is not None else weight
+    weight = weight.astype(np.float32, copy=False) if known.judge.rows is not None else weight
     judged = Judged(site.shape, weight, known.judge, seed)
     for name in forms:
         form = FORMS[name]

@@ -126,7 +126,7 @@ class Factorize:
             Refusal(site.layer.weight, why, site.layer.name) for site in found if (why := self._left_out(site))
         )
         options = {
-            site.layer.name: self._options(site, known, site.weight(model.array(site.layer.weight)))
+            site.layer.name: self._options(site, known, self._weight(model, site))
             for site, known in self._known(model, seen, evidence)
         }
         if not options:
@@ -173,6 +173,11 @@ class Factorize:
         samples = samples_for(sum(macs_by_layer(model, evidence[SHAPES]).values()), len(found))
         by_name = {site.layer.name: site for site in found}
         yield from looked(model, evidence[Paired.NEED], by_name, samples, self.seed)
+
+    def _weight(self, model: Model, site: Site) -> np.ndarray:
+        """Of a layer, in the type in which its candidates are worked out: float32 on rows, where no rule asks for its singular values."""
+        weight = site.weight(model.array(site.layer.weight))
+        return weight.astype(np.float32) if self.fit == "data" and self.rank is None else weight
 
     def _options(self, site: Site, known: Known, weight: np.ndarray) -> list[Option]:
         """All there is for a layer, as it is first."""

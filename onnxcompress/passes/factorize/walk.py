@@ -34,6 +34,8 @@ DRAWN = (0.3, 0.03, 0.003)
 """Shares of white noise that are tried in a Gram matrix, of its mean diagonal."""
 
 
+NOTHING = np.zeros((0, 0))
+
 Judged = tuple[Tried, Factors]
 """Factors, and what rows that are kept back say of them."""
 
@@ -82,7 +84,7 @@ def looked(
 
 def _arriving(arrival: Arrival, pair: Pair, site: Site, known: Known) -> Known:
     """With how far errors arrive at the outputs."""
-    found = arrival.of(pair, site, site.weight(pair.constant(site.layer.weight)), known)
+    found = arrival.of(pair, site, known)
     return known if found is None else replace(known, arrives=found)
 
 
@@ -119,7 +121,8 @@ def fitted(how: Walk, model: Model, site: Site, choice: Choice, pair: Pair) -> M
     flat = (-1, shape.ins * shape.taps)
 
     def judged(factors: Factors) -> tuple[Tried, Factors]:
-        return at.tried(form.dense(shape, factors).reshape(flat), Values()), factors
+        told = at.tried(form.dense(shape, factors).reshape(flat), Values())
+        return replace(told, levels=NOTHING), factors  # the dense weight would be held for each, and is not read again
 
     before, *begun = judged(plain.factors), *_begun(at, site, choice, judged)
     best, factors = min((before, *begun), key=lambda each: each[0].error)

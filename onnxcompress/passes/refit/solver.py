@@ -26,6 +26,9 @@ SMALL = 64
 STRIP = 256
 """Rows of a Gram matrix that are changed at once: a copy of the whole would take as much as it does."""
 
+STRIP_BYTES = 16 << 20
+"""Of a weight whose error is told: the products of the whole would take twice as much as it does."""
+
 SUMS = ("x", "y", "power", "gram", "cross")
 
 
@@ -100,12 +103,17 @@ class Sums:
         return self.gram.copy(), self.cross - bias[:, :, None] * self.x[:, None, :]
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
-        """Σ ‖y − W x − b‖² for a weight [groups, out, k] and a bias [groups, out]."""
-        square = ((weight @ self.gram) * weight).sum(-1)
-        fed = (weight @ self.x[:, :, None])[:, :, 0]
-        cross = (weight * self.cross).sum(-1)
-        total = self.power + square + self.count * bias**2 - 2 * cross - 2 * bias * self.y + 2 * bias * fed
-        return float(max(total.sum(), 0.0))
+        """Σ ‖y − W x − b‖² for a weight [groups, out, k] and a bias [groups, out]; a strip of the outputs at a time."""
+        total, step = 0.0, max(1, STRIP_BYTES // max(weight[:, 0].nbytes, 1))
+        for start in range(0, weight.shape[1], step):
+            part = slice(start, start + step)
+            some, shift, y = weight[:, part], bias[:, part], self.y[:, part]
+            square = ((some @ self.gram) * some).sum(-1)
+            fed = (some @ self.x[:, :, None])[:, :, 0]
+            cross = (some * self.cross[:, part]).sum(-1)
+            told = self.power[:, part] + square + self.count * shift**2 - 2 * cross - 2 * shift * y + 2 * shift * fed
+            total += float(told.sum())
+        return max(total, 0.0)
 
 
 @dataclass(eq=False)
@@ -168,7 +176,8 @@ def ridges(
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
     """What `regressed` gives for one share after another; `moments`: what `centred` or `about` gave, where that is known."""
     gram, cross = moments or (sums.about(bias) if fixed_bias else sums.centred())
-    lack = cross - weight @ gram
+    lack = weight @ gram
+    np.subtract(cross, lack, out=lack)
     level = np.einsum("gkk->g", gram) / gram.shape[-1]
     for share in shares:
         step = divided(gram, share * level + 1e-12, lack)
@@ -195,7 +204,8 @@ def divided(gram: np.ndarray, level: np.ndarray, lack: np.ndarray) -> np.ndarray
             factor = cho_factor(one.T, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError:
             return None
-        found[group] = cho_solve(factor, lacking.T, check_finite=False).T
+        found[group] = lacking
+        cho_solve(factor, found[group].T, overwrite_b=True, check_finite=False)
     return found
 
 
