@@ -63,7 +63,8 @@ def chosen_together(tensors: Mapping[str, Coded], opset: int = 17) -> dict[str, 
         names = [name for name, form in found.items() if form == pooled]
         others = {name: chosen(tensors[name], opset, without=(pooled,)) for name in names}
         saved = sum(_bytes(tensors[name], form) - _bytes(tensors[name], pooled) for name, form in others.items())
-        if saved < pools.SHARED_BYTES and not any(tensors[name].form == pooled for name in names):
+        shared = pools.shared_bytes(tensors[name] for name in names)
+        if saved < shared and not any(tensors[name].form == pooled for name in names):
             found |= others
     return {name: form for name, form in found.items() if form is not None}
 

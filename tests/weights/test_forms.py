@@ -110,7 +110,7 @@ def convolution(
 @pytest.mark.parametrize(
     ("entries", "zeros", "form", "bits"),
     [(2, 0, "packed", 1), (3, 0, "packed", 1.6), (16, 0, "packed", 4), (8, 0, "planes", 3), (200, 0, "bytes", 8),
-     (2, 0.7, "tunstall", 0.63), (16, 0.8, "tunstall", 1.8)],
+     (2, 0.7, "tunstall", 0.63), (16, 0.8, "sparse", 1.8)],
 )  # fmt: skip
 def test_the_smallest_form_is_chosen_and_the_file_is_as_small(
     entries: int, zeros: float, form: str, bits: float

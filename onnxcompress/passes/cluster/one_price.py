@@ -29,7 +29,7 @@ from onnxcompress.passes.cluster.walk import Begun, Found, Start, Walk, begun, w
 from onnxcompress.passes.cluster.written import Budget, Whole
 from onnxcompress.weights.coded import Coded
 from onnxcompress.weights.forms import FORMS, chosen, chosen_together
-from onnxcompress.weights.pools import POOLED, SHARED_BYTES
+from onnxcompress.weights.pools import POOLED, shared_bytes
 
 WALKS = 4
 """At most, to meet a size on data."""
@@ -61,7 +61,8 @@ def _beside(coded: Coded) -> int:
 def together(tensors: Mapping[str, Coded]) -> float:
     """Of a file: what tensors share counts once."""
     forms = chosen_together(tensors)
-    shared = SHARED_BYTES if any(form in POOLED for form in forms.values()) else 0
+    pooled = [tensors[name] for name, form in forms.items() if form in POOLED]
+    shared = shared_bytes(pooled) if pooled else 0
     return shared + sum(_held(each, forms.get(name)) for name, each in tensors.items())
 
 
@@ -155,12 +156,9 @@ def _walked_to(
         if under is not None and over is not None and over.bytes - under.bytes <= APART * budget.bytes:
             start, before = _between(budget, under, over), 0.0
         else:
-            start, codes = begins(aim)
-            before = budget.of(codes.coded)
-        if start is None or before in tried:
+            start, before = _other(budget, begins, aim, tried, aim if under is None else aim * (1 + APART))
+        if start is None:
             break
-        if before:
-            tried.add(before)
         found = walks(start)
         this = _Walked(start, found, budget.of(found.coded))
         least = min(least, this.bytes)
@@ -176,6 +174,21 @@ def _walked_to(
             f"the smallest that was found takes {least:,.0f} bytes, not {budget.bytes:,.0f}; give a larger target size"
         )
     return under.start, under.found
+
+
+def _other(
+    budget: Budget, begins: Callable[[float], tuple[Start, Found]], aim: float, tried: set[float], most: float
+) -> tuple[Start | None, float]:
+    """What takes about `aim` bytes before a walk, up to `most` where bytes jump there, and how many; None where all that was `tried`."""
+    while True:
+        start, codes = begins(aim)
+        before = budget.of(codes.coded)
+        if before not in tried:
+            tried.add(before)
+            return start, before
+        if aim >= most:
+            return None, before
+        aim = min(aim * (1 + 2 * NEAR), most)
 
 
 def _between(budget: Budget, under: _Walked, over: _Walked) -> Start | None:
