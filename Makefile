@@ -17,7 +17,7 @@ DIGITS := sample_models/digits
 
 demo: .venv/installed
 	mkdir -p build
-	$(BIN)/onnxcompress prune $(DIGITS).onnx -o build/digits.small.onnx --amount 0.5 --criterion l2 \
+	$(BIN)/onnxcompress prune $(DIGITS).onnx -o build/digits.small.onnx --amount 0.5 \
 		--data $(DIGITS).npz --labels $(DIGITS)_labels.npz
 
 test: .venv/dev
