@@ -10,8 +10,9 @@ from onnxcompress.difference import sqnr_db
 from onnxcompress.evidence.kinds import Mean, Moments
 from onnxcompress.model import Model
 from onnxcompress.operators.layer import Layer
+from onnxcompress.passes.quantize.filled import pairs_written
 from onnxcompress.passes.quantize.grid import LEAST, MOST, Grid, symmetric_grid
-from onnxcompress.passes.quantize.portable import Pairing, pairing, safe_levels
+from onnxcompress.passes.quantize.portable import Pairing, safe_levels
 from onnxcompress.passes.quantize.rounding import bias_shift
 from onnxcompress.passes.quantize.rows import weight_axis
 from onnxcompress.passes.quantize.steps import Restricted, restrict, scales
@@ -60,7 +61,7 @@ def strips(shape: tuple[int, ...]) -> list[slice]:
 
 def pairs_of(layer: Layer, matrix: np.ndarray, portable: bool) -> Pairing | None:
     """Which weights of a layer share 16 bits; matrix as Layer.matrix gives it."""
-    return pairing(layer.op, matrix.shape, layer.groups) if portable else None
+    return pairs_written(layer.op, matrix.shape, layer.groups) if portable else None
 
 
 def made(

@@ -25,6 +25,7 @@ from onnxcompress.model import Model
 from onnxcompress.model.edit import LIKE, constant_of, input_of, set_constant, walk
 from onnxcompress.model.wiring import drop_unread
 from onnxcompress.operators.layer import Layer, by_node
+from onnxcompress.passes.quantize.filled import fill
 from onnxcompress.passes.quantize.grid import LEVELS, Grid, grid_of
 from onnxcompress.passes.quantize.pen import Pen, Rounded
 from onnxcompress.passes.quantize.rows import bias_adds, data_of, result_of, row_of
@@ -57,6 +58,8 @@ def write(
     for node in chosen:
         if node not in absorbed:
             WRITERS[row_of(node).form](pen, node)
+    for node in chosen:
+        fill(pen, node)
     drop_unread(graph)
     return model.edited(graph)
 
