@@ -151,7 +151,8 @@ def report(rows: Sequence[Row]) -> None:
             lines.append([name, size, count, method, *map(_shown, three), *shares])
     told = (
         f"CPU seconds (of MinMax with {SAMPLES} samples the median of up to {RUNS} runs in turn) "
-        "/ MB above the imports, children's among both. *time*, *memory*: ours over quantize_static's; "
+        "/ MB above the imports, children's among both, on a machine that had other work too. "
+        "*time*, *memory*: ours over quantize_static's; "
         "the goal is .50 of both. Neither is asked for its own pre-processing apart: it is on the clock of "
         "quantize_static, as our folding is on ours. Imports are on nobody's clock and in nobody's memory here: "
         f"{_imports(rows)}; onnxsim is among ours alone."

@@ -176,19 +176,24 @@ MODEL_HEADS = (
 
 
 def models(rows: Sequence[Row]) -> list[list[str]]:
-    """One line a model: the best of the peers' quantized files that load, in each discipline, beside ours."""
+    """One line a model: the best of the peers' quantized files that load, in each discipline, beside ours.
+
+    Ours may compute in float where the clock said so: that is its answer, and what a user gets.
+    """
     lines = []
     for model in dict.fromkeys(row.model for row in rows):
-        mine = [row for row in rows if row.model == model and row.loads and row.integer != 0]
-        peers, own = [row for row in mine if not row.tool.startswith(OURS)], [row for row in mine if row.tool == OURS]
+        mine = [row for row in rows if row.model == model and row.loads]
+        peers = [row for row in mine if not row.tool.startswith(OURS) and row.integer != 0]
+        own = [row for row in mine if row.tool == OURS]
         (faithful, its), (fastest, time) = _best(peers, "logits_db"), _best(peers, "speed")
         right = max(
             (row for row in peers if row.after is not None), key=lambda row: row.after or 0.0, default=Row(model, "")
         )
         our = own[0] if own else Row(model, OURS)
         items = dict.fromkeys(str(row.items) for row in (right, our) if row.items is not None)
+        computes = " (in float)" if our.integer == 0 else ""
         lines.append([
-            model, number(its, 1), faithful, number(our.logits_db, 1), number(time, 2), fastest, number(our.speed, 2),
+            model, number(its, 1), faithful, number(our.logits_db, 1) + computes, number(time, 2), fastest, number(our.speed, 2),
             scored(right), scored(our), " and ".join(items) or NOTHING,
         ])  # fmt: skip
     return lines

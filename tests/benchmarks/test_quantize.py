@@ -88,3 +88,11 @@ def test_the_page_says_on_how_many_items_a_score_is() -> None:
     (line,) = models([peer, own])
     assert line[MODEL_HEADS.index("items")] == "100 and 400"
     assert line[-3:-1] == ["0.900 → 0.880 ± 0.020", "0.900 → 0.890 ± 0.010"]
+
+
+def test_a_file_that_the_clock_left_in_float_is_our_answer() -> None:
+    peer = Row("m", "NNCF, mixed", runs=True, loads=True, integer=0, logits_db=90.0)
+    own = Row("m", "ours", runs=True, loads=True, integer=0, logits_db=51.93, speed=1.38)
+    (line,) = models([peer, own])
+    assert line[:4] == ["m", "-", "-", "51.9 (in float)"]
+    assert line[6] == "1.38"
