@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # what it warns of in a damaged model, our own error says
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    if not os.environ.keys() & {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"}:
+        # told before numpy is loaded: its threads wait for each other on small matrices (33 CPU seconds for 54, and no later)
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.exit(_run(arguments))
 
 
