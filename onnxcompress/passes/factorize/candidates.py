@@ -49,12 +49,21 @@ class Seen:
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Take more in."""
         self.x.append(x.astype(np.float32))
-        self.power += float(np.square(y).sum())
+        self.power += float(np.square(y, dtype=np.float64).sum())
         self.count += x.shape[1]
 
-    def metric(self) -> Metric:
-        """How errors count on these rows, a row on average."""
-        return Metric(rows=np.concatenate(self.x, axis=1) / np.float32(np.sqrt(max(self.count, 1))))
+    @property
+    def unit(self) -> float:
+        """A power of two about the largest entry: squares of rows in it stay numbers of float32, and no digit of them changes."""
+        largest = max((float(np.abs(x).max(initial=0)) for x in self.x), default=0.0)
+        return float(2.0 ** np.round(np.log2(largest))) if largest > 0 else 1.0
+
+    def metric(self, unit: float) -> Metric:
+        """How errors count on these rows in `unit`, a row on average."""
+        rows = np.concatenate(self.x, axis=1)
+        rows /= np.float32(unit)
+        rows /= np.float32(np.sqrt(max(self.count, 1)))
+        return Metric(rows=rows)
 
 
 @dataclass(frozen=True, eq=False)

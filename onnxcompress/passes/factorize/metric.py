@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -148,6 +148,17 @@ class Metric:
             assert self.rows is not None
             own = np.square(self.rows).sum(1)
         return own if self.noise is None else own + self.noise[:, None]
+
+    def balanced(self) -> Metric:
+        """With a diagonal about 1, by a power of four, so that no digit changes: factors hold powers of what a layer is fed."""
+        scale = float(self.diagonal().mean())
+        unit = 4.0 ** np.round(np.log2(scale) / 2) if 0 < scale < np.inf else 1.0
+        return replace(
+            self,
+            gram=None if self.gram is None else self.gram / unit,
+            rows=None if self.rows is None else self.rows / np.sqrt(unit),
+            noise=None if self.noise is None else self.noise / unit,
+        )
 
     def single(self) -> Metric:
         """In float32, with a diagonal about 1."""

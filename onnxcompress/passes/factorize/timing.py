@@ -9,7 +9,7 @@ measured would be believed for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,10 @@ a call costs is little there."""
 
 LEAST = 0.02
 """Share of a layer's own time below which no chain is believed to be."""
+
+
+TOGETHER_BYTES = 96 << 20
+"""Of the weights that are timed together; more are timed in parts, each beside the layer. A session packs what it holds once more."""
 
 
 @dataclass(eq=False)
@@ -59,18 +63,41 @@ class Stopwatch:
 
     def _times(self, site: Site, graphs: Mapping[str, ir.Model], feed: dict[str, np.ndarray]) -> dict[str, float]:
         """Milliseconds of each graph: what one more of it takes, or all of it where that cannot be told."""
+        copies = COPIES if site.layer.op not in RECURRENT and 4 * COPIES * site.shape.size <= COPIED_BYTES else 0
+        found: dict[str, float] = {}
+        for names in _parts({name: (1 + copies) * _bytes(graph) for name, graph in graphs.items()}):
+            times = self._together({name: graphs[name] for name in names}, copies, feed)
+            found |= {name: found.get("", times[""]) * time / times[""] for name, time in times.items()}
+        return found
+
+    def _together(self, graphs: Mapping[str, ir.Model], copies: int, feed: dict[str, np.ndarray]) -> dict[str, float]:
         models = {name: loose(graph) for name, graph in graphs.items()}
-        many = {}
-        if site.layer.op not in RECURRENT and 4 * COPIES * site.shape.size <= COPIED_BYTES:
-            many = {f"{name} again": loose(repeated(graph, COPIES)) for name, graph in graphs.items()}
+        many = {f"{name} again": loose(repeated(graph, copies)) for name, graph in graphs.items()} if copies else {}
         seconds = self.seconds * len(models)
         times = clock.paired_ms(models | many, [feed], threads=self.threads, seconds=seconds)
-        more = {name: (times[f"{name} again"] - times[name]) / (COPIES - 1) for name in graphs} if many else times
+        more = {name: (times[f"{name} again"] - times[name]) / (copies - 1) for name in graphs} if many else times
         return more if more[""] > LEAST * times[""] else {name: times[name] for name in graphs}
 
     def milliseconds(self, site: Site) -> float | None:
         """Of the layer as it is, once it was measured beside a chain."""
         return self.own.get(_key(site))
+
+
+def _bytes(graph: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+
+
+def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in groups of TOGETHER_BYTES, the first name in each."""
+    first, *rest = sizes
+    part, held = [first], sizes[first]
+    for name in rest:
+        if len(part) > 1 and held + sizes[name] > TOGETHER_BYTES:
+            yield part
+            part, held = [first], sizes[first]
+        part.append(name)
+        held += sizes[name]
+    yield part
 
 
 def _key(site: Site) -> object:

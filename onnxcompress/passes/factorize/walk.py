@@ -79,7 +79,9 @@ def looked(
         most = max(int(share * (ROWS + JUDGING)), 16)
         spread(parts, site.node, site.layer, pair.read(site.layer.reads), goal(own, site, pair), most, seed)
         if fit.count and judge.count and judge.power > 0:
-            yield site, _arriving(arrival, pair, site, Known(fit.metric(), judge.metric(), judge.power / judge.count))
+            unit = fit.unit
+            known = Known(fit.metric(unit), judge.metric(unit), judge.power / judge.count / unit**2)
+            yield site, _arriving(arrival, pair, site, known)
 
 
 def _arriving(arrival: Arrival, pair: Pair, site: Site, known: Known) -> Known:
@@ -164,7 +166,7 @@ def _begun(at: Fitting, site: Site, choice: Choice, judged: Callable[[Factors], 
     fed = at.rows()
     weight = at.weight if fed is None and at.weight.shape[2] > WIDEST else at.aim()
     weight = weight.reshape(shape.groups, shape.outs, shape.ins, shape.taps)
-    known = Metric(at.gram()) if fed is None else Metric(rows=fed)
+    known = (Metric(at.gram()) if fed is None else Metric(rows=fed)).balanced()
     diagonal = known.diagonal()
     best: tuple[Judged, Metric] | None = None
     for share in DRAWN:

@@ -12,6 +12,7 @@ from onnxcompress.errors import SettingError, UnmetError
 from onnxcompress.evidence.expose import run_shapes
 from onnxcompress.model import load
 from onnxcompress.passes import Cluster, Factorize, Merge, Prune, Refit
+from onnxcompress.passes.factorize import timing
 from onnxcompress.passes.factorize.candidates import Choice
 from onnxcompress.passes.factorize.forms import FORMS
 from onnxcompress.passes.factorize.sites import sites
@@ -172,6 +173,25 @@ def test_the_clock_runs_every_form_beside_its_layer():
     assert len(times) > 5
     assert all(each is not None and each > 0 for each in times.values())
     assert stopwatch.milliseconds(site) > 0
+
+
+def test_large_chains_are_timed_in_parts_each_beside_the_layer(monkeypatch):
+    """Sessions of all chains of a wide layer would be the peak of the whole pass. Parts that are slower as a whole do not count."""
+    model = load(MODEL)
+    feed = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    site = next(each for each in sites(model, [], run_shapes(model, feed))[0] if each.layer.name == "/residual1")
+    choices = [Choice("lowrank", (rank,)) for rank in (2, 4, 8)]
+    asked = []
+
+    def paired(models, feeds, *, threads, seconds):
+        asked.append([name for name in models if "again" not in name])
+        own = dict(zip(models, (2.0, 1.0), strict=False))
+        return {name: len(asked) * (3 if "again" in name else 1) * own[name.removesuffix(" again")] for name in models}
+
+    monkeypatch.setattr(timing, "TOGETHER_BYTES", 0)
+    monkeypatch.setattr(timing.clock, "paired_ms", paired)
+    assert Stopwatch().share(site, choices) == dict.fromkeys(choices, 0.5)
+    assert asked == [["", str(choice)] for choice in choices]
 
 
 def test_a_layer_repeated_is_so_many_layers():
