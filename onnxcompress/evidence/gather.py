@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
+from operator import add
 from typing import Any
 
 import onnx_ir as ir
@@ -19,7 +21,7 @@ from onnxcompress.evidence.paired import Paired
 from onnxcompress.evidence.sensitivity import sensitivities
 from onnxcompress.evidence.trial import Trial
 from onnxcompress.model import Model
-from onnxcompress.model.edit import LIKE
+from onnxcompress.model.edit import LIKE, input_of, ints_of
 from onnxcompress.model.model import Origin
 from onnxcompress.operators.layer import all_layers
 from onnxcompress.runtime.memory import free_bytes
@@ -81,14 +83,24 @@ def _followed(model: Model, before: Mapping[str, Shape]) -> dict[str, Shape]:
             every[name] = every[value.meta[LIKE]]
         if name in every:
             found[name] = every[name]
-    keeping = [node for node in model.ir.graph if node.op_type in KEEPS_SHAPE and not node.domain]
-    for node in (*keeping, *keeping[::-1]):
+    keeping = [(node, grown) for node in model.ir.graph if (grown := _grown(node)) is not None]
+    for node, grown in (*keeping, *keeping[::-1]):
         one, other = node.inputs[0].name or "", node.outputs[0].name or ""  # type: ignore[union-attr]
         if one in found:
-            found.setdefault(other, found[one])
+            found.setdefault(other, tuple(size + more for size, more in zip_longest(found[one], grown, fillvalue=0)))
         elif other in found:
-            found[one] = found[other]
+            found[one] = tuple(size - more for size, more in zip_longest(found[other], grown, fillvalue=0))
     return found
+
+
+def _grown(node: ir.Node) -> tuple[int, ...] | None:
+    """What a node adds to each axis of its first input, () for nothing; None where that is not known."""
+    if node.domain or node.op_type not in (*KEEPS_SHAPE, "Pad"):
+        return None
+    if node.op_type in KEEPS_SHAPE:
+        return ()
+    pads = ints_of(input_of(node, 1)) if input_of(node, 3) is None else None
+    return None if pads is None else tuple(map(add, pads[: len(pads) // 2], pads[len(pads) // 2 :]))
 
 
 def _left(shape: Shape, origin: Origin | None) -> Shape:
