@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcompress.passes.factorize.alternate import alternated
+from onnxcompress.passes.factorize.candidates import Seen
 from onnxcompress.passes.factorize.forms import FORMS, Shape
 from onnxcompress.passes.factorize.forms.dropped import kept
 from onnxcompress.passes.factorize.forms.grouped import _second
@@ -86,3 +87,17 @@ def test_roots_and_their_inverses_small_and_large(n: int) -> None:
         factor, inverse = root(moments, damping)
         np.testing.assert_allclose(factor @ factor.transpose(0, 2, 1), moments, rtol=1e-4, atol=1e-4 * n)
         np.testing.assert_allclose(inverse @ factor, np.eye(n)[None], atol=1e-6)
+
+
+def test_rows_of_any_size_are_squared_in_float32_without_overflow():
+    """A net whose norms were never calibrated feeds its layers with 1e20; a power of two as unit changes no digit."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1, 32, 6)).astype(np.float32), rng.normal(size=(1, 32, 4))
+    weight = rng.normal(size=(1, 4, 6, 1))
+    shares = []
+    for size in (1.0, 2.0**70):
+        seen = Seen()
+        seen.add(x * np.float32(size), y * size)
+        shares.append(seen.metric(seen.unit).error(weight) / (seen.power / seen.count / seen.unit**2))
+    assert shares[1] == pytest.approx(shares[0], rel=1e-6)
+    assert Seen().unit == 1.0
