@@ -132,13 +132,18 @@ def walk_labels(model: Model, settings: Settings) -> tuple[Ties, dict[ir.Value, 
     for site in ties.sites.values():
         if len(site.labels) != model.initializers[site.tensor].shape[site.axis]:  # type: ignore[index]
             ties.freeze(site.labels, Reason("its size is not the one that the graph expects", site.node))
-        elif site.tensor in model.remember("not finite", _not_finite):  # no criterion ranks a mask of -Inf
+        elif site.tensor in not_finite(model):  # no criterion ranks a mask of -Inf
             ties.freeze(site.labels, Reason("it holds Inf or NaN", site.tensor))
     return ties, known
 
 
+def not_finite(model: Model) -> frozenset[str]:
+    """Names of float constants that hold Inf or NaN, told once for a model."""
+    return model.remember("not finite", _not_finite)
+
+
 def _not_finite(model: Model) -> frozenset[str]:
-    """Names of float constants that hold Inf or NaN; minima and maxima need no copy."""
+    """Minima and maxima need no copy."""
     arrays = ((name, model.array(name)) for name in model.initializers)
     floats = ((name, x) for name, x in arrays if x.dtype.kind == "f" and x.size)
     return frozenset(name for name, x in floats if not np.isfinite([x.min(), x.max()]).all())

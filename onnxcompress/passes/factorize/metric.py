@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh, qr
@@ -153,20 +154,19 @@ class Metric:
         """With a diagonal about 1, by a power of four, so that no digit changes: factors hold powers of what a layer is fed."""
         scale = float(self.diagonal().mean())
         unit = 4.0 ** np.round(np.log2(scale) / 2) if 0 < scale < np.inf else 1.0
-        return replace(
-            self,
-            gram=None if self.gram is None else self.gram / unit,
-            rows=None if self.rows is None else self.rows / np.sqrt(unit),
-            noise=None if self.noise is None else self.noise / unit,
-        )
+        return self._over(unit, np.float64)
 
     def single(self) -> Metric:
         """In float32, with a diagonal about 1."""
         scale = max(float(self.diagonal().mean()), 1e-300)
+        return self._over(scale, np.float32)
+
+    def _over(self, unit: float, kind: type[np.floating[Any]]) -> Metric:
+        """Of a gram or rows, divided by a unit of the moments."""
         return Metric(
-            gram=None if self.gram is None else (self.gram / scale).astype(np.float32),
-            rows=None if self.rows is None else (self.rows / np.sqrt(scale)).astype(np.float32),
-            noise=None if self.noise is None else (self.noise / scale).astype(np.float32),
+            gram=None if self.gram is None else (self.gram / unit).astype(kind, copy=False),
+            rows=None if self.rows is None else (self.rows / np.sqrt(unit)).astype(kind, copy=False),
+            noise=None if self.noise is None else (self.noise / unit).astype(kind, copy=False),
         )
 
 

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.channels.analyse import not_finite
 from onnxcompress.model import Model
 from onnxcompress.model.edit import coded_of, walk
 from onnxcompress.operators.layer import RECURRENT, Layer, Shapes, layers
@@ -157,10 +158,9 @@ def _why(model: Model, layer: Layer, node: ir.Node, kept: set[str] | frozenset[s
         return why
     if coded_of(model.initializers[layer.weight]) is not None:
         return "its weight is in codebooks"
-    values = model.array(layer.weight)
-    if values.size < SMALLEST:
+    if model.array(layer.weight).size < SMALLEST:
         return f"it has fewer than {SMALLEST} weights"
-    if not np.isfinite(values).all():
+    if layer.weight in not_finite(model):
         return "it holds Inf or NaN"
     if "output_shape" in node.attributes:
         return "its padding follows from output_shape"

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model.edit import new_constant
+from onnxcompress.model.wiring import replaced
 from onnxcompress.operators.view import rank_of
 
 ONE = 4
@@ -48,7 +49,7 @@ def as_roots(graph: ir.Model, node: ir.Node) -> None:
     root = write("Sqrt", write.base())
     factors = [root] * (power // 2) + [write("Sqrt", root)] * (power % 2)
     divisor = factors[0] if len(factors) == 1 else write("Mul", *factors)
-    write.last("Div", node.inputs[0], divisor)
+    replaced(node, [("Div", [node.inputs[0], divisor], {})])
 
 
 class _Writer:
@@ -86,13 +87,3 @@ class _Writer:
         end = place - size + 1 or LAST
         ends = (self.constant(what, [number]) for what, number in (("start", place), ("end", end), ("axis", 1)))
         return self("Slice", padded, *ends)
-
-    def last(self, op: str, *inputs: ir.Value | None) -> None:
-        """The node that takes the LRN's name and output."""
-        value, old, name = self(op, *inputs), self.node.outputs[0], self.node.name
-        old.replace_all_uses_with(value, replace_graph_outputs=True)
-        assert isinstance(self.node.graph, ir.Graph)
-        self.node.graph.remove(self.node, safe=True)
-        made = value.producer()
-        assert made is not None
-        made.name, value.name = name, old.name

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import Model
 from onnxcompress.model.edit import FILE_TYPE, constant_of, input_of, walk
+from onnxcompress.operators.cost import PRODUCTS
 from onnxcompress.operators.layer import Layer, layers
 from onnxcompress.passes.quantize.blocks import Blocks
 from onnxcompress.passes.quantize.pen import Rounded
@@ -22,7 +23,7 @@ Stored = Rounded | Blocks
 MOVING = {"Unsqueeze", "Squeeze", "Reshape", "Slice", "Transpose", "Concat", "Split", "Identity", "Flatten"}
 """What exporters put between a weight and its layer, mostly in bodies of If and Loop, where nothing is folded for them."""
 
-WEIGHTED = {"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"}
+WEIGHTED = {*PRODUCTS, "Einsum"}
 
 NARROW = 8
 """Columns below which an embedding stays float: each row's scale would weigh as much as its entries."""

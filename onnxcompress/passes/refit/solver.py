@@ -205,7 +205,7 @@ def divided(gram: np.ndarray, level: np.ndarray, lack: np.ndarray) -> np.ndarray
         except LinAlgError:
             return None
         found[group] = lacking
-        cho_solve(factor, found[group].T, overwrite_b=True, check_finite=False)
+        found[group] = cho_solve(factor, found[group].T, overwrite_b=True, check_finite=False).T
     return found
 
 
